@@ -154,7 +154,7 @@ export async function until(condition: () => unknown, ms = 10_000): Promise<void
 }
 
 /** A TCP proxy before a database; `url` leads through it. All its faults last until pass(). */
-export type Proxy = {
+export type TestProxy = {
   url: string;
   /** When connections were asked for, by performance.now(). */
   dialled: number[];
@@ -177,7 +177,7 @@ export type Proxy = {
 type Mode = 'pass' | 'refuse' | 'black hole' | 'stall';
 
 /** Starts a proxy on a free port before the server of `url`. */
-export async function startProxy(url: string): Promise<Proxy> {
+export async function startProxy(url: string): Promise<TestProxy> {
   const { hostname, port } = new URL(url);
   const open = new Set<Socket>();
   const dialled: number[] = [];
