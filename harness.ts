@@ -59,6 +59,7 @@ async function createDatabase(server: string, after: () => Promise<void>): Promi
 export type LogLine = { level: string; msg: string; [name: string]: unknown };
 
 /** An answer with its body read: `json` is undefined where the body is none. */
+// biome-ignore lint/suspicious/noExplicitAny: tests assert on whatever came
 export type Reply = { status: number; headers: Headers; text: string; json: any };
 
 /** A running process of the service. */
@@ -70,6 +71,7 @@ export type TestService = {
   request: (method: string, path: string, body?: unknown, headers?: HeadersInit) => Promise<Reply>;
   get: (path: string, headers?: HeadersInit) => Promise<Reply>;
   logged: (msg: string) => Promise<LogLine>;
+  ended: Promise<number | null>;
   stop: (signal?: NodeJS.Signals) => Promise<number | null>;
 };
 
@@ -125,8 +127,9 @@ export async function startService(
     await exited;
     return child.exitCode;
   };
+  const ended = exited.then(() => child.exitCode);
   const get = (path: string, headers?: HeadersInit) => request('GET', path, undefined, headers);
-  return { url, child, log, stderr: () => stderr, request, get, logged, stop };
+  return { url, child, log, stderr: () => stderr, request, get, logged, ended, stop };
 }
 
 function pick({ status, headers }: Response) {
