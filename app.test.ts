@@ -343,7 +343,7 @@ describe('Errors', () => {
     ['an unknown method', 'FOO /passengers HTTP/1.1\r\nHost: x\r\n\r\n', 405],
     ['CONNECT', 'CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n', 405],
     ['TRACE', 'TRACE /passengers HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n', 405],
-    ['no HTTP at all', 'hello\r\n\r\n', 400],
+    ['no HTTP at all', 'GET hello\r\n\r\n', 400],
     ['a Host that is none', 'GET /hello HTTP/1.1\r\nHost: a b\r\nConnection: close\r\n\r\n', 400],
     ['no Host', 'GET /hello HTTP/1.1\r\nConnection: close\r\n\r\n', 400],
     [
@@ -473,7 +473,7 @@ describe('Query', () => {
     ['after=abc', 'PGRST100', /rel="next"/],
     ['after=WyJhIl0', 'PGRST100', /rel="next"/],
     ['after=!!', 'PGRST100', /cursor/],
-    ['order=1;drop table titanic', '42703', /columns are/],
+    ['order=1;drop table titanic', 'PGRST100', /column/],
     ['order=age.down', 'PGRST100', /\.asc or \.desc/],
     ['order=', 'PGRST100', /column/],
     ['order=toString', '42703', /columns are/],
@@ -1272,7 +1272,11 @@ describe('Repository', () => {
 
   test('passenger stands in the declaration and nowhere below', () => {
     const end = source.indexOf('});', source.indexOf('export const passengers'));
-    assert.doesNotMatch(source.slice(end).replace('main(passengers, ', ''), /passenger|titanic/i);
+    const lines = source.slice(end).replace('main(passengers, ', '').split('\n');
+    assert.deepEqual(
+      lines.filter((line) => /passenger|titanic/i.test(line)),
+      [],
+    );
   });
 
   test('process.env is read in one place', () => {

@@ -1542,7 +1542,7 @@ function taken(keyed: string | undefined): Problem {
   return new Problem(409, '23505', detail, 'A new request needs a new key.');
 }
 
-/** `/passengers` or `/rest/v1/passengers`, whichever the request came by. */
+/** The path of the resource, plain or below /rest/v1 as the request came. */
 function baseOf(c: Ctx, { path }: Resource): string {
   return isStrict(c) ? `/rest/v1/${path}` : `/${path}`;
 }
@@ -1928,7 +1928,12 @@ const CLIENT_ERRORS: Record<string, [number, string]> = {
 
 function createHttpServer(app: App): Server {
   const timeouts = { headersTimeout: 10_000, requestTimeout: 60_000, keepAliveTimeout: 75_000 };
-  const options = { ...timeouts, connectionsCheckingInterval: 1000, maxHeaderSize: 2 * MAX_HEAD };
+  const options = {
+    ...timeouts,
+    connectionsCheckingInterval: 1000,
+    maxHeaderSize: 2 * MAX_HEAD,
+    requireHostHeader: false,
+  };
   const errorHandler = () => {
     const { status, headers, body } = refusal(
       400,
@@ -1962,6 +1967,8 @@ function refuse(socket: Socket, status: number, detail: string): void {
   headers['Content-Length'] = String(Buffer.byteLength(String(body)));
   const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`);
   socket.end(`HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\n${lines.join('')}\r\n${body}`);
+  socket.resume(); // a reset for what was not read would take the answer along
+  setTimeout(() => socket.destroy(), 500).unref();
 }
 
 async function listen(server: Server, { PORT, HOST }: Config): Promise<void> {
