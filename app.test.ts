@@ -13,6 +13,7 @@ import { after, before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { Config, parseQuery, passengers, readConfig, toUuid } from './app.ts';
 import {
+  inherited,
   nodeArguments,
   type Reply,
   startDatabase,
@@ -150,11 +151,7 @@ describe('Config', () => {
   }
 
   const start = (environment: Record<string, string>): SpawnSyncReturns<string> => {
-    const env = {
-      PATH: process.env.PATH,
-      NODE_V8_COVERAGE: process.env.NODE_V8_COVERAGE,
-      ...environment,
-    };
+    const env = { ...inherited(), ...environment };
     const app = fileURLToPath(new URL('app.ts', import.meta.url));
     return spawnSync(process.execPath, [...nodeArguments, app], { env, encoding: 'utf8' });
   };
@@ -1195,15 +1192,18 @@ describe('Start', () => {
     assert.equal(await own.stop(), 0);
   });
 
-  test('is ready within 1 s of start with the database up, and small', async (t) => {
+  test('is ready within 1 s of start with the database up, and small when idle', async (t) => {
     const started = performance.now();
     const own = await startService({ DATABASE_URL: database.url });
     await until(async () => (await own.get('/readyz')).status === 200);
     const ms = performance.now() - started;
-    const status = existsSync('/proc') ? readFileSync(`/proc/${own.child.pid}/status`, 'utf8') : '';
-    const kilobytes = Number(/VmRSS:\s+(\d+)/.exec(status)?.[1]);
-    t.diagnostic(`ready after ${ms.toFixed(0)} ms, ${(kilobytes / 1024).toFixed(0)} MB resident`);
+    t.diagnostic(`ready after ${ms.toFixed(0)} ms`);
+    if (existsSync(`/proc/${own.child.pid}/status`)) {
+      const status = readFileSync(`/proc/${own.child.pid}/status`, 'utf8');
+      t.diagnostic(`${(Number(/VmRSS:\s+(\d+)/.exec(status)?.[1]) / 1024).toFixed(0)} MB resident`);
+    }
     await own.stop();
+    assert.ok(ms < 1000 || process.env.NODE_V8_COVERAGE, `${ms} ms`);
   });
 });
 
@@ -1220,11 +1220,8 @@ describe('Repository', () => {
     [...text.matchAll(/^\/\/ --- (\w+) -+$/gm)].map(([, word]) => word);
 
   test('README has each variable of Config with its default, and no other', () => {
-    const rows = [...readme.matchAll(/^\| `([A-Z_]+)` \| (.*?) \|/gm)].map(([, name, initial]) => [
-      name,
-      initial,
-    ]);
-    const told = new Map(rows as [string, string][]);
+    const rows = [...readme.matchAll(/^\| `([A-Z_]+)` \| (.*?) \|/gm)];
+    const told = new Map(rows.map(([, name = '', initial]) => [name, initial]));
     const defaults: Record<string, unknown> = readConfig({});
     const hidden = ['NODE_ENV', 'PGHOST'];
     assert.deepEqual(

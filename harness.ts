@@ -81,13 +81,23 @@ const [major = 0] = process.versions.node.split('.').map(Number);
 /** How this Node runs a TypeScript file: as it is from 23.6 on, else by tsx. */
 export const nodeArguments = major >= 24 ? [] : ['--import', import.meta.resolve('tsx')];
 
+/** What every child gets: coverage where it is measured, else the compile cache of deployments. */
+export function inherited(): Record<string, string | undefined> {
+  const { PATH, HOME, NODE_V8_COVERAGE } = process.env;
+  const cache = join(tmpdir(), `compile-cache-${process.getuid?.()}`);
+  return {
+    PATH,
+    HOME,
+    ...(NODE_V8_COVERAGE ? { NODE_V8_COVERAGE } : { NODE_COMPILE_CACHE: cache }),
+  };
+}
+
 /** Starts `node app.ts` and waits until it listens. Rejects with its log when it ends before. */
 export async function startService(
   environment: Record<string, string>,
   { file = APP, cwd }: { file?: string; cwd?: string } = {},
 ): Promise<TestService> {
-  const { PATH, NODE_V8_COVERAGE, HOME } = process.env;
-  const env = { PATH, HOME, NODE_V8_COVERAGE, PORT: '0', ...environment };
+  const env = { ...inherited(), PORT: '0', ...environment };
   const child = spawn(process.execPath, [...nodeArguments, file], { env, cwd });
   const log: LogLine[] = [];
   const events = new EventEmitter().setMaxListeners(0);
