@@ -963,7 +963,7 @@ export function createStore(resource: Resource, database: Database) {
       there as (select ${stored}, ${same} as same from ${table} t join input i using (${key})),
       made as (
         insert into ${table} as t (${list(all)}) select ${list(all)} from input
-        where not exists (select from there) returning ${stored}, null::boolean
+        where not exists (select from there) returning ${stored}, null::boolean as same
       )
       select * from made union all select * from there`,
     );
@@ -1960,6 +1960,7 @@ function refusal(status: number, detail: string): Answer {
 }
 
 function refuse(socket: Socket, status: number, detail: string): void {
+  if (socket.writableEnded) return; // heard again for what comes behind the fault
   if (!socket.writable) return void socket.destroy();
   const { headers, body } = refusal(status, detail);
   headers['Content-Length'] = String(Buffer.byteLength(String(body)));
