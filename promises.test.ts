@@ -17,6 +17,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import * as jose from 'jose';
 import type postgres from 'postgres';
+import { freePort } from './embedded.ts';
 import {
   ask,
   childrenOf,
@@ -971,7 +972,7 @@ describe('Stop', () => {
       const { status, headers, at } = await asked;
       assert.equal(status, 200);
       assert.equal(headers.connection, 'close');
-      const code = await service.stop();
+      const code = await service.stop('SIGCONT');
       t.diagnostic(`exit ${(performance.now() - at).toFixed()} ms after the last answer`);
       assert.equal(code, 0);
       assert.ok(performance.now() - from < PROMISED);
@@ -1099,7 +1100,7 @@ describe('Stop', () => {
 
 describe('Workers', () => {
   test('a killed worker is replaced in 1 s, five times in a row, and no write is lost', async (t) => {
-    const { service, database } = await openScene(t, { WEB_CONCURRENCY: '2' });
+    const { service, database } = await openScene(t, await twoWorkers());
     await untilAll(service, 2);
     const load = startLoad(t, service);
     const times: number[] = [];
@@ -1115,7 +1116,7 @@ describe('Workers', () => {
   });
 
   test('both workers killed at once: the service is back in 1 s', async (t) => {
-    const { service, database } = await openScene(t, { WEB_CONCURRENCY: '2' });
+    const { service, database } = await openScene(t, await twoWorkers());
     await untilAll(service, 2);
     const load = startLoad(t, service);
     await untilBack(load);
@@ -1128,7 +1129,7 @@ describe('Workers', () => {
   });
 
   test('the primary killed: no worker stays', async (t) => {
-    const { service } = await openScene(t, { WEB_CONCURRENCY: '2' });
+    const { service } = await openScene(t, await twoWorkers());
     await untilAll(service, 2);
     await service.stop('SIGKILL');
     const workers = workersOf(service);
@@ -1137,7 +1138,7 @@ describe('Workers', () => {
   });
 
   test('/metrics sums over the workers', async (t) => {
-    const { service } = await openScene(t, { WEB_CONCURRENCY: '2' });
+    const { service } = await openScene(t, await twoWorkers());
     await untilAll(service, 2);
     for (let count = 0; count < 20; count += 1) await exchange(service, '/hello');
     for (let count = 0; count < 4; count += 1) {
@@ -1153,7 +1154,7 @@ describe('Workers', () => {
 
   for (const end of ['goes on', 'is killed', 'is killed with the one that asked'] as const) {
     test(`/metrics while a worker is paused that then ${end}: the service lives`, async (t) => {
-      const { service } = await openScene(t, { WEB_CONCURRENCY: '2' });
+      const { service } = await openScene(t, await twoWorkers());
       await untilAll(service, 2);
       const agents = [1, 2].map(() => new Agent({ keepAlive: true, maxSockets: 1 }));
       t.after(() => {
@@ -1324,6 +1325,11 @@ async function openIdle(t: TestContext, service: TestService): Promise<Socket> {
   socket.on('error', () => {}).write('GET /hello HTTP/1.1\r\nHost: x\r\n\r\n');
   await once(socket, 'data');
   return socket.resume();
+}
+
+/** Two workers on a port that stays theirs when both have gone. */
+async function twoWorkers(): Promise<Record<string, string>> {
+  return { WEB_CONCURRENCY: '2', PORT: String(await freePort()) };
 }
 
 /** The workers that ever listened, the first one first. */
