@@ -2260,16 +2260,17 @@ export async function main(resource: Resource, args: string[], environment: Node
   }
 }
 
-/** Resolves at the first SIGTERM or SIGINT; the second ends the process. A worker hears its primary. */
+const SIGNALS = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const;
+
+/** Resolves at the first of SIGNALS; the second ends the process. A worker hears its primary. */
 function untilSignal(): Promise<void> {
   return new Promise((resolve) => {
     const again = () => process.exit(1);
     const end = () => {
-      process.on('SIGTERM', again).on('SIGINT', again);
+      for (const signal of SIGNALS) process.on(signal, again);
       resolve();
     };
-    process.once('SIGTERM', cluster.isWorker ? () => {} : end);
-    process.once('SIGINT', cluster.isWorker ? () => {} : end);
+    for (const signal of SIGNALS) process.once(signal, cluster.isWorker ? () => {} : end);
     process.on('message', ({ ask }: { ask?: string }) => ask === 'stop' && resolve());
   });
 }
