@@ -324,9 +324,9 @@ export function toProblem(error: unknown): Problem {
   return new Problem(500, 'XX000', 'Something went wrong here; the log tells, by the request id.');
 }
 
-function unavailable(): Problem {
+function unavailable(detail = 'The database is not available.'): Problem {
   const headers = { 'Retry-After': '1' };
-  return new Problem(503, '08006', 'The database is not available.', 'Try again.', { headers });
+  return new Problem(503, '08006', detail, 'Try again.', { headers });
 }
 
 function tooSlow(): Problem {
@@ -2225,11 +2225,12 @@ export function createMetrics(config: Config, { numbers }: Database) {
 
 /** The metrics of all workers in one text. */
 function askPrimary(): Promise<string> {
-  return new Promise((resolve) => {
-    const hear = ({ metrics }: { metrics?: string }) => {
+  return new Promise((resolve, reject) => {
+    const hear = ({ metrics }: { metrics?: string | null }) => {
       if (metrics === undefined) return;
       process.off('message', hear);
-      resolve(metrics);
+      if (metrics !== null) resolve(metrics);
+      else reject(unavailable('A worker does not answer.'));
     };
     process.on('message', hear);
     process.send?.({ ask: 'metrics' });
@@ -2307,6 +2308,7 @@ async function serve(config: Config, resource: Resource, log: Logger): Promise<R
 async function supervise(config: Config, _: Resource, log: Logger): Promise<Running> {
   const summed = new prometheus.AggregatorRegistry();
   const { DATABASE_URL } = config;
+  cluster.schedulingPolicy = cluster.SCHED_NONE; // Node loses what it hands to a worker that dies
   const fork = () => cluster.fork(DATABASE_URL ? { DATABASE_URL } : {});
   let stopping = false;
   const failed = new Promise<never>((_, reject) => {
@@ -2318,14 +2320,16 @@ async function supervise(config: Config, _: Resource, log: Logger): Promise<Runn
     });
   });
   cluster.on('message', async (worker, { ask }: { ask?: string }) => {
-    if (ask === 'metrics') worker.send({ metrics: await summed.clusterMetrics() });
+    if (ask !== 'metrics') return;
+    const metrics = await summed.clusterMetrics().catch(() => null); // a worker hangs, or has died
+    worker.send({ metrics }, () => {});
   });
   for (let count = 0; count < config.WEB_CONCURRENCY; count += 1) fork();
   const listening = once(cluster, 'listening').then(([, address]) => urlOf(address));
   const stop = async () => {
     stopping = true;
     const workers = Object.values(cluster.workers ?? {}).filter((worker) => worker !== undefined);
-    for (const worker of workers) worker.send({ ask: 'stop' });
+    for (const worker of workers) worker.send({ ask: 'stop' }, () => {});
     await Promise.all(workers.map((worker) => once(worker, 'exit')));
   };
   return { url: await Promise.race([listening, failed]), failed, stop };
