@@ -508,21 +508,31 @@ export function openDatabase(config: Config, log: Logger) {
   }
 
   /** A connection of its own for what takes longer than a request may; at most STREAMS at once. */
-  async function* borrow(): AsyncGenerator<Sql> {
+  async function* borrow(call?: Call): AsyncGenerator<Sql> {
     if (numbers.streams >= STREAMS || state === 'down') throw unavailable();
     numbers.streams += 1;
     const sql = connect(config, undefined, 0);
+    const leave = () => void sql.end({ timeout: 0 });
+    call?.outgoing?.once('close', leave);
     try {
       yield sql;
     } finally {
       numbers.streams -= 1;
-      void sql.end({ timeout: 0 });
+      call?.outgoing?.off('close', leave);
+      leave();
     }
   }
 
   /** Lines in batches at constant memory. */
-  async function* stream(statement: Statement): AsyncGenerator<Result[]> {
-    for await (const sql of borrow()) yield* statement(sql).cursor(STREAM_ROWS);
+  async function* stream(call: Call, statement: Statement): AsyncGenerator<Result[]> {
+    for await (const sql of borrow(call)) {
+      const batches = statement(sql).cursor(STREAM_ROWS)[Symbol.asyncIterator]();
+      for (;;) {
+        const { done, value } = await within(DEADLINE, batches.next());
+        if (done) return;
+        yield value;
+      }
+    }
   }
 
   /** COPY … FROM STDIN, fed at the pace of the server; all of it or nothing is stored. */
@@ -1154,17 +1164,20 @@ export function createStore(resource: Resource, database: Database) {
   }
 
   /** All rows of a list, in batches: as JSON texts, or as CSV lines. */
-  async function* stream(query: Query, csv: boolean): AsyncGenerator<string[]> {
+  async function* stream(query: Query, csv: boolean, call: Call): AsyncGenerator<string[]> {
     const { select = all.map((name): Member => ({ name, column: name })) } = query;
     const values = select.map(
       (one, at) => sql`${isGrouped(query) ? raw(`t.c${at}`) : expression(one)} as ${raw(`c${at}`)}`,
     );
     const wanted = csv ? commas(values) : sql`${member(query)} as body`;
     const rows = source(query, query.limit ?? null, query.offset);
-    if (csv) yield [csvLine(select.map(({ name }) => name))];
-    for await (const batch of database.stream((sql) => sql`select ${wanted} from ${rows} t`)) {
-      yield batch.map((one) => (csv ? csvLine(Object.values(one)) : (one.body ?? '')));
+    const batches = database.stream(call, (sql) => sql`select ${wanted} from ${rows} t`);
+    let header = csv ? [csvLine(select.map(({ name }) => name))] : [];
+    for await (const batch of batches) {
+      yield [...header, ...batch.map((one) => (csv ? csvLine(Object.values(one)) : (one.body ?? '')))];
+      header = [];
     }
+    if (header.length > 0) yield header; // not before the statement has begun: it may yet fail
   }
 
   /**
@@ -1694,18 +1707,18 @@ function rowHandlers({ config, resource, store }: Service) {
   async function list(c: Ctx): Promise<Answer> {
     const type = negotiate(c, [JSON_TYPE, OBJECT, CSV, NDJSON]);
     const query = withRange(c, parseQuery(resource, parametersOf(c)));
-    if (c.req.method !== 'HEAD' && (type === CSV || type === NDJSON)) return streamed(type, query);
+    if (c.req.method !== 'HEAD' && (type === CSV || type === NDJSON)) return streamed(c, type, query);
     const limit = Math.min(query.limit ?? config.MAX_ROWS, config.MAX_ROWS);
     const wants = { body: c.req.method !== 'HEAD', count: 'count' in preferencesOf(c) };
     return pageAnswer(c, type, query, await store.page(query, limit, wants, c.env.call));
   }
 
   function listAll(c: Ctx): Promise<Answer> {
-    return streamed(negotiate(c, [JSON_TYPE, CSV, NDJSON]), parseQuery(resource, parametersOf(c)));
+    return streamed(c, negotiate(c, [JSON_TYPE, CSV, NDJSON]), parseQuery(resource, parametersOf(c)));
   }
 
-  async function streamed(type: string, query: Query): Promise<Answer> {
-    const batches = store.stream(query, type === CSV);
+  async function streamed(c: Ctx, type: string, query: Query): Promise<Answer> {
+    const batches = store.stream(query, type === CSV, c.env.call);
     const first = await batches.next(); // a fault up to here is still answered as one
     const body = Readable.from(STREAMED[type]?.(first.value ?? [], batches) ?? []);
     return { status: 200, headers: { 'Content-Type': type }, body };
