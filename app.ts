@@ -1575,6 +1575,8 @@ export function createApp(service: Service): App {
       const writes = method !== 'GET';
       if (!OPEN.includes(route))
         c.env.call.sub = await authorize(c.req.raw.headers.get('authorization'), writes);
+      const needsTable = route !== '/metrics' && !OPEN.includes(route);
+      if (needsTable && !life.prepared) throw unavailable();
       return finish(c, await handler(c));
     });
   }
