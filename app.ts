@@ -1592,7 +1592,7 @@ export function createApp(service: Service): App {
     const problem = toProblem(error);
     const { id } = c.env;
     if (problem.status === 500)
-      log.error({ id, code: codeOf(error), stack: error.stack }, 'failed');
+      log.error({ id, code: codeOf(error), stack: error.stack?.replace(error.message, '') }, 'failed');
     else if (problem.status > 500) log.warn({ id, code: codeOf(error) }, 'failed');
     return finish(c, problemAnswer(problem));
   });
