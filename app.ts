@@ -458,14 +458,15 @@ export function openDatabase(config: Config, log: Logger) {
     const elapsed = () => performance.now() - started;
     numbers.inFlight += 1;
     try {
-      for (let tries = 3; ; tries -= 1) {
+      for (let tries = config.POOL_SIZE + 2; ; tries -= 1) {
         const client = leastBusy() ?? (await firstOpen());
         const query: Pending = statement(client.sql);
         try {
           return await execute(client, query, DEADLINE - elapsed(), kind, call);
         } catch (error) {
           const late = elapsed() > LOCK_TIMEOUT;
-          if (tries === 1 || late || !mayRepeat(kind, query, error)) throw error;
+          const last = tries === 1 || late || !mayRepeat(kind, query, error);
+          if (last) throw query.state || codeOf(error) !== '57014' ? error : unavailable();
           call.repeated ||= LOST.test(codeOf(error));
         }
       }
