@@ -980,7 +980,7 @@ describe('Stop', () => {
       assert.equal(code, 0);
       assert.ok(performance.now() - from < PROMISED);
       assert.deepEqual(errors(service.log), []);
-      assert.deepEqual(await backendsOf(database), []);
+      assert.equal((await backendsOf(database)).length, 0);
       for (const pid of workersOf(service)) assert.equal(await isRunning(pid), false);
     });
 
@@ -1159,14 +1159,14 @@ describe('Workers', () => {
     test(`/metrics while a worker is paused that then ${end}: the service lives`, async (t) => {
       const { service } = await openScene(t, await twoWorkers());
       await untilAll(service, 2);
-      const agents = [1, 2].map(() => new Agent({ keepAlive: true, maxSockets: 1 }));
-      t.after(() => {
-        for (const agent of agents) agent.destroy();
-      });
-      for (const agent of agents) await exchange(service, '/hello', agent);
       const [paused, living] = workersOf(service);
       process.kill(paused!, 'SIGSTOP');
-      const tries = agents.map((agent) => exchange(service, '/hello', agent).then(() => agent));
+      const tries = Array.from({ length: 6 }, async () => {
+        const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+        t.after(() => agent.destroy());
+        await exchange(service, '/hello', agent);
+        return agent;
+      });
       for (const one of tries) one.catch(() => {});
       const agent = await Promise.race(tries);
       const from = performance.now();
