@@ -994,6 +994,7 @@ describe('Stop', () => {
 
     test(`a second SIGTERM ends ${who} at once`, async (t) => {
       const { service, database } = await openScene(t, { WEB_CONCURRENCY: String(workers) });
+      await untilAll(service, workers);
       await slowReads(database, 2.9);
       const asked = exchange(service, '/passengers').catch(() => {});
       await until(async () => (await activeWith(database, 'row_number')).length === 1);
@@ -1024,6 +1025,7 @@ describe('Stop', () => {
 
     test(`SIGHUP: ${who} end as they do after SIGTERM`, async (t) => {
       const { service, database } = await openScene(t, { WEB_CONCURRENCY: String(workers) });
+      await untilAll(service, workers);
       await slowReads(database, 1);
       const asked = exchange(service, '/passengers');
       asked.catch(() => {});
