@@ -837,6 +837,24 @@ describe('Start', () => {
     );
   });
 
+  test('until the table is there, what needs it is 503', async (t) => {
+    const database = await startDatabase(server.url);
+    t.after(() => database.stop());
+    const lock = "select pg_advisory_lock(hashtext('titanic'))";
+    const service = await ask(database.url, async (sql) => {
+      await sql.unsafe(lock);
+      const starting = await startService({ DATABASE_URL: database.url });
+      t.after(() => end(starting));
+      await starting.logged('database up');
+      for (const path of ['/readyz', '/passengers', '/passengerlist']) {
+        assert.equal((await measure(starting, 'GET', path)).status, 503, path);
+      }
+      assert.equal((await measure(starting, 'POST', '/passengers', ROW)).status, 503);
+      return starting;
+    });
+    await until(() => isReady(service));
+  });
+
   test('a process with a new column starts beside the old one, and neither fails', async (t) => {
     const { database, service: old } = await openScene(t);
     const load = startLoad(t, old);
