@@ -197,7 +197,13 @@ export function resource(declaration: Declaration): Resource {
 export function boolean(options: Options = {}): Column {
   const expects = 'true or false';
   const schema = z.boolean(mustBe(expects));
-  return { ...options, type: 'boolean', expects, schema, check: () => 'true' };
+  return {
+    ...options,
+    type: 'boolean',
+    expects,
+    schema,
+    check: (name) => `${name} or not ${name}`,
+  };
 }
 
 /** A 32-bit integer within bounds. */
@@ -229,7 +235,7 @@ export function text(most: number, options: Options = {}): Column {
 export function oneOf(values: string[], options: Options = {}): Column {
   const expects = values.join(' or ');
   const type = `character varying(${Math.max(...values.map((value) => value.length))})`;
-  const check = (name: string) => `${name} in (${values.map(literal).join(', ')})`;
+  const check = (name: string) => values.map((one) => `${name} = ${literal(one)}`).join(' or ');
   return { ...options, type, expects, schema: z.enum(values, mustBe(expects)), check };
 }
 
@@ -359,6 +365,7 @@ type Pending = ReturnType<Statement> & {
   state?: { pid: number } | null;
   active?: boolean;
   options?: { prepare?: boolean };
+  reject?: (error: unknown) => void;
 };
 
 /** What may be done with a statement of unknown outcome: a keyed insert may be sent again. */
@@ -525,11 +532,22 @@ export function openDatabase(config: Config, log: Logger) {
     for await (const sql of borrow()) yield* statement(sql).cursor(STREAM_ROWS);
   }
 
-  /** COPY … FROM STDIN, fed at the pace of the server; all of it or nothing is stored. */
-  async function copy(statement: string, text: AsyncIterable<Buffer>): Promise<void> {
+  /**
+   * COPY … FROM STDIN, fed at the pace of the server; all of it or nothing is stored. postgres 3.4.9
+   * tells an error behind the last byte to the query alone, and writes until the stream is closed.
+   */
+  async function copy(statement: string, bytes: AsyncIterable<Buffer>): Promise<void> {
     for await (const sql of borrow()) {
-      const writable = await sql.unsafe(statement).writable();
-      await finished(Readable.from(text), writable);
+      const query: Pending = sql.unsafe(statement);
+      const refused = new Promise<never>((_, reject) => {
+        query.reject = reject;
+      });
+      const writable = await Promise.race([query.writable(), refused]);
+      const closed = once(writable, 'close');
+      await Promise.race([finished(Readable.from(bytes), writable), refused]).finally(() => {
+        writable.destroy();
+        return closed;
+      });
     }
   }
 
@@ -1174,8 +1192,9 @@ export function createStore(resource: Resource, database: Database) {
   async function copy(csv: CsvReader): Promise<void> {
     const names = csv.columns.map(quoted).join(', ');
     const tests = Object.entries(resource.columns).map(([name, { nullable, check }]) => {
-      const fails = `not (${check(quoted(name))})${nullable ? '' : ` or ${quoted(name)} is null`}`;
-      return `when ${fails} then ${literal(`!${name}`)}::text::int is null`;
+      const fails = `(${check(quoted(name))}) is ${nullable ? 'false' : 'not true'}`;
+      const message = `${literal(`!${name}`)} || coalesce(left(${quoted(name)}::text, 0), '')`;
+      return `when ${fails} then (${message})::int is null`; // not constant, or it failed at once
     });
     const statement = `copy ${quoted(resource.table)} (${names}) from stdin (format csv)
       where case ${tests.join(' ')} else true end`;
