@@ -14,7 +14,7 @@
  *     leaving/<pid>  the same file, while that process leaves
  *     server.log     what PostgreSQL logged
  */
-import { type SpawnOptions, spawn, spawnSync } from 'node:child_process';
+import { type SpawnOptions, type StdioOptions, spawn, spawnSync } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import * as fs from 'node:fs';
@@ -96,7 +96,7 @@ async function findBinaries(): Promise<Binaries> {
 function findAccount(...homes: string[]): Account {
   for (const home of homes) {
     const found = fs.statSync(join(home, 'cluster'), { throwIfNoEntry: false });
-    if (found) return { uid: found.uid, gid: found.gid };
+    if (found && found.uid !== 0) return { uid: found.uid, gid: found.gid };
   }
   const accounts = fs.readFileSync('/etc/passwd', 'utf8');
   for (const line of [/^postgres:.*?:(\d+):(\d+):/m, /^nobody:.*?:(\d+):(\d+):/m]) {
@@ -119,8 +119,11 @@ function canEnter(account: Account, directory: string): boolean {
 /** A directory that everybody may enter, whatever the umask. */
 function makeOpen(directory: string): void {
   const umask = process.umask(0o022);
-  fs.mkdirSync(directory, { recursive: true });
-  process.umask(umask);
+  try {
+    fs.mkdirSync(directory, { recursive: true });
+  } finally {
+    process.umask(umask);
+  }
 }
 
 /** Everybody may write to /var/tmp, so another's directory may be in the place. */
@@ -225,11 +228,11 @@ async function createCluster({ home, cluster, binaries, account }: Site): Promis
 async function run(file: string, args: string[], account: Account | undefined) {
   const child = spawn(file, args, { ...APART, ...account, stdio: ['ignore', 'pipe', 'pipe'] });
   let output = '';
-  for (const stream of [child.stdout, child.stderr]) {
-    stream.on('data', (data) => {
-      output += data;
-    });
-  }
+  const collect = (data: Buffer) => {
+    output += data;
+  };
+  child.stdout.on('data', collect);
+  child.stderr.on('data', collect);
   const [code] = await once(child, 'close');
   return { code, output };
 }
@@ -247,6 +250,7 @@ async function runningPort(cluster: string): Promise<number | undefined> {
   return undefined;
 }
 
+/** Its port. Another process may have been first; then that one's. */
 async function startServer({ home, cluster, binaries, account }: Site): Promise<number> {
   const log = join(home, 'server.log');
   for (let attempt = 0; attempt < 20; attempt += 1) {
@@ -254,11 +258,8 @@ async function startServer({ home, cluster, binaries, account }: Site): Promise<
     const settings = ['listen_addresses=127.0.0.1', 'unix_socket_directories=', `port=${port}`];
     const args = ['-D', cluster, ...settings.flatMap((setting) => ['-c', setting])];
     const output = fs.openSync(log, 'a', 0o600);
-    const server = spawn(binaries.postgres, args, {
-      ...APART,
-      ...account,
-      stdio: ['ignore', output, output],
-    });
+    const stdio: StdioOptions = ['ignore', output, output];
+    const server = spawn(binaries.postgres, args, { ...APART, ...account, stdio });
     fs.closeSync(output);
     server.unref();
     await once(server, 'spawn');
@@ -271,9 +272,8 @@ async function startServer({ home, cluster, binaries, account }: Site): Promise<
     if (other) return other;
     await sleep(100); // the port was taken, or the last of a killed server's processes still ends
   }
-  throw new EmbeddedError(
-    `it does not start, "${lastLine(fs.readFileSync(log, 'utf8'))}" in ${log}`,
-  );
+  const why = lastLine(await readFile(log, 'utf8'));
+  throw new EmbeddedError(`it does not start, "${why}" (${log})`);
 }
 
 /** What PostgreSQL says of itself; status is `starting`, `ready` or `stopping`. */
@@ -286,11 +286,12 @@ async function readPidFile(cluster: string) {
 async function accepts(port: number): Promise<boolean> {
   if (!port) return false;
   const socket = connect(port, '127.0.0.1');
-  const connected = once(socket, 'connect').then(
-    () => true,
-    () => false,
-  );
-  return connected.finally(() => socket.destroy());
+  return once(socket, 'connect')
+    .then(
+      () => true,
+      () => false,
+    )
+    .finally(() => socket.destroy());
 }
 
 async function freePort(): Promise<number> {
@@ -308,11 +309,8 @@ function lastLine(text: string): string {
 type Sampled = { key: string; sample?: string; columns: Record<string, { csv?: string }> };
 
 /** The rows of the resource's sample file, values as text; the same keys whenever it is read. */
-export async function readSample({
-  key,
-  sample = '',
-  columns,
-}: Sampled): Promise<Record<string, unknown>[]> {
+export async function readSample(resource: Sampled): Promise<Record<string, unknown>[]> {
+  const { key, sample = '', columns } = resource;
   const text = await readFile(new URL(sample, import.meta.url), 'utf8');
   const [header = '', ...lines] = text.trim().split('\n');
   const names = header.split(',').map((title) => {
@@ -328,7 +326,7 @@ export async function readSample({
   });
 }
 
-/** Three things to try, for the terminal; `row` is one that is there. */
+/** What to try, for the terminal; `row` is one that is there, or empty. */
 export function welcome(
   url: string,
   path: string,
@@ -338,13 +336,14 @@ export function welcome(
 ): string {
   const { [key]: uuid, ...body } = row;
   const json = JSON.stringify(body).replaceAll("'", '\\u0027');
+  const withRow = `
+    curl ${url}/${path} -H 'Content-Type: application/json' \\
+      -d '${json}'
+    curl ${url}/${path}/${uuid}`;
   return `
   ${path}: ${url}, on an embedded PostgreSQL with its data in ${home}
 
-    curl '${url}/${path}?limit=2'
-    curl ${url}/${path} -H 'Content-Type: application/json' \\
-      -d '${json}'
-    curl ${url}/${path}/${uuid}
+    curl '${url}/${path}?limit=2'${uuid ? withRow : ''}
 
   On a PostgreSQL of your own: DATABASE_URL=postgres://user:password@host/database npm start
 
