@@ -313,16 +313,22 @@ test('two that start at the same time on a new directory share one server', asyn
   assert.equal(serverOf(directory), undefined);
 });
 
-test('who starts while the last one stops has a server', async () => {
+test('who starts while the last one stops the server waits and has another', async () => {
   const directory = newDirectory();
-  let service = await start(directory);
-  for (let round = 0; round < 3; round += 1) {
-    const next = start(directory);
-    await harness.until(() => fs.readdirSync(join(directory, 'users')).length === 2);
-    assert.equal(await service.stop(), 0);
-    service = await next;
-    await has(service, SAMPLE);
-  }
+  await (await start(directory)).stop('SIGKILL');
+  const server = serverOf(directory)!;
+  const leaving = join(directory, 'leaving', `${process.pid}`); // this process is the last one
+  const users = join(directory, 'users');
+  fs.writeFileSync(leaving, '');
+  const starting = start(directory);
+  await harness.until(() => fs.readdirSync(users).some((pid) => fs.existsSync(`/proc/${pid}`)));
+  await (await start(newDirectory())).stop(); // later begun and sooner up, as this one waits
+  process.kill(server, 'SIGINT');
+  await harness.until(() => serverOf(directory) === undefined);
+  fs.rmSync(leaving);
+  const service = await starting;
+  assert.notEqual(serverOf(directory), server);
+  await has(service, SAMPLE);
   assert.equal(await service.stop(), 0);
 });
 
@@ -375,7 +381,7 @@ test('Ctrl-C of "npm start" ends all that it started, with exit code 0', async (
 });
 
 test('Ctrl-C of "npm start" in the middle of initdb does so too', async () => {
-  fs.rmSync(join(project, '.data'), { recursive: true });
+  fs.rmSync(join(project, '.data'), { recursive: true, force: true });
   const { pid, exited } = npmStart();
   await harness.until(() => isInitializing(join(project, '.data')));
   process.kill(-pid, 'SIGINT');
@@ -400,7 +406,7 @@ test('the signal again ends the service without grace, and the server too', asyn
 });
 
 test('a busy PORT exits 2, names it, and leaves no server', async () => {
-  const busy = createServer().listen(0, '127.0.0.1');
+  const busy = createServer().unref().listen(0, '127.0.0.1'); // a failed test still ends
   await once(busy, 'listening');
   const { port } = busy.address() as { port: number };
   const directory = newDirectory();
