@@ -304,7 +304,7 @@ function problemAnswer({ status, code, message, hint, extras }: Problem): Answer
 /** SQLSTATE to status (PostgreSQL's manual, appendix A); of others, and of 500, nothing is told. */
 const SQLSTATES: [RegExp, number][] = [
   [/^(23505|23503)$/, 409],
-  [/^(21000|22...|23502|23514|42703|42704|42803|42804|42846|42883)$/, 400],
+  [/^(21000|22...|42601|23502|23514|42703|42704|42803|42804|42846|42883)$/, 400],
   [/^42501$/, 403],
   [/^57014$/, 504],
   [/^(40001|40P01|55P03|25006|53...|57P0.|08...|28...|3D000)$/, 503],
@@ -2279,16 +2279,18 @@ export async function main(resource: Resource, args: string[], environment: Node
   }
 }
 
-/** Resolves at the first SIGTERM or SIGINT; the second ends the process. A worker hears its primary. */
+/** Resolves at the first signal; a later one ends the process. npm makes two of one Ctrl-C. */
 function untilSignal(): Promise<void> {
   return new Promise((resolve) => {
-    const again = () => process.exit(1);
+    let asked = Number.POSITIVE_INFINITY;
     const end = () => {
-      process.on('SIGTERM', again).on('SIGINT', again);
+      if (performance.now() > asked + 500) process.exit(1);
+      asked = Math.min(asked, performance.now());
       resolve();
     };
-    process.once('SIGTERM', cluster.isWorker ? () => {} : end);
-    process.once('SIGINT', cluster.isWorker ? () => {} : end);
+    for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP']) {
+      process.on(signal, cluster.isWorker ? () => {} : end); // a worker hears its primary alone
+    }
     process.on('message', ({ ask }: { ask?: string }) => ask === 'stop' && resolve());
   });
 }
@@ -2431,7 +2433,9 @@ async function listen(server: Server, { PORT, HOST }: Config): Promise<void> {
 
 /** Starts an embedded PostgreSQL for want of a DATABASE_URL; a new one gets the sample. */
 async function embed(config: Config, resource: Resource, log: Logger) {
-  const { startEmbedded, readSample, welcome } = await import('./embedded.ts');
+  const { startEmbedded, readSample, welcome } = await import('./embedded.ts').catch(() => {
+    throw new StartError('DATABASE_URL is required here');
+  });
   const embedded = await startEmbedded(config.DATA_DIR).catch((error) => {
     throw error.name === 'EmbeddedError' ? new StartError(error.message) : error;
   });
