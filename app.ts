@@ -116,7 +116,7 @@ function packageVersion(): string {
 // --- Resource -------------------------------------------------------------------
 
 // A column more: one line in `columns`, with a default or nullable where the table is in use.
-// Another resource: change path, table, key, columns and sample; drop `legacy`.
+// Another resource: change path, table, key, columns, sample and example; drop `legacy`.
 // The DDL, the validator, the filters, the CSV header and the OpenAPI document follow.
 export const passengers = resource({
   path: 'passengers',
@@ -137,6 +137,17 @@ export const passengers = resource({
     fare: number(0, Number.MAX_VALUE, { csv: 'Fare' }),
   },
   sample: 'sample.csv',
+  example: {
+    uuid: '0192f0c1-2f3a-7bcd-8123-456789abcdef',
+    survived: true,
+    passengerClass: 1,
+    name: 'Miss. Elisabeth Walton Allen',
+    sex: 'female',
+    age: 29,
+    siblingsOrSpousesAboard: 0,
+    parentsOrChildrenAboard: 0,
+    fare: 211.3375,
+  },
   legacy: {
     list: '/passengerlist',
     create: '/postpassenger',
@@ -163,13 +174,17 @@ export type Column = Options & {
 /** Values by column name, as JSON has them. */
 export type Row = Record<string, unknown>;
 
-/** What one service serves. `sample`: a CSV file that a new embedded database begins with. */
+/**
+ * What one service serves. `sample`: a CSV file that a new embedded database begins with.
+ * `example`: the row that /openapi.json shows.
+ */
 type Declaration = {
   path: string;
   table: string;
   key: string;
   columns: Record<string, Column>;
   sample?: string;
+  example: Row;
   legacy?: Record<'list' | 'create' | 'read' | 'replace' | 'remove', string>;
 };
 
@@ -218,7 +233,8 @@ export function number(least: number, most: number, options: Options = {}): Colu
 export function text(most: number, options: Options = {}): Column {
   const expects = `text of 1 to ${most} characters besides blanks around it`;
   const fits = (value: string) => isText(value) && [...value].length <= most;
-  const schema = z.string(mustBe(expects)).trim().refine(fits, mustBe(expects));
+  const bounds = { minLength: 1, maxLength: most }; // for the JSON schema, which sees no refine()
+  const schema = z.string(mustBe(expects)).trim().refine(fits, mustBe(expects)).meta(bounds);
   const check = (name: string) => `${name} <> '' and ${name} = btrim(${name}, E'${BLANKS}')`;
   return { ...options, type: `character varying(${most})`, expects, schema, check };
 }
@@ -847,7 +863,7 @@ function readCondition(reader: Reader, column: string, inTree: boolean): Filter 
   const fits = !modifier || SEARCHING.test(operator) || (QUANTIFIED.test(operator) && quantifier);
   if (!OPERATORS.has(operator) || !fits) throw expected(start, what);
   const type = reader.resource.columns[column]?.type ?? 'uuid';
-  if (TEXTUAL.test(operator) && !/^(text|character)/.test(type)) {
+  if (!isFor(type, operator)) {
     throw new Problem(
       400,
       '42883',
@@ -858,6 +874,10 @@ function readCondition(reader: Reader, column: string, inTree: boolean): Filter 
   const value = readValue(reader, operator, quantifier, inTree);
   const filter = { column, operator, modifier, value };
   return not ? { not: filter } : filter;
+}
+
+function isFor(type: string, operator: string): boolean {
+  return !TEXTUAL.test(operator) || /^(text|character)/.test(type);
 }
 
 /** Alone, a value is the rest of the parameter; in a tree it ends at "," or ")", unless quoted. */
@@ -1145,7 +1165,6 @@ export type Authorize = ReturnType<typeof createAuth>;
 /** Tells who calls by the bearer token. Throws Problem 401, 403, or 503 where no key could be had. */
 export function createAuth(config: Config, log: Logger) {
   const { JWT_SECRET = [], JWKS_URL, JWT_WRITE_SCOPE } = config;
-  const mode = config.AUTH ?? (JWT_SECRET.length > 0 || JWKS_URL ? 'all' : 'none');
   const secrets = JWT_SECRET.map((secret) => () => Buffer.from(secret));
   const keys: jose.JWTVerifyGetKey[] = JWKS_URL ? [fetchedKeys(JWKS_URL, log)] : secrets;
   const callers = new Map<string, Caller>();
@@ -1175,7 +1194,7 @@ export function createAuth(config: Config, log: Logger) {
 
   /** The caller's `sub`; '' where no token is needed. */
   return async function authorize(authorization: string | null, writes: boolean): Promise<string> {
-    if (mode === 'none' || (mode === 'write' && !writes)) return '';
+    if (!needsToken(config, writes)) return '';
     const token = /^Bearer +([\w.~+/=-]+)$/i.exec(authorization ?? '')?.[1];
     if (!token) throw unauthorized('PGRST302', 'A token is needed here');
     let caller = callers.get(token);
@@ -1188,6 +1207,11 @@ export function createAuth(config: Config, log: Logger) {
     const hint = `Writing needs a token of scope ${JWT_WRITE_SCOPE}.`;
     throw new Problem(403, '42501', 'The token does not allow to write.', hint);
   };
+}
+
+function needsToken({ AUTH, JWT_SECRET, JWKS_URL }: Config, writes: boolean): boolean {
+  const mode = AUTH ?? (JWT_SECRET || JWKS_URL ? 'all' : 'none');
+  return mode === 'all' || (mode === 'write' && writes);
 }
 
 /** RFC 6750, 3: an error is named only where a token was sent. */
