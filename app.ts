@@ -13,6 +13,7 @@ import cluster from 'node:cluster';
 import { randomUUID } from 'node:crypto';
 import { EventEmitter, once } from 'node:events';
 import { readFileSync, realpathSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
 import {
   createServer,
   type IncomingMessage,
@@ -118,7 +119,7 @@ function packageVersion(): string {
 // --- Resource -------------------------------------------------------------------
 
 // A column more: one line in `columns`, with a default or nullable where the table is in use.
-// Another resource: change path, table, key, columns and sample; drop `legacy`.
+// Another resource: change path, table, key, columns, sample and example; drop `legacy`.
 // The DDL, the validator, the filters, the CSV header and the OpenAPI document follow.
 export const passengers = resource({
   path: 'passengers',
@@ -139,6 +140,17 @@ export const passengers = resource({
     fare: number(0, Number.MAX_VALUE, { csv: 'Fare' }),
   },
   sample: 'sample.csv',
+  example: {
+    uuid: '0192f0c1-2f3a-7bcd-8123-456789abcdef',
+    survived: true,
+    passengerClass: 1,
+    name: 'Miss. Elisabeth Walton Allen',
+    sex: 'female',
+    age: 29,
+    siblingsOrSpousesAboard: 0,
+    parentsOrChildrenAboard: 0,
+    fare: 211.3375,
+  },
   legacy: {
     list: '/passengerlist',
     create: '/postpassenger',
@@ -165,13 +177,17 @@ export type Column = Options & {
 /** Values by column name, as JSON has them. */
 export type Row = Record<string, unknown>;
 
-/** What one service serves. `sample`: a CSV file that a new embedded database begins with. */
+/**
+ * What one service serves. `sample`: a CSV file that a new embedded database begins with.
+ * `example`: the row that /openapi.json shows.
+ */
 type Declaration = {
   path: string;
   table: string;
   key: string;
   columns: Record<string, Column>;
   sample?: string;
+  example: Row;
   legacy?: Record<'list' | 'create' | 'read' | 'replace' | 'remove', string>;
 };
 
@@ -226,7 +242,8 @@ export function number(least: number, most: number, options: Options = {}): Colu
 export function text(most: number, options: Options = {}): Column {
   const expects = `text of 1 to ${most} characters besides blanks around it`;
   const fits = (value: string) => isText(value) && [...value].length <= most;
-  const schema = z.string(mustBe(expects)).trim().refine(fits, mustBe(expects));
+  const bounds = { minLength: 1, maxLength: most }; // for the JSON schema, which sees no refine()
+  const schema = z.string(mustBe(expects)).trim().refine(fits, mustBe(expects)).meta(bounds);
   const check = (name: string) => `${name} <> '' and ${name} = btrim(${name}, E'${BLANKS}')`;
   return { ...options, type: `character varying(${most})`, expects, schema, check };
 }
@@ -913,7 +930,7 @@ function readCondition(reader: Reader, column: string, inTree: boolean): Filter 
   const fits = !modifier || SEARCHING.test(operator) || (QUANTIFIED.test(operator) && quantifier);
   if (!OPERATORS.has(operator) || !fits) throw expected(start, what);
   const type = reader.resource.columns[column]?.type ?? 'uuid';
-  if (TEXTUAL.test(operator) && !/^(text|character)/.test(type)) {
+  if (!isFor(type, operator)) {
     throw new Problem(
       400,
       '42883',
@@ -924,6 +941,10 @@ function readCondition(reader: Reader, column: string, inTree: boolean): Filter 
   const value = readValue(reader, operator, quantifier, inTree);
   const filter = { column, operator, modifier, value };
   return not ? { not: filter } : filter;
+}
+
+function isFor(type: string, operator: string): boolean {
+  return !TEXTUAL.test(operator) || /^(text|character)/.test(type);
 }
 
 /** Alone, a value is the rest of the parameter; in a tree it ends at "," or ")", unless quoted. */
@@ -1403,7 +1424,6 @@ export type Authorize = ReturnType<typeof createAuth>;
 /** Tells who calls by the bearer token. Throws Problem 401, 403, or 503 where no key could be had. */
 export function createAuth(config: Config, log: Logger) {
   const { JWT_SECRET = [], JWKS_URL, JWT_WRITE_SCOPE } = config;
-  const mode = config.AUTH ?? (JWT_SECRET.length > 0 || JWKS_URL ? 'all' : 'none');
   const secrets = JWT_SECRET.map((secret) => () => Buffer.from(secret));
   const keys: jose.JWTVerifyGetKey[] = JWKS_URL ? [fetchedKeys(JWKS_URL, log)] : secrets;
   const callers = new Map<string, Caller>();
@@ -1433,7 +1453,7 @@ export function createAuth(config: Config, log: Logger) {
 
   /** The caller's `sub`; '' where no token is needed. */
   return async function authorize(authorization: string | null, writes: boolean): Promise<string> {
-    if (mode === 'none' || (mode === 'write' && !writes)) return '';
+    if (!needsToken(config, writes)) return '';
     const token = /^Bearer +([\w.~+/=-]+)$/i.exec(authorization ?? '')?.[1];
     if (!token) throw unauthorized('PGRST302', 'A token is needed here');
     let caller = callers.get(token);
@@ -1446,6 +1466,11 @@ export function createAuth(config: Config, log: Logger) {
     const hint = `Writing needs a token of scope ${JWT_WRITE_SCOPE}.`;
     throw new Problem(403, '42501', 'The token does not allow to write.', hint);
   };
+}
+
+function needsToken({ AUTH, JWT_SECRET, JWKS_URL }: Config, writes: boolean): boolean {
+  const mode = AUTH ?? (JWT_SECRET || JWKS_URL ? 'all' : 'none');
+  return mode === 'all' || (mode === 'write' && writes);
 }
 
 /** RFC 6750, 3: an error is named only where a token was sent. */
@@ -1523,7 +1548,16 @@ export type Service = {
   life: Life;
 };
 
-const OPEN = ['/hello', '/zero', '/healthz', '/readyz', '/openapi.json', '/docs', '*'];
+const OPEN = [
+  '/hello',
+  '/zero',
+  '/healthz',
+  '/readyz',
+  '/openapi.json',
+  '/docs',
+  '/docs/:file',
+  '*',
+];
 const METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'];
 const JSON_TYPE = 'application/json';
 const OBJECT = 'application/vnd.pgrst.object+json';
@@ -1537,6 +1571,7 @@ function routesOf(service: Service): Route[] {
   const { resource, metrics } = service;
   const { legacy } = resource;
   const rows = rowHandlers(service);
+  const api = apiHandlers(service, () => routes);
   const bases = [`/${resource.path}`, `/rest/v1/${resource.path}`];
   const legacyRoutes: Route[] = legacy
     ? [
@@ -1547,7 +1582,7 @@ function routesOf(service: Service): Route[] {
         ['DELETE', `${legacy.remove}/:key`, rows.remove],
       ]
     : [];
-  return [
+  const routes: Route[] = [
     ['GET', '/hello', () => json('{"message":"ok"}')],
     ['GET', '/zero', () => json('{"0":""}')],
     ...bases.flatMap((base): Route[] => [
@@ -1563,12 +1598,16 @@ function routesOf(service: Service): Route[] {
     ...legacyRoutes,
     ['GET', '/healthz', () => json('{"status":"alive"}')],
     ['GET', '/readyz', (c) => ready(c, service)],
+    ['GET', '/openapi.json', api.document],
+    ['GET', '/docs', api.page],
+    ['GET', '/docs/:file', api.file],
     [
       'GET',
       '/metrics',
       async () => ({ status: 200, headers: metrics.headers, body: await metrics.print() }),
     ],
   ];
+  return routes;
 }
 
 /** The service behind one fetch(): its routes, and what every answer carries. */
@@ -2184,6 +2223,193 @@ const STREAMED: Record<
     for await (const batch of rest) yield `${batch.join('\n')}\n`;
   },
 };
+
+// --- OpenAPI --------------------------------------------------------------------
+
+/** `takes`: PARAMETERS, `*` for a list's. Body and answers: contentsOf(), a type, or an example. */
+type Operation = [summary: string, takes: string, body: string, answers: Answers];
+type Answers = Record<number, string | object>;
+type Contents = Record<string, object>;
+
+const CHANGED = { 200: 'row', 204: '' };
+/** By the name of the handler, or by the path where it has none. */
+const OPERATIONS: Record<string, Operation> = {
+  list: ['List rows', '* Prefer', '', { 200: 'rows', 206: 'rows' }],
+  listAll: ['Stream rows', '*', '', { 200: 'all' }],
+  create: ['Create rows', 'Prefer Idempotency-Key', 'new', { 201: 'made' }],
+  read: ['Read a row', 'If-None-Match', '', { 200: 'row', 304: '' }],
+  replace: ['Put a row', 'Prefer If-Match If-None-Match', 'whole', { ...CHANGED, 201: 'row' }],
+  merge: ['Change a row', 'Prefer If-Match', 'part', CHANGED],
+  remove: ['Delete a row', 'Prefer If-Match', '', CHANGED],
+  '/hello': ['Say ok', '', '', { 200: { message: 'ok' } }],
+  '/zero': ['Say nothing', '', '', { 200: { 0: '' } }],
+  '/healthz': ['The process answers', '', '', { 200: { status: 'alive' } }],
+  '/readyz': ['The database answers too', '', '', { 200: { status: 'ready' } }],
+  '/metrics': ['Metrics for Prometheus', '', '', { 200: 'text/plain' }],
+  document: ['This document', '', '', { 200: 'application/json' }],
+  page: ['This document as a page', '', '', { 200: 'text/html' }],
+  file: ['A file of the page', '', '', { 200: 'text/*' }],
+};
+
+const TAGS = { rows: 'As they are', PostgREST: "With its clients' defaults", service: 'Itself' };
+const [TREE, STRING] = ['`(column.operator.value,or(…))`, up to 10 levels', { type: 'string' }];
+const WHOLE = { schema: { type: 'integer', minimum: 0 } };
+const HEADER = /^[A-Z]/;
+/** What they are for, the filters aside. */
+const PARAMETERS: Record<string, [description: string, more?: object]> = {
+  select: ['`column`, `alias:column`, `column::type`, `count()`, `column.avg()`'],
+  order: ['`column.desc.nullslast,column`'],
+  limit: ['Rows at most', WHOLE],
+  offset: ['Rows to leave out', WHOLE],
+  after: ['The cursor of `Link: rel="next"`'],
+  ...{ and: [TREE], or: [TREE], 'not.and': [TREE], 'not.or': [TREE] },
+  Prefer: ['`return=minimal`: no rows', { example: 'return=representation, count=exact' }],
+  'If-Match': ['The ETag that the row must have'],
+  'If-None-Match': ['The ETag that is known; `*` where none may be'],
+  'Idempotency-Key': ['Sent again with the same body, it creates nothing more'],
+};
+
+function refer(to: string) {
+  return { $ref: `#/components/${to}` };
+}
+
+function describeApi({ config, resource }: Service, routes: Route[]) {
+  const paths: Record<string, Record<string, object>> = {};
+  const contents = contentsOf(resource);
+  for (const [method, path, { name }] of routes) {
+    const operation = OPERATIONS[name || path];
+    if (!operation) throw new Error(`OPERATIONS has no ${name || path}`);
+    const secured = !OPEN.includes(path) && needsToken(config, method !== 'GET');
+    const told = describeOperation(resource, path, operation, contents);
+    const operationId = [method.toLowerCase(), ...(path.match(/\w+/g) ?? [])].join('_');
+    const item = { ...told, operationId, security: secured ? [{ bearer: [] }] : [] };
+    const at = path.replace(/:(\w+)/g, '{$1}');
+    paths[at] = { ...paths[at], [method.toLowerCase()]: item };
+  }
+  const license = { name: 'MIT', identifier: 'MIT' };
+  const description = 'HEAD answers wherever GET does; OPTIONS names the service and the methods.';
+  const info = { title: resource.path, version: config.APP_VERSION, license, description };
+  const content = { 'application/problem+json': { schema: refer('schemas/Problem') } };
+  const bearer = { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' };
+  const components = {
+    ...{ schemas: describeRows(resource), parameters: describeParameters(resource) },
+    responses: { Problem: { description: 'What went wrong', content } },
+    ...(needsToken(config, true) && { securitySchemes: { bearer } }),
+  };
+  const tags = Object.entries(TAGS).map(([name, description]) => ({ name, description }));
+  return { openapi: '3.1.1', info, servers: [{ url: '/' }], tags, paths, components };
+}
+
+function describeOperation({ names }: Resource, path: string, told: Operation, contents: Contents) {
+  const [summary, takes, body, answers] = told;
+  const contentOf = (of: string | object) =>
+    typeof of === 'string' ? (contents[of] ?? { [of]: {} }) : inJson({ type: 'object' }, of);
+  const queries = Object.keys(PARAMETERS).filter((name) => !HEADER.test(name));
+  const list = [...names.map((name) => `column.${name}`), ...queries].join(' ');
+  const parameters = `${path.match(/(?<=:)\w+/g) ?? ''} ${takes.replace('*', list)}`.match(/\S+/g);
+  const responses = Object.entries(answers).map(([status, of]) => {
+    const content = of && { content: contentOf(of) };
+    return [status, { description: STATUS_CODES[status], ...content }];
+  });
+  const ofRows = Object.values(answers).some((of) => String(of) in contents);
+  const failures = { '4XX': refer('responses/Problem'), '5XX': refer('responses/Problem') };
+  return {
+    summary,
+    tags: [path.startsWith('/rest/') ? 'PostgREST' : ofRows ? 'rows' : 'service'],
+    parameters: (parameters ?? []).map((name) => refer(`parameters/${name}`)),
+    ...(body && { requestBody: { required: true, content: contentOf(body) } }),
+    responses: { ...Object.fromEntries(responses), ...failures },
+  };
+}
+
+function inJson(schema: object, example: unknown) {
+  return { 'application/json': { schema, example } };
+}
+
+function contentsOf({ key, example }: Resource): Contents {
+  const [Row, NewRow] = [refer('schemas/Row'), refer('schemas/NewRow')];
+  const { [key]: _, ...fresh } = example;
+  const many = (items: object) => ({ type: 'array', items });
+  const either = (schema: object) => ({ anyOf: [schema, many(schema)] });
+  const part = inJson(refer('schemas/Part'), fresh);
+  const examples = { one: { value: fresh }, many: { value: [fresh] } };
+  return {
+    row: inJson(Row, example),
+    all: inJson(many(Row), [example]),
+    rows: { ...inJson(many(Row), [example]), [OBJECT]: { schema: Row, example } },
+    new: { 'application/json': { schema: either(NewRow), examples } },
+    made: inJson(either(Row), [example]),
+    whole: inJson(NewRow, example),
+    part: { ...part, 'application/merge-patch+json': part['application/json'] },
+  };
+}
+
+/** JSON Schemas of what the validators take, and of what is answered. */
+function describeRows({ key, columns, row, part }: Resource) {
+  const nullable = Object.entries(columns).map(([name, { schema }]) => [name, schema.nullable()]);
+  const Row = z.object({ [key]: z.string(), ...Object.fromEntries(nullable) });
+  const [text, maybe] = [z.string(), z.string().nullable()];
+  const errors = z.array(z.object({ pointer: text, detail: text })).optional();
+  const Problem = z.object({
+    ...{ type: text, title: text, status: z.int(), detail: text, code: text, message: text },
+    ...{ details: maybe, hint: maybe, errors },
+  });
+  const schemas = Object.entries({ Row, NewRow: row, Part: part, Problem }).map(([name, type]) => {
+    const { $schema, ...schema } = z.toJSONSchema(type, { io: 'input' });
+    return [name, schema];
+  });
+  return Object.fromEntries(schemas);
+}
+
+function describeParameters({ key, names, columns, example }: Resource) {
+  const filters = names.map((name) => {
+    const { type = 'uuid', expects = 'a UUID' } = columns[name] ?? {};
+    const operators = [...OPERATORS.keys()].filter((operator) => isFor(type, operator)).join('|');
+    const pattern = `^(not\\.)?(${operators})(\\(\\w+\\))?\\.`;
+    const schema = { ...STRING, pattern, examples: [`eq.${example[name]}`] };
+    return [`column.${name}`, { in: 'query', name, description: `Is ${expects}`, schema }];
+  });
+  const others = Object.entries(PARAMETERS).map(([name, [description, more]]) => {
+    const place = HEADER.test(name) ? 'header' : 'query';
+    return [name, { in: place, name, description, schema: STRING, ...more }];
+  });
+  const inPath = { in: 'path', required: true, schema: STRING };
+  const row = { ...inPath, name: 'key', description: key, example: example[key] };
+  const file = { ...inPath, name: 'file', schema: { ...STRING, enum: FILES } };
+  return { ...Object.fromEntries([...filters, ...others]), key: row, file };
+}
+
+const FILES = ['swagger-ui.css', 'swagger-ui-bundle.js', 'start.js'];
+const START = "SwaggerUIBundle({ url: 'openapi.json', dom_id: 'main', validatorUrl: null });\n";
+const POLICY =
+  "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
+  "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+function apiHandlers(service: Service, routes: () => Route[]) {
+  const document = () => json(JSON.stringify(describeApi(service, routes())));
+
+  function page(): Answer {
+    const type = { 'Content-Type': 'text/html; charset=utf-8' };
+    const body = `<!doctype html><html lang="en"><meta charset="utf-8">
+      <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
+      <title>${service.resource.path}</title><link rel="stylesheet" href="docs/swagger-ui.css">
+      <main></main><script src="docs/swagger-ui-bundle.js"></script>
+      <script src="docs/start.js"></script></html>`;
+    return { status: 200, headers: { ...type, 'Content-Security-Policy': POLICY }, body };
+  }
+
+  async function file(c: Ctx): Promise<Answer> {
+    const name = c.req.param('file') ?? '';
+    if (!FILES.includes(name)) throw noRoute(c, []);
+    const path = () => fileURLToPath(import.meta.resolve(`swagger-ui-dist/${name}`));
+    const body = name === 'start.js' ? START : await readFile(path(), 'utf8');
+    const type = `text/${name.endsWith('css') ? 'css' : 'javascript'}; charset=utf-8`;
+    const kept = { 'Cache-Control': 'public, max-age=86400', 'X-Content-Type-Options': 'nosniff' };
+    return { status: 200, headers: { 'Content-Type': type, ...kept }, body };
+  }
+
+  return { document, page, file };
+}
 
 // --- Ops ------------------------------------------------------------------------
 
