@@ -38,7 +38,7 @@ import { z } from 'zod';
 // --- Config ---------------------------------------------------------------------
 
 /** The environment, one line a variable; the README's table says what each is for. */
-const Config = z.object({
+export const Config = z.object({
   PORT: whole(0, 65_535).default(8000),
   HOST: z.string().default('127.0.0.1'),
   DATABASE_URL: z.url({ protocol: /^postgres(ql)?$/, error: 'expected postgres://…' }).optional(),
@@ -674,16 +674,16 @@ const CASTS =
 const DEEPEST = 10;
 const MOST_MEMBERS = 50; // json_build_object() takes 100 arguments
 
-const NAME = String.raw`("(?:[^"\\]|\\[^])*"|(?:(?!->)[^\s".,:()*])+)`;
+const NAME = String.raw`("(?:[^"\\]|\\.)*"|(?:(?!->)[^\s".,:()*])+)`;
 const CAST = String.raw`(?:::([\w ]+))?`;
 const MEMBER = `(?:${NAME}:(?!:))?(?:(count)\\(\\)|${NAME}${CAST}(?:\\.(count|sum|avg|min|max)\\(\\))?)${CAST}`;
 const PATTERNS = {
-  member: new RegExp(MEMBER, 'y'),
-  order: new RegExp(`${NAME}(?:\\.(asc|desc))?(?:\\.nulls(first|last))?(?![^,])`, 'y'),
-  branch: new RegExp(`(not\\.)?(and|or)\\(|${NAME}\\.`, 'y'),
+  member: new RegExp(MEMBER, 'ys'),
+  order: new RegExp(`${NAME}(?:\\.(asc|desc))?(?:\\.nulls(first|last))?(?![^,])`, 'ys'),
+  branch: new RegExp(`(not\\.)?(and|or)\\(|${NAME}\\.`, 'ys'),
   condition: /(not\.)?([a-z]+)(?:\((\w+)\))?\./y,
-  item: /"((?:[^"\\]|\\[^])*)"(?=[,)])|(\{[^{}]*\}(?=[,)])|[^,)]*)/y,
-  listed: /"((?:[^"\\]|\\[^])*)"(?=[,)])|([^,)]*)/y,
+  item: /"((?:[^"\\]|\\.)*)"(?=[,)])|(\{[^{}]*\}(?=[,)])|[^,)]*)/sy,
+  listed: /"((?:[^"\\]|\\.)*)"(?=[,)])|([^,)]*)/sy,
 };
 
 /** Where a parser stands in the text of one parameter. */
@@ -729,7 +729,7 @@ export function parseQuery(resource: Resource, parameters: Iterable<[string, str
     const read = SINGLE.get(parameter);
     if (text.includes('\0')) throw expected({ ...reader, at: text.indexOf('\0') }, 'no NUL');
     if (read && seen.has(parameter)) throw expected(reader, `${parameter} once`);
-    if (read) read(query, reader);
+    if (read) Object.assign(query, read(reader));
     else query.filters.push(readFilter(reader));
     take(reader, /$/y, 'nothing more');
     seen.add(parameter);
@@ -738,12 +738,12 @@ export function parseQuery(resource: Resource, parameters: Iterable<[string, str
 }
 
 /** The parameters that are no filters; each may stand once. */
-const SINGLE = new Map<string, (query: Query, reader: Reader) => void>([
-  ['select', readSelect],
-  ['order', (query, reader) => void (query.order = takeList(reader, () => readOrder(reader)))],
-  ['limit', (query, reader) => void (query.limit = readWhole(reader))],
-  ['offset', (query, reader) => void (query.offset = readWhole(reader))],
-  ['after', (query, reader) => void (query.after = readCursor(reader))],
+const SINGLE = new Map<string, (reader: Reader) => Partial<Query>>([
+  ['select', (reader) => (reader.text ? { select: readSelect(reader) } : {})],
+  ['order', (reader) => ({ order: takeList(reader, () => readOrder(reader)) })],
+  ['limit', (reader) => ({ limit: readWhole(reader) })],
+  ['offset', (reader) => ({ offset: readWhole(reader) })],
+  ['after', (reader) => ({ after: readCursor(reader) })],
 ]);
 
 function readWhole(reader: Reader): number {
@@ -773,12 +773,11 @@ function readOrder(reader: Reader): Order {
   return { column: knownColumn(reader.resource, name), descending, nullsFirst };
 }
 
-function readSelect(query: Query, reader: Reader): void {
-  if (reader.text === '') return;
-  const { resource } = reader;
-  const all = resource.names.map((name) => ({ name, column: name }));
-  query.select = takeList(reader, () => (isNext(reader, '*') ? all : [readMember(reader)])).flat();
-  if (query.select.length > MOST_MEMBERS) throw expected(reader, `at most ${MOST_MEMBERS} columns`);
+function readSelect(reader: Reader): Member[] {
+  const all = reader.resource.names.map((name) => ({ name, column: name }));
+  const members = takeList(reader, () => (isNext(reader, '*') ? all : [readMember(reader)])).flat();
+  if (members.length > MOST_MEMBERS) throw expected(reader, `at most ${MOST_MEMBERS} columns`);
+  return members;
 }
 
 /** `alias:column::cast.aggregate()::cast`, of which all but the column or `count()` may lack. */
@@ -814,7 +813,7 @@ function knownColumn({ table, names }: Resource, text: string): string {
 }
 
 function unquoted(text: string): string {
-  return text.startsWith('"') ? text.slice(1, -1).replace(/\\([^])/g, '$1') : text;
+  return text.startsWith('"') ? text.slice(1, -1).replace(/\\(.)/gs, '$1') : text;
 }
 
 /** `column=op.value`, or a tree under `and`, `or`, `not.and`, `not.or`. */
@@ -864,9 +863,9 @@ function readCondition(reader: Reader, column: string, inTree: boolean): Filter 
 function readValue(reader: Reader, operator: string, many: boolean, inTree: boolean): string {
   if (operator === 'in') return readListed(reader);
   const start = { ...reader };
-  const value = inTree ? readItem(reader, PATTERNS.item) : take(reader, /[^]*/y, 'a value')[0];
+  const value = inTree ? readItem(reader, PATTERNS.item) : take(reader, /.*/sy, 'a value')[0];
   if (operator === 'is' && !IS.test(value)) throw expected(start, IS.source);
-  if (many && !/^\{[^]*\}$/.test(value)) throw expected(start, '"{", values between commas, "}"');
+  if (many && !/^\{.*\}$/s.test(value)) throw expected(start, '"{", values between commas, "}"');
   return /like$/.test(operator) ? value.replaceAll('*', '%') : value;
 }
 
@@ -881,7 +880,7 @@ function readListed(reader: Reader): string {
 
 function readItem(reader: Reader, pattern: RegExp): string {
   const [, inQuotes, bare = ''] = take(reader, pattern, 'a value');
-  return inQuotes === undefined ? bare : inQuotes.replace(/\\([^])/g, '$1');
+  return inQuotes === undefined ? bare : inQuotes.replace(/\\(.)/gs, '$1');
 }
 
 /** Makes the order total: by the key at last, in groups by what they are grouped by. */
@@ -906,7 +905,7 @@ function groupedBy({ select = [] }: Query): string[] {
 }
 
 /** A row as JSON text, with its version in the database (xmin) for the ETag. */
-export type Stored = { body: string; version: string };
+export type Stored = { body: string; version: string; created?: boolean };
 
 /** One page of a list: how many rows, their JSON between commas, the cursor behind them. */
 export type Page = {
@@ -974,7 +973,7 @@ export function createStore(resource: Resource, database: Database) {
   }
 
   /** Creates, or replaces unless `createOnly`; undefined where that forbids it. */
-  async function put(row: Row, createOnly: boolean, call: Call) {
+  async function put(row: Row, createOnly: boolean, call: Call): Promise<Stored | undefined> {
     const replace = sql`update set (${list(settable)}) = row(${list(settable, 'excluded.')})`;
     const [result] = await run(
       'write',
@@ -1493,10 +1492,10 @@ function rowHandlers({ config, resource, store }: Service) {
     const put = versions
       ? (await store.merge(uuid, row, versions, c.env.call)).stored
       : await store.put(row, createOnly, c.env.call);
-    const stored = put ?? preconditionFailed();
-    const made = 'created' in stored && stored.created;
-    const headers = { ...tag(stored), ...(made && { Location: `${baseOf(c, resource)}/${uuid}` }) };
-    return writeAnswer(c, made ? 201 : 200, [stored], shapeOf(c, 'object'), headers);
+    const { created = false, ...stored } = put ?? preconditionFailed();
+    const location = created ? { Location: `${baseOf(c, resource)}/${uuid}` } : {};
+    const headers = { ...tag(stored), ...location };
+    return writeAnswer(c, created ? 201 : 200, [stored], shapeOf(c, 'object'), headers);
   }
 
   async function merge(c: Ctx): Promise<Answer> {
@@ -1543,7 +1542,7 @@ function taken(keyed: string | undefined): Problem {
   return new Problem(409, '23505', detail, 'A new request needs a new key.');
 }
 
-/** `/passengers` or `/rest/v1/passengers`, whichever the request came by. */
+/** The path of the resource, plain or below /rest/v1 as the request came. */
 function baseOf(c: Ctx, { path }: Resource): string {
   return isStrict(c) ? `/rest/v1/${path}` : `/${path}`;
 }
@@ -1929,7 +1928,12 @@ const CLIENT_ERRORS: Record<string, [number, string]> = {
 
 function createHttpServer(app: App): Server {
   const timeouts = { headersTimeout: 10_000, requestTimeout: 60_000, keepAliveTimeout: 75_000 };
-  const options = { ...timeouts, connectionsCheckingInterval: 1000, maxHeaderSize: 2 * MAX_HEAD };
+  const options = {
+    ...timeouts,
+    connectionsCheckingInterval: 1000,
+    maxHeaderSize: 2 * MAX_HEAD,
+    requireHostHeader: false,
+  };
   const errorHandler = () => {
     const { status, headers, body } = refusal(
       400,
@@ -1963,6 +1967,8 @@ function refuse(socket: Socket, status: number, detail: string): void {
   headers['Content-Length'] = String(Buffer.byteLength(String(body)));
   const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`);
   socket.end(`HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\n${lines.join('')}\r\n${body}`);
+  socket.resume(); // a reset for what was not read would take the answer along
+  setTimeout(() => socket.destroy(), 500).unref();
 }
 
 async function listen(server: Server, { PORT, HOST }: Config): Promise<void> {

@@ -59,6 +59,7 @@ async function createDatabase(server: string, after: () => Promise<void>): Promi
 export type LogLine = { level: string; msg: string; [name: string]: unknown };
 
 /** An answer with its body read: `json` is undefined where the body is none. */
+// biome-ignore lint/suspicious/noExplicitAny: tests assert on whatever came
 export type Reply = { status: number; headers: Headers; text: string; json: any };
 
 /** A running process of the service. */
@@ -70,6 +71,7 @@ export type TestService = {
   request: (method: string, path: string, body?: unknown, headers?: HeadersInit) => Promise<Reply>;
   get: (path: string, headers?: HeadersInit) => Promise<Reply>;
   logged: (msg: string) => Promise<LogLine>;
+  ended: Promise<number | null>;
   stop: (signal?: NodeJS.Signals) => Promise<number | null>;
 };
 
@@ -79,13 +81,23 @@ const [major = 0] = process.versions.node.split('.').map(Number);
 /** How this Node runs a TypeScript file: as it is from 23.6 on, else by tsx. */
 export const nodeArguments = major >= 24 ? [] : ['--import', import.meta.resolve('tsx')];
 
+/** What every child gets: coverage where it is measured, else the compile cache of deployments. */
+export function inherited(): Record<string, string | undefined> {
+  const { PATH, HOME, NODE_V8_COVERAGE } = process.env;
+  const cache = join(tmpdir(), `compile-cache-${process.getuid?.()}`);
+  return {
+    PATH,
+    HOME,
+    ...(NODE_V8_COVERAGE ? { NODE_V8_COVERAGE } : { NODE_COMPILE_CACHE: cache }),
+  };
+}
+
 /** Starts `node app.ts` and waits until it listens. Rejects with its log when it ends before. */
 export async function startService(
   environment: Record<string, string>,
   { file = APP, cwd }: { file?: string; cwd?: string } = {},
 ): Promise<TestService> {
-  const { PATH, NODE_V8_COVERAGE, HOME } = process.env;
-  const env = { PATH, HOME, NODE_V8_COVERAGE, PORT: '0', ...environment };
+  const env = { ...inherited(), PORT: '0', ...environment };
   const child = spawn(process.execPath, [...nodeArguments, file], { env, cwd });
   const log: LogLine[] = [];
   const events = new EventEmitter().setMaxListeners(0);
@@ -125,8 +137,9 @@ export async function startService(
     await exited;
     return child.exitCode;
   };
+  const ended = exited.then(() => child.exitCode);
   const get = (path: string, headers?: HeadersInit) => request('GET', path, undefined, headers);
-  return { url, child, log, stderr: () => stderr, request, get, logged, stop };
+  return { url, child, log, stderr: () => stderr, request, get, logged, ended, stop };
 }
 
 function pick({ status, headers }: Response) {

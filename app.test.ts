@@ -1,0 +1,1296 @@
+/**
+ * The tests of app.ts, in its order: the real process against a real PostgreSQL, by HTTP.
+ *
+ *     npm test                                 on an embedded PostgreSQL of their own
+ *     DATABASE_URL=postgres://… npm test       on yours, in databases that are dropped again
+ */
+import assert from 'node:assert/strict';
+import { type SpawnSyncReturns, spawnSync } from 'node:child_process';
+import { existsSync, readFileSync } from 'node:fs';
+import { request as httpRequest } from 'node:http';
+import { connect } from 'node:net';
+import { after, before, describe, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { Config, parseQuery, passengers, readConfig, toUuid } from './app.ts';
+import {
+  inherited,
+  nodeArguments,
+  type Reply,
+  startDatabase,
+  startService,
+  type TestDatabase,
+  type TestService,
+  until,
+} from './harness.ts';
+
+let database: TestDatabase;
+let service: TestService;
+
+before(async () => {
+  database = await startDatabase();
+  service = await startService({ DATABASE_URL: database.url, CORS_ORIGIN: 'https://shop.example' });
+  await until(async () => (await service.get('/readyz')).status === 200);
+});
+
+after(async () => {
+  await service?.stop();
+  await database?.stop();
+});
+
+const BRAUND = {
+  survived: false,
+  passengerClass: 3,
+  name: 'Mr. Owen Harris Braund',
+  sex: 'male',
+  age: 22,
+  siblingsOrSpousesAboard: 1,
+  parentsOrChildrenAboard: 0,
+  fare: 7.25,
+};
+const COLUMNS = ['uuid', ...Object.keys(BRAUND)];
+const NOWHERE = '00000000-0000-7000-8000-000000000000';
+
+/** A row of its own for a test; its name tells it from all others. */
+async function create(values: object = {}): Promise<Reply['json']> {
+  const reply = await service.request('POST', '/passengers', { ...BRAUND, ...values });
+  assert.equal(reply.status, 201, reply.text);
+  return reply.json;
+}
+
+let counter = 0;
+function unique(): string {
+  counter += 1;
+  return `Miss. Test ${process.pid} ${counter}`;
+}
+
+async function count(): Promise<number> {
+  const [row] = await database.sql`select count(*)::int as count from titanic`;
+  return row?.count;
+}
+
+/** The whole promise of an error: both worlds in one body, and headers that every answer carries. */
+function assertProblem(reply: Reply, status: number, code?: string): void {
+  assert.equal(reply.status, status, reply.text);
+  assert.equal(reply.headers.get('content-type'), 'application/problem+json');
+  const { type, title, detail, message, details, hint } = reply.json;
+  assert.deepEqual([type, reply.json.status], ['about:blank', status]);
+  assert.ok(title && detail && detail === message);
+  assert.ok(details !== undefined && hint !== undefined && reply.json.code);
+  if (code) assert.equal(reply.json.code, code, reply.text);
+  assert.match(reply.headers.get('x-request-id') ?? '', /./);
+}
+
+/** Bytes on a socket and what comes back until it is closed, for what fetch() would not send. */
+function send(bytes: string | Buffer): Promise<string> {
+  const { hostname, port } = new URL(service.url);
+  return new Promise((resolve, reject) => {
+    let answer = '';
+    const socket = connect(Number(port), hostname, () => socket.write(bytes));
+    socket.on('data', (data) => {
+      answer += data;
+    });
+    socket.on('close', () => resolve(answer)).on('error', reject);
+  });
+}
+
+// --- Config ---------------------------------------------------------------------
+
+describe('Config', () => {
+  const SECRET = 'x'.repeat(32);
+  const refused: [string, Record<string, string>, RegExp][] = [
+    ['PORT that is no number', { PORT: 'abc' }, /^PORT expected a whole number/],
+    ['PORT past 65535', { PORT: '65536' }, /^PORT/],
+    ['PORT with a blank', { PORT: ' 80' }, /^PORT/],
+    ['POOL_SIZE of 0', { POOL_SIZE: '0' }, /^POOL_SIZE/],
+    ['MAX_ROWS in hexadecimal', { MAX_ROWS: '0x10' }, /^MAX_ROWS/],
+    ['DB_PREPARE that is neither', { DB_PREPARE: 'yes' }, /^DB_PREPARE/],
+    ['LOG_LEVEL that pino lacks', { LOG_LEVEL: 'loud' }, /^LOG_LEVEL/],
+    ['DATABASE_URL of another scheme', { DATABASE_URL: 'mysql://x/y' }, /^DATABASE_URL/],
+    ['AUTH that is none of the three', { AUTH: 'some' }, /^AUTH/],
+    ['AUTH=all without a key', { AUTH: 'all' }, /^AUTH=all needs JWT_SECRET or JWKS_URL/],
+    ['a secret of 31 bytes', { JWT_SECRET: 'x'.repeat(31) }, /^JWT_SECRET/],
+    ['a second secret too short', { JWT_SECRET: `${SECRET},short` }, /^JWT_SECRET/],
+    ['an empty secret', { JWT_SECRET: '' }, /^JWT_SECRET is empty/],
+    ['both kinds of key', { JWT_SECRET: SECRET, JWKS_URL: 'https://x.example' }, /exclude/],
+    [
+      'production without a key',
+      { NODE_ENV: 'production', DATABASE_URL: 'postgres://h/d' },
+      /AUTH=none/,
+    ],
+    ['production without a database', { NODE_ENV: 'production', AUTH: 'none' }, /^DATABASE_URL/],
+  ];
+  for (const [name, environment, message] of refused) {
+    test(`refuses ${name}`, () => assert.throws(() => readConfig(environment), { message }));
+  }
+
+  test('names every fault at once', () => {
+    assert.throws(() => readConfig({ PORT: 'a', POOL_SIZE: 'b' }), { message: /PORT.*POOL_SIZE/ });
+  });
+
+  test('takes an empty variable for unset', () => {
+    assert.equal(readConfig({ PORT: '', APP_BRANCH: '' }).PORT, 8000);
+  });
+
+  const accepted: [string, Record<string, string>, Partial<Config>][] = [
+    ['nothing at all', {}, { PORT: 8000, HOST: '127.0.0.1', POOL_SIZE: 8, MAX_ROWS: 1000 }],
+    ['two secrets', { JWT_SECRET: `${SECRET}, ${SECRET}` }, { JWT_SECRET: [SECRET, SECRET] }],
+    [
+      'origins',
+      { CORS_ORIGIN: 'https://a.example,*' },
+      { CORS_ORIGIN: ['https://a.example', '*'] },
+    ],
+    ['unknown variables', { PATH: '/bin' }, { PORT: 8000 }],
+  ];
+  for (const [name, environment, expected] of accepted) {
+    test(`accepts ${name}`, () => {
+      const config = readConfig(environment);
+      for (const [key, value] of Object.entries(expected)) {
+        assert.deepEqual(config[key as keyof Config], value);
+      }
+    });
+  }
+
+  const start = (environment: Record<string, string>): SpawnSyncReturns<string> => {
+    const env = { ...inherited(), ...environment };
+    const app = fileURLToPath(new URL('app.ts', import.meta.url));
+    return spawnSync(process.execPath, [...nodeArguments, app], { env, encoding: 'utf8' });
+  };
+
+  test('a bad value ends the process with 2 and one line that names the variable', () => {
+    const { status, stdout } = start({ PORT: 'abc' });
+    assert.equal(status, 2);
+    assert.equal(stdout.trim().split('\n').length, 1);
+    assert.match(JSON.parse(stdout).msg, /^PORT expected a whole number from 0 to 65535/);
+  });
+
+  test('a port in use ends the process with 2 and says so', () => {
+    const { status, stdout } = start({
+      PORT: new URL(service.url).port,
+      DATABASE_URL: database.url,
+    });
+    assert.equal(status, 2);
+    assert.match(stdout, /PORT \d+ .*EADDRINUSE/);
+  });
+});
+
+// --- Resource -------------------------------------------------------------------
+
+describe('Resource', () => {
+  const uuids: [string, string | undefined][] = [
+    ['a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'],
+    ['A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'],
+    ['{a0eebc99-9c0b4ef8-bb6d6bb9-bd380a11}', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'],
+    ['a0eebc999c0b4ef8bb6d6bb9bd380a11', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'],
+    ['a0ee-bc99-9c0b-4ef8-bb6d-6bb9-bd38-0a11', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'],
+    ['a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a1', undefined],
+    ['{a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', undefined],
+    ['a0e-ebc99-9c0b-4ef8-bb6d-6bb9bd380a11', undefined],
+    ['a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11-', undefined],
+    ['g0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', undefined],
+    ['', undefined],
+  ];
+  for (const [given, expected] of uuids) {
+    test(`toUuid(${JSON.stringify(given)}) says what PostgreSQL says`, async () => {
+      assert.equal(toUuid(given), expected);
+      const cast = database.sql`select ${given}::text::uuid::text as uuid`;
+      assert.equal(
+        await cast.then(
+          ([row]) => row?.uuid,
+          () => undefined,
+        ),
+        expected,
+      );
+    });
+  }
+
+  test('makes the table that it declares, with NOT NULL and CHECK', async () => {
+    const columns = await database.sql`
+      select column_name as name, data_type as type, character_maximum_length as most, is_nullable as nullable
+      from information_schema.columns where table_name = 'titanic' order by ordinal_position`;
+    assert.deepEqual(
+      columns.map(({ name, type, most, nullable }) => [name, type, most, nullable]),
+      [
+        ['uuid', 'uuid', null, 'NO'],
+        ['survived', 'boolean', null, 'NO'],
+        ['passengerClass', 'integer', null, 'NO'],
+        ['name', 'character varying', 150, 'NO'],
+        ['sex', 'character varying', 6, 'NO'],
+        ['age', 'double precision', null, 'NO'],
+        ['siblingsOrSpousesAboard', 'integer', null, 'NO'],
+        ['parentsOrChildrenAboard', 'integer', null, 'NO'],
+        ['fare', 'double precision', null, 'NO'],
+      ],
+    );
+  });
+
+  const edges: [string, unknown, boolean][] = [
+    ['passengerClass', 1, true],
+    ['passengerClass', 0, false],
+    ['passengerClass', 3, true],
+    ['passengerClass', 4, false],
+    ['name', 'x', true],
+    ['name', '', false],
+    ['name', ' ', false],
+    ['name', '\u00a0\u3000', false],
+    ['name', '\ufeff', false],
+    ['name', '\u000b', false],
+    ['name', '🚢'.repeat(150), true],
+    ['name', '🚢'.repeat(151), false],
+    ['name', 'O\'Brien "%_\\', true],
+    ['sex', 'female', true],
+    ['sex', 'Female', false],
+    ['sex', '', false],
+    ['age', 0, true],
+    ['age', -0.5, false],
+    ['age', 150, true],
+    ['age', 150.5, false],
+    ['siblingsOrSpousesAboard', 20, true],
+    ['siblingsOrSpousesAboard', 21, false],
+    ['parentsOrChildrenAboard', -1, false],
+    ['fare', 0, true],
+    ['fare', -0.01, false],
+    ['fare', 512.3292, true],
+    ['fare', 1e308, true],
+  ];
+  for (const [column, value, fits] of edges) {
+    test(`${column} ${JSON.stringify(value).slice(0, 40)} is ${fits ? '' : 'not '}for the validator and the CHECK alike`, async () => {
+      const row = { uuid: crypto.randomUUID(), ...BRAUND, [column]: value };
+      assert.equal(passengers.row.safeParse(row).success, fits);
+      const insert = database.sql`insert into titanic select * from json_populate_record(null::titanic, ${JSON.stringify(row)}::text::json)`;
+      assert.equal(
+        await insert.then(
+          () => true,
+          () => false,
+        ),
+        fits,
+      );
+    });
+  }
+
+  const faulty: [string, string, RegExp][] = [
+    ['alter table titanic rename fare to price', 'renamed column', /fare is missing/],
+    [
+      'alter table titanic alter age type int',
+      'other type',
+      /age is integer, declared double precision/,
+    ],
+    [
+      'alter table titanic drop constraint titanic_pkey',
+      'key without index',
+      /uuid has no unique index/,
+    ],
+    [
+      'alter table titanic add extra int not null',
+      'more to fill',
+      /extra must be filled and is not declared/,
+    ],
+  ];
+  for (const [ddl, name, message] of faulty) {
+    test(`a table with a ${name} ends the process with 2 and is named`, async () => {
+      const other = await startDatabase();
+      const first = await startService({ DATABASE_URL: other.url });
+      await until(async () => (await first.get('/readyz')).status === 200);
+      await first.stop();
+      await other.sql.unsafe(ddl);
+      const second = await startService({ DATABASE_URL: other.url });
+      assert.equal(await second.ended, 2);
+      assert.match(second.log.at(-1)?.msg ?? '', message);
+      await other.stop();
+    });
+  }
+});
+
+// --- Errors ---------------------------------------------------------------------
+
+describe('Errors', () => {
+  const paths: [string, string, number, string][] = [
+    ['GET', '/nope', 404, 'PGRST125'],
+    ['GET', '/', 404, 'PGRST125'],
+    ['GET', '/passengers/', 404, 'PGRST125'],
+    ['GET', '/rest/v1/nope', 404, 'PGRST205'],
+    ['POST', '/rest/v1/rpc/nope', 404, 'PGRST202'],
+    ['GET', `/passengers/${NOWHERE}`, 404, 'PGRST116'],
+    ['DELETE', `/passengers/${NOWHERE}`, 404, 'PGRST116'],
+    ['GET', '/passengers/abc', 400, '22P02'],
+    ['PUT', '/passengers/abc', 400, '22P02'],
+    ['PATCH', '/putpassenger/abc', 405, 'PGRST117'],
+    ['GET', '/passengers/%00', 400, '22P02'],
+    ['GET', '/passengers/%zz', 400, '22P02'],
+    ['GET', '/passengers%zz', 400, 'PGRST100'],
+    ['GET', '/passengers%00', 400, 'PGRST100'],
+    ['PUT', '/passengers', 405, 'PGRST117'],
+    ['DELETE', '/hello', 405, 'PGRST117'],
+    ['GET', '/postpassenger', 405, 'PGRST117'],
+    ['GET', `/deletepassenger/${NOWHERE}`, 405, 'PGRST117'],
+  ];
+  for (const [method, path, status, code] of paths) {
+    test(`${method} ${path} is ${status} ${code}`, async () => {
+      assertProblem(await service.request(method, path), status, code);
+    });
+  }
+
+  test('405 names in Allow what is possible', async () => {
+    const { headers } = await service.request('DELETE', '/hello');
+    assert.equal(headers.get('allow'), 'GET, HEAD, OPTIONS');
+    const key = await service.request('POST', `/passengers/${NOWHERE}`);
+    assert.equal(key.headers.get('allow'), 'GET, HEAD, PUT, PATCH, DELETE, OPTIONS');
+  });
+
+  const raw: [string, string, number][] = [
+    ['an unknown method', 'FOO /passengers HTTP/1.1\r\nHost: x\r\n\r\n', 405],
+    ['CONNECT', 'CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n', 405],
+    ['TRACE', 'TRACE /passengers HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n', 405],
+    ['no HTTP at all', 'GET hello\r\n\r\n', 400],
+    ['a Host that is none', 'GET /hello HTTP/1.1\r\nHost: a b\r\nConnection: close\r\n\r\n', 400],
+    ['no Host', 'GET /hello HTTP/1.1\r\nConnection: close\r\n\r\n', 400],
+    [
+      'Content-Length beside Transfer-Encoding',
+      'POST /passengers HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n',
+      400,
+    ],
+    [
+      'two lengths',
+      'POST /passengers HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc',
+      400,
+    ],
+    [
+      'a bad chunk',
+      'POST /hello HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n',
+      400,
+    ],
+    ['an expectation', 'POST /passengers HTTP/1.1\r\nHost: x\r\nExpect: magic\r\n\r\n', 417],
+    [
+      'a URI of 160 kB',
+      `GET /hello?${'x'.repeat(160_000)} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n`,
+      414,
+    ],
+    [
+      'a header of 140 kB',
+      `GET /hello HTTP/1.1\r\nHost: x\r\nX: ${'x'.repeat(140_000)}\r\nConnection: close\r\n\r\n`,
+      431,
+    ],
+    [
+      'a header of 400 kB',
+      `GET /hello HTTP/1.1\r\nHost: x\r\nX: ${'x'.repeat(400_000)}\r\n\r\n`,
+      431,
+    ],
+  ];
+  for (const [name, bytes, status] of raw) {
+    test(`${name} is ${status} with a problem`, async () => {
+      const answer = await send(bytes);
+      assert.match(answer, new RegExp(`^HTTP/1.1 ${status} `));
+      assert.match(answer, /\r\ncontent-type: application\/problem\+json\r\n/i);
+      assert.match(answer, /\r\nx-request-id: [\w-]+\r\n/i);
+      assert.match(answer, /"status":\d+,"detail":"[^"]+"/);
+    });
+  }
+
+  test('800 UUIDs in one filter fit', async () => {
+    const url = `/passengers?uuid=in.(${Array(800).fill(NOWHERE)})`;
+    assert.equal((await service.get(url)).status, 200);
+  });
+
+  test('Host never comes back', async () => {
+    const answer = await send(
+      'GET /passengers HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n',
+    );
+    assert.match(answer, /^HTTP\/1.1 200/);
+    assert.doesNotMatch(answer, /evil/);
+  });
+
+  test('X-Request-Id is kept when it is sane', async () => {
+    const { headers } = await service.get('/hello', { 'x-request-id': 'a-b_c:1' });
+    assert.equal(headers.get('x-request-id'), 'a-b_c:1');
+  });
+
+  for (const id of ['<script>', 'a b', 'x'.repeat(129)]) {
+    test(`X-Request-Id ${id.slice(0, 10)} is replaced`, async () => {
+      const { headers } = await service.get('/hello', { 'x-request-id': id });
+      assert.match(headers.get('x-request-id') ?? '', /^[0-9a-f-]{36}$/);
+    });
+  }
+
+  test('Server-Timing tells the time in the database', async () => {
+    const { headers } = await service.get('/passengers?limit=1');
+    assert.match(headers.get('server-timing') ?? '', /^db;dur=\d+\.\d, total;dur=\d+\.\d$/);
+  });
+});
+
+// --- Query ----------------------------------------------------------------------
+
+describe('Query', () => {
+  test('a list is ordered by key, its rows have the columns in declared order', async () => {
+    await create();
+    const { json, headers } = await service.get('/passengers?limit=5');
+    const keys = json.map(({ uuid }: { uuid: string }) => uuid);
+    assert.deepEqual(keys, [...keys].sort());
+    assert.deepEqual(Object.keys(json[0]), COLUMNS);
+    assert.equal(headers.get('content-range'), `0-${json.length - 1}/*`);
+  });
+
+  test('a filter of a boolean is a filter of a boolean', async () => {
+    const name = unique();
+    await create({ name, survived: true });
+    await create({ name, survived: false });
+    const { json } = await service.get(`/passengers?name=eq.${name}&survived=eq.true`);
+    assert.deepEqual(
+      json.map(({ survived }: { survived: boolean }) => survived),
+      [true],
+    );
+  });
+
+  const literals = [
+    "' or 1=1 --",
+    '%',
+    '_',
+    'a.b,c:(d)"e\\f+g',
+    '$1',
+    '{a}',
+    'null',
+    '\u{1f6a2}',
+    'toString',
+  ];
+  for (const value of literals) {
+    test(`the filter value ${JSON.stringify(value)} is a literal`, async () => {
+      const name = `${unique()} ${value}`;
+      const row = await create({ name });
+      const { json } = await service.get(`/passengers?name=eq.${encodeURIComponent(name)}`);
+      assert.deepEqual(json, [row]);
+    });
+  }
+
+  const refused: [string, string, RegExp][] = [
+    ['limit=-1', 'PGRST100', /whole number/],
+    ['limit=1e3', 'PGRST100', /nothing more/],
+    ['limit=abc', 'PGRST100', /whole number/],
+    ['limit=', 'PGRST100', /whole number/],
+    ['limit=1&limit=2', 'PGRST100', /once/],
+    ['offset=1.5', 'PGRST100', /nothing more/],
+    ['offset=9999999999', 'PGRST100', /9 digits/],
+    ['after=abc', 'PGRST100', /rel="next"/],
+    ['after=WyJhIl0', 'PGRST100', /rel="next"/],
+    ['after=!!', 'PGRST100', /cursor/],
+    ['order=1;drop table titanic', 'PGRST100', /column/],
+    ['order=age.down', 'PGRST100', /\.asc or \.desc/],
+    ['order=', 'PGRST100', /column/],
+    ['order=toString', '42703', /columns are/],
+    ['constructor=eq.1', '42703', /columns are uuid, survived/],
+    ['__proto__=eq.1', '42703', /columns are/],
+    ['nope=eq.1', '42703', /columns are/],
+    ['age=22', 'PGRST100', /operator/],
+    ['age=', 'PGRST100', /operator/],
+    ['age=eq', 'PGRST100', /operator/],
+    ['age=foo.1', 'PGRST100', /eq, neq/],
+    ['age=toString.1', 'PGRST100', /operator/],
+    ['name=eq.%00', 'PGRST100', /no NUL/],
+  ];
+  for (const [query, code, hint] of refused) {
+    test(`?${query} is refused with ${code} and a hint, without the database`, async () => {
+      const reply = await service.get(`/passengers?${query}`);
+      assertProblem(reply, 400, code);
+      assert.match(reply.json.hint, hint);
+      assert.match(reply.headers.get('server-timing') ?? '', /^db;dur=0\.0/);
+    });
+  }
+
+  for (const query of [
+    'age=eq.abc',
+    'survived=eq.maybe',
+    'passengerClass=eq.1.5',
+    'uuid=eq.x',
+    'age=gt.',
+  ]) {
+    test(`?${query} is refused by the type`, async () => {
+      assertProblem(await service.get(`/passengers?${query}`), 400, '22P02');
+    });
+  }
+
+  describe('paging', () => {
+    const name = unique();
+    const ages = [3, 1, 2, 2, 5, 4, 2];
+    before(async () => {
+      for (const age of ages) await create({ name, age });
+    });
+
+    const pages: [string, number, string, number[] | undefined][] = [
+      ['limit=2', 200, '0-1/*', undefined],
+      ['limit=2&offset=6', 200, '6-6/*', undefined],
+      ['limit=0', 200, '*/*', []],
+      ['offset=7', 200, '*/*', []],
+      ['order=age&limit=3', 200, '0-2/*', [1, 2, 2]],
+      ['order=age.desc&limit=3', 200, '0-2/*', [5, 4, 3]],
+      ['order=age.desc&limit=3&offset=5', 200, '5-6/*', [2, 1]],
+      ['order=age.asc,uuid.desc&limit=1', 200, '0-0/*', [1]],
+    ];
+    for (const [query, status, range, expected] of pages) {
+      test(`?${query} is ${range}`, async () => {
+        const { json, headers, ...reply } = await service.get(
+          `/passengers?name=eq.${name}&${query}`,
+        );
+        assert.equal(reply.status, status);
+        assert.equal(headers.get('content-range'), range);
+        if (expected)
+          assert.deepEqual(
+            json.map(({ age }: { age: number }) => age),
+            expected,
+          );
+      });
+    }
+
+    const counted: [string, number, string][] = [
+      ['limit=2', 206, '0-1/7'],
+      ['', 200, '0-6/7'],
+      ['limit=7', 200, '0-6/7'],
+      ['offset=5', 206, '5-6/7'],
+      ['offset=7', 206, '*/7'],
+      ['age=eq.99', 200, '*/0'],
+      ['limit=0', 206, '*/7'],
+    ];
+    for (const [query, status, range] of counted) {
+      test(`?${query} with count=exact is ${status} ${range}`, async () => {
+        const reply = await service.get(`/passengers?name=eq.${name}&${query}`, {
+          prefer: 'count=exact',
+        });
+        assert.deepEqual([reply.status, reply.headers.get('content-range')], [status, range]);
+      });
+    }
+
+    test('an offset past the counted total is 416', async () => {
+      const reply = await service.get(`/passengers?name=eq.${name}&offset=8`, {
+        prefer: 'count=exact',
+      });
+      assertProblem(reply, 416, 'PGRST103');
+      assert.equal(reply.headers.get('content-range'), '*/7');
+    });
+
+    for (const order of ['', '&order=age', '&order=age.desc', '&order=age.desc.nullslast,name']) {
+      test(`following Link with "${order}" sees every row once, in order, whatever is put before it`, async () => {
+        const whole = await service.get(`/passengers?name=eq.${name}${order}`);
+        const seen = [];
+        let path: string | undefined = `/passengers?name=eq.${name}${order}&limit=2`;
+        while (path) {
+          const { json, headers } = await service.get(path);
+          seen.push(...json);
+          path = /^<([^>]+)>; rel="next"$/.exec(headers.get('link') ?? '')?.[1];
+          assert.ok(!path || path.startsWith('/passengers?'), 'a relative reference');
+        }
+        assert.deepEqual(seen, whole.json);
+      });
+    }
+
+    test('after goes on behind a row that was deleted meanwhile', async () => {
+      const own = unique();
+      const rows = [];
+      for (const age of [1, 2, 3]) rows.push(await create({ name: own, age }));
+      const { headers } = await service.get(`/passengers?name=eq.${own}&order=age&limit=2`);
+      await service.request('DELETE', `/passengers/${rows[1].uuid}`);
+      const next = /<([^>]+)>/.exec(headers.get('link') ?? '')?.[1] ?? '';
+      assert.deepEqual((await service.get(next)).json, [rows[2]]);
+    });
+  });
+
+  test('HEAD is GET without its body', async () => {
+    const row = await create();
+    for (const path of [`/passengers/${row.uuid}`, '/passengers?limit=1', '/hello']) {
+      const [get, head] = [await service.get(path), await service.request('HEAD', path)];
+      assert.deepEqual([head.status, head.text], [get.status, '']);
+      for (const name of ['content-type', 'content-range', 'etag', 'link']) {
+        assert.equal(head.headers.get(name), get.headers.get(name), name);
+      }
+    }
+  });
+
+  const accepts: [string, number][] = [
+    ['application/json', 200],
+    ['*/*', 200],
+    ['application/*', 200],
+    ['text/html, application/json;q=0.5', 200],
+    ['text/html,application/xhtml+xml,*/*;q=0.8', 200],
+    ['text/html', 406],
+    ['application/json;q=0', 406],
+    ['image/*', 406],
+  ];
+  for (const [accept, status] of accepts) {
+    test(`Accept: ${accept} is ${status}`, async () => {
+      const reply = await service.get('/passengers?limit=1', { accept });
+      if (status === 406) assertProblem(reply, 406, 'PGRST107');
+      else assert.equal(reply.status, status);
+    });
+  }
+
+  test('parseQuery() turns a string into data', () => {
+    const query = parseQuery(passengers, new URLSearchParams('age=gte.18&order=name.desc&limit=5'));
+    assert.deepEqual(query, {
+      filters: [{ column: 'age', operator: 'gte', modifier: undefined, value: '18' }],
+      order: [
+        { column: 'name', descending: true, nullsFirst: true },
+        { column: 'uuid', descending: false, nullsFirst: false },
+      ],
+      limit: 5,
+      offset: 0,
+    });
+  });
+});
+
+// --- Routes ---------------------------------------------------------------------
+
+describe('Routes', () => {
+  const fixed: [string, string][] = [
+    ['/hello', '{"message":"ok"}'],
+    ['/zero', '{"0":""}'],
+  ];
+  for (const [path, body] of fixed) {
+    test(`GET ${path} is ${body}`, async () => assert.equal((await service.get(path)).text, body));
+  }
+
+  test('OPTIONS tells version, branch, commit, uri and methods', async () => {
+    const reply = await service.request('OPTIONS', '/passengers');
+    const { version } = JSON.parse(readFileSync(new URL('package.json', import.meta.url), 'utf8'));
+    assert.equal(reply.status, 200);
+    assert.equal(reply.headers.get('allow'), reply.json.methods.join(', '));
+    const { methods, ...about } = reply.json;
+    assert.deepEqual(about, {
+      name: 'passengers',
+      version,
+      branch: '',
+      commit: '',
+      uri: '/passengers',
+    });
+    assert.ok(methods.includes('POST') && methods.includes('OPTIONS'));
+  });
+
+  test('a preflight of an allowed origin gets 204 and what it may', async () => {
+    const asked = { origin: 'https://shop.example', 'access-control-request-method': 'PATCH' };
+    const { status, headers } = await service.request('OPTIONS', '/passengers', undefined, asked);
+    assert.equal(status, 204);
+    assert.equal(headers.get('access-control-allow-origin'), 'https://shop.example');
+    assert.match(headers.get('access-control-allow-methods') ?? '', /PATCH/);
+    for (const name of ['Prefer', 'apikey', 'x-client-info', 'accept-profile']) {
+      assert.match(headers.get('access-control-allow-headers') ?? '', new RegExp(name, 'i'));
+    }
+  });
+
+  test('another origin is told nothing', async () => {
+    const { headers } = await service.get('/passengers?limit=1', {
+      origin: 'https://evil.example',
+    });
+    assert.equal(headers.get('access-control-allow-origin'), null);
+    assert.equal(headers.get('vary'), 'Origin');
+  });
+
+  const bases = [
+    { create: '/passengers', row: '/passengers', put: '/passengers', remove: '/passengers' },
+    {
+      create: '/postpassenger',
+      row: '/getpassenger',
+      put: '/putpassenger',
+      remove: '/deletepassenger',
+    },
+  ];
+  for (const base of bases) {
+    test(`${base.create}: create, read, replace, delete`, async () => {
+      const made = await service.request('POST', base.create, BRAUND);
+      assert.equal(made.status, 201);
+      const { uuid, ...rest } = made.json;
+      assert.deepEqual(rest, BRAUND);
+      assert.match(uuid, /^[0-9a-f]{8}-[0-9a-f]{4}-7/);
+      assert.equal(made.headers.get('location'), `/passengers/${uuid}`);
+      const read = await service.get(`${base.row}/${uuid.toUpperCase()}`);
+      assert.deepEqual([read.status, read.json], [200, made.json]);
+      assert.equal(read.headers.get('etag'), made.headers.get('etag'));
+      const put = await service.request('PUT', `${base.put}/${uuid}`, { ...BRAUND, age: 23 });
+      assert.deepEqual([put.status, put.json], [200, { ...made.json, age: 23 }]);
+      assert.equal((await service.request('DELETE', `${base.remove}/${uuid}`)).status, 204);
+      assertProblem(await service.get(`${base.row}/${uuid}`), 404, 'PGRST116');
+    });
+  }
+
+  test('/rest/v1 answers a write with nothing, unless asked', async () => {
+    const silent = await service.request('POST', '/rest/v1/passengers', BRAUND);
+    assert.deepEqual([silent.status, silent.text], [201, '']);
+    const location = silent.headers.get('location') ?? '';
+    assert.match(location, /^\/rest\/v1\/passengers\/[0-9a-f-]{36}$/);
+    assert.equal((await service.get(location)).status, 200);
+    const prefer = { prefer: 'return=representation' };
+    const shown = await service.request('POST', '/rest/v1/passengers', BRAUND, prefer);
+    assert.deepEqual([shown.status, shown.json.length], [201, 1]);
+    assert.equal(shown.headers.get('preference-applied'), 'return=representation');
+  });
+
+  const returns: [string, string, number, string][] = [
+    ['POST', 'return=minimal', 201, 'nothing'],
+    ['POST', 'return=headers-only', 201, 'nothing'],
+    ['POST', 'return=representation', 201, 'array'],
+    ['PUT', 'return=minimal', 204, 'nothing'],
+    ['PUT', 'return=representation', 200, 'object'],
+    ['PATCH', 'return=minimal', 204, 'nothing'],
+    ['DELETE', 'return=representation', 200, 'object'],
+  ];
+  for (const [method, prefer, status, shape] of returns) {
+    test(`${method} with ${prefer} is ${status} with ${shape}`, async () => {
+      const path = method === 'POST' ? '/passengers' : `/passengers/${(await create()).uuid}`;
+      const body = method === 'DELETE' ? undefined : BRAUND;
+      const reply = await service.request(method, path, body, { prefer });
+      assert.equal(reply.status, status);
+      const got = reply.text === '' ? 'nothing' : Array.isArray(reply.json) ? 'array' : 'object';
+      assert.equal(got, shape);
+    });
+  }
+
+  test('POST of an array makes all rows in order, or none', async () => {
+    const name = unique();
+    const rows = [1, 2, 3].map((age) => ({ ...BRAUND, name, age }));
+    const made = await service.request('POST', '/passengers', rows);
+    assert.deepEqual(
+      [made.status, made.json.map(({ age }: { age: number }) => age)],
+      [201, [1, 2, 3]],
+    );
+    const before = await count();
+    const refused = await service.request('POST', '/passengers', [...rows, { ...BRAUND, age: -1 }]);
+    assertProblem(refused, 422);
+    assert.equal(refused.json.errors[0].pointer, '/3/age');
+    assert.equal(await count(), before);
+  });
+
+  test('POST with a key that is taken is 409', async () => {
+    const row = await create();
+    assertProblem(await service.request('POST', '/passengers', row), 409, '23505');
+    const other = { ...row, age: 99 };
+    assertProblem(await service.request('POST', '/passengers', other), 409, '23505');
+    assert.deepEqual((await service.get(`/passengers/${row.uuid}`)).json, row);
+  });
+
+  test('PUT creates what is not there, with 201 and Location', async () => {
+    const uuid = crypto.randomUUID();
+    const { status, json, headers } = await service.request('PUT', `/passengers/${uuid}`, BRAUND);
+    assert.deepEqual([status, json], [201, { uuid, ...BRAUND }]);
+    assert.equal(headers.get('location'), `/passengers/${uuid}`);
+  });
+
+  for (const type of ['application/json', 'application/merge-patch+json']) {
+    test(`PATCH with ${type} sets what it has`, async () => {
+      const row = await create();
+      const { status, json } = await service.request(
+        'PATCH',
+        `/passengers/${row.uuid}`,
+        { age: 30.5 },
+        { 'content-type': type },
+      );
+      assert.deepEqual([status, json], [200, { ...row, age: 30.5 }]);
+    });
+  }
+
+  test('PATCH with nothing changes nothing', async () => {
+    const row = await create();
+    assert.deepEqual((await service.request('PATCH', `/passengers/${row.uuid}`, {})).json, row);
+  });
+
+  test('/passengerlist answers the whole table, streamed', async () => {
+    const reply = await service.get('/passengerlist');
+    assert.equal(reply.headers.get('transfer-encoding'), 'chunked');
+    assert.equal(reply.json.length, await count());
+  });
+
+  test('a list without limit holds at most MAX_ROWS rows', async () => {
+    const small = await startService({ DATABASE_URL: database.url, MAX_ROWS: '2' });
+    await until(async () => (await small.get('/readyz')).status === 200);
+    await create();
+    for (const query of ['', '?limit=100']) {
+      const { json, headers } = await small.get(`/passengers${query}`);
+      assert.equal(json.length, 2);
+      assert.match(headers.get('link') ?? '', /rel="next"/);
+    }
+    await small.stop();
+  });
+
+  describe('preconditions', () => {
+    const stale = '"1"';
+    test('If-None-Match of the same version is 304 without a body', async () => {
+      const { uuid } = await create();
+      const { headers } = await service.get(`/passengers/${uuid}`);
+      const etag = headers.get('etag') ?? '';
+      for (const tags of [etag, `W/${etag}`, `${stale}, ${etag}`, '*']) {
+        const reply = await service.get(`/passengers/${uuid}`, { 'if-none-match': tags });
+        assert.deepEqual([reply.status, reply.text, reply.headers.get('etag')], [304, '', etag]);
+      }
+      assert.equal(
+        (await service.get(`/passengers/${uuid}`, { 'if-none-match': stale })).status,
+        200,
+      );
+    });
+
+    for (const method of ['PUT', 'PATCH', 'DELETE']) {
+      test(`${method} with If-Match changes that version alone`, async () => {
+        const row = await create();
+        const path = `/passengers/${row.uuid}`;
+        const body = method === 'DELETE' ? undefined : { ...BRAUND, age: 40 };
+        const etag = (await service.get(path)).headers.get('etag') ?? '';
+        for (const tags of [stale, `W/${etag}`, '"x"', '']) {
+          assertProblem(await service.request(method, path, body, { 'if-match': tags }), 412);
+          assert.deepEqual((await service.get(path)).json, row);
+        }
+        const reply = await service.request(method, path, body, {
+          'if-match': `${stale}, ${etag}`,
+        });
+        assert.equal(reply.status, method === 'DELETE' ? 204 : 200);
+        const gone = await service.request(method, path, body, { 'if-match': etag });
+        assertProblem(gone, method === 'DELETE' ? 404 : 412);
+      });
+
+      test(`${method} with If-Match: * wants a row to be there`, async () => {
+        const { uuid } = await create();
+        const body = method === 'DELETE' ? undefined : BRAUND;
+        const any = { 'if-match': '*' };
+        assert.ok((await service.request(method, `/passengers/${uuid}`, body, any)).status < 300);
+        const nowhere = await service.request(method, `/passengers/${NOWHERE}`, body, any);
+        assertProblem(nowhere, method === 'PUT' ? 412 : 404);
+      });
+    }
+
+    test('the version after a write is the next ETag', async () => {
+      const { uuid } = await create();
+      const put = await service.request('PUT', `/passengers/${uuid}`, BRAUND);
+      const { headers } = await service.get(`/passengers/${uuid}`);
+      assert.equal(put.headers.get('etag'), headers.get('etag'));
+    });
+
+    test('PUT with If-None-Match: * creates only', async () => {
+      const uuid = crypto.randomUUID();
+      const only = { 'if-none-match': '*' };
+      assert.equal((await service.request('PUT', `/passengers/${uuid}`, BRAUND, only)).status, 201);
+      const again = await service.request(
+        'PUT',
+        `/passengers/${uuid}`,
+        { ...BRAUND, age: 1 },
+        only,
+      );
+      assertProblem(again, 412);
+      assert.equal((await service.get(`/passengers/${uuid}`)).json.age, 22);
+    });
+
+    test('of 20 writers with one ETag one wins', async () => {
+      const { uuid } = await create();
+      const { headers } = await service.get(`/passengers/${uuid}`);
+      const match = { 'if-match': headers.get('etag') ?? '' };
+      const writes = Array.from({ length: 20 }, (_, age) =>
+        service.request('PATCH', `/passengers/${uuid}`, { age }, match),
+      );
+      const statuses = (await Promise.all(writes)).map(({ status }) => status);
+      assert.deepEqual(statuses.sort(), [200, ...Array(19).fill(412)]);
+    });
+  });
+
+  describe('Idempotency-Key', () => {
+    test('a repetition gets the same 201 and makes no second row', async () => {
+      const name = unique();
+      const key = { 'idempotency-key': `order ${name} "é"`.replace('é', 'e') };
+      const first = await service.request('POST', '/passengers', { ...BRAUND, name }, key);
+      const second = await service.request('POST', '/passengers', { ...BRAUND, name }, key);
+      assert.deepEqual([first.status, second.status, second.json], [201, 201, first.json]);
+      assert.equal(first.headers.get('idempotent-replayed'), null);
+      assert.equal(second.headers.get('idempotent-replayed'), 'true');
+      assert.equal(second.headers.get('location'), first.headers.get('location'));
+      assert.equal((await service.get(`/passengers?name=eq.${name}`)).json.length, 1);
+    });
+
+    test('with other content it is 409', async () => {
+      const key = { 'idempotency-key': unique() };
+      await service.request('POST', '/passengers', BRAUND, key);
+      const other = await service.request('POST', '/passengers', { ...BRAUND, age: 1 }, key);
+      assertProblem(other, 409);
+    });
+
+    test('30 at once make one row', async () => {
+      const name = unique();
+      const posts = Array.from({ length: 30 }, () =>
+        service.request('POST', '/passengers', { ...BRAUND, name }, { 'idempotency-key': name }),
+      );
+      const replies = await Promise.all(posts);
+      assert.deepEqual([...new Set(replies.map(({ status }) => status))], [201]);
+      assert.equal(new Set(replies.map(({ json }) => json.uuid)).size, 1);
+      assert.equal((await service.get(`/passengers?name=eq.${name}`)).json.length, 1);
+    });
+
+    for (const key of ['', 'x'.repeat(256)]) {
+      test(`of ${key.length} characters it is 400`, async () => {
+        assertProblem(
+          await service.request('POST', '/passengers', BRAUND, { 'idempotency-key': key }),
+          400,
+        );
+      });
+    }
+  });
+
+  describe('bad bodies change nothing', () => {
+    const { name: _, ...nameless } = BRAUND;
+    const pointers: [string, unknown, string[]][] = [
+      ['null', null, ['']],
+      ['a string', '"x"', ['']],
+      ['a number', 1, ['']],
+      ['a missing field', nameless, ['/name']],
+      ['an unknown field', { ...BRAUND, extra: 1 }, ['/extra']],
+      ['__proto__', `{"__proto__":{"age":1},${JSON.stringify(BRAUND).slice(1)}`, ['/__proto__']],
+      ['constructor', { ...BRAUND, constructor: 1 }, ['/constructor']],
+      ['a field with a slash', { ...BRAUND, 'a/b~c': 1 }, ['/a~1b~0c']],
+      ['a string for a boolean', { ...BRAUND, survived: 'true' }, ['/survived']],
+      ['a string for a number', { ...BRAUND, age: '22' }, ['/age']],
+      ['null for a value', { ...BRAUND, fare: null }, ['/fare']],
+      ['NUL', { ...BRAUND, name: 'a\0b' }, ['/name']],
+      [
+        'a lone surrogate',
+        `{"x":0,${JSON.stringify(BRAUND).slice(1)}`.replace('"x":0,', '').replace('Mr.', '\\ud800'),
+        ['/name'],
+      ],
+      ['151 code points', { ...BRAUND, name: '🚢'.repeat(151) }, ['/name']],
+      ['blanks only', { ...BRAUND, name: ' \t\u00a0' }, ['/name']],
+      ['age -1', { ...BRAUND, age: -1 }, ['/age']],
+      ['age 151', { ...BRAUND, age: 151 }, ['/age']],
+      ['age 1e400', JSON.stringify(BRAUND).replace('22', '1e400'), ['/age']],
+      [
+        '2147483648 in an integer',
+        { ...BRAUND, siblingsOrSpousesAboard: 2147483648 },
+        ['/siblingsOrSpousesAboard'],
+      ],
+      ['1.5 in an integer', { ...BRAUND, passengerClass: 1.5 }, ['/passengerClass']],
+      ['a key that is none', { ...BRAUND, uuid: 'abc' }, ['/uuid']],
+      ['three faults', { ...BRAUND, age: -1, sex: 'x', more: 1 }, ['/sex', '/age', '/more']],
+      ['nothing', {}, Object.keys(BRAUND).map((name) => `/${name}`)],
+    ];
+    for (const [name, body, expected] of pointers) {
+      test(`${name} is 422 at ${expected}`, async () => {
+        const before = await count();
+        const reply = await service.request('POST', '/passengers', body);
+        assertProblem(reply, 422);
+        assert.deepEqual(
+          reply.json.errors.map((fault: { pointer: string }) => fault.pointer),
+          expected,
+        );
+        assert.equal(await count(), before);
+      });
+    }
+
+    test('an unknown field has the code that PostgREST clients expect', async () => {
+      const reply = await service.request('POST', '/passengers', { ...BRAUND, extra: 1 });
+      assertProblem(reply, 422, 'PGRST204');
+    });
+
+    test('a fault says what would be right', async () => {
+      const { json } = await service.request('POST', '/passengers', {
+        ...nameless,
+        passengerClass: 4,
+      });
+      assert.deepEqual(json.errors, [
+        { pointer: '/passengerClass', detail: 'must be a whole number from 1 to 3' },
+        {
+          pointer: '/name',
+          detail: 'is missing; it must be text of 1 to 150 characters besides blanks around it',
+        },
+      ]);
+    });
+
+    test('blanks around a name are removed', async () => {
+      assert.equal((await create({ name: ' \u00a0Anna\n' })).name, 'Anna');
+    });
+
+    const types: [string, Record<string, string>, number][] = [
+      ['text/plain', { 'content-type': 'text/plain' }, 415],
+      ['application/jsonx', { 'content-type': 'application/jsonx' }, 415],
+      ['gzip', { 'content-encoding': 'gzip' }, 415],
+      ['JSON with a charset', { 'content-type': 'application/json; charset=utf-8' }, 201],
+      ['identity', { 'content-encoding': 'identity' }, 201],
+    ];
+    for (const [name, headers, status] of types) {
+      test(`a body as ${name} is ${status}`, async () => {
+        const reply = await service.request('POST', '/passengers', BRAUND, headers);
+        if (status === 415) assertProblem(reply, 415);
+        else assert.equal(reply.status, status, reply.text);
+      });
+    }
+
+    const bodies: [string, string | Buffer, number][] = [
+      ['no JSON', '{', 400],
+      ['an empty body', '', 400],
+      ['two values', '{}{}', 400],
+      ['NaN', '{"age":NaN}', 400],
+      ['invalid UTF-8', Buffer.from([0x22, 0xff, 0x22]), 400],
+      ['32 000 nested arrays', '['.repeat(32_000), 400],
+      ['32 000 nested arrays, closed', '['.repeat(32_000) + ']'.repeat(32_000), 422],
+    ];
+    for (const [name, body, status] of bodies) {
+      test(`${name} is ${status}`, async () => {
+        const { port } = new URL(service.url);
+        const headers = {
+          'content-type': 'application/json',
+          'content-length': Buffer.byteLength(body),
+        };
+        const request = httpRequest({ port, method: 'POST', path: '/passengers', headers });
+        const answer: Promise<[number, string]> = new Promise((resolve) => {
+          request.on('response', async (response) => {
+            resolve([response.statusCode ?? 0, (await response.toArray()).join('')]);
+          });
+        });
+        request.end(body);
+        const [got, text] = await answer;
+        assert.equal(got, status, text.slice(0, 500));
+        assert.equal(JSON.parse(text).status, status);
+      });
+    }
+
+    test('no Content-Type is 415', async () => {
+      const answer = await send(
+        'POST /passengers HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}',
+      );
+      assert.match(answer, /^HTTP\/1.1 415 /);
+    });
+
+    const large = JSON.stringify({ ...BRAUND, name: 'x'.repeat(2 ** 20) });
+    test('a body over the limit is 413, by its length', async () => {
+      assertProblem(await service.request('POST', '/passengers', large), 413);
+    });
+
+    test('a body over the limit is 413, chunked', async () => {
+      const head =
+        'POST /passengers HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n';
+      const chunk = `${large.length.toString(16)}\r\n${large}\r\n0\r\n\r\n`;
+      assert.match(
+        await send(`${head}Transfer-Encoding: chunked\r\n\r\n${chunk}`),
+        /^HTTP\/1.1 413 /,
+      );
+    });
+
+    test('a body of another row than the path is 422', async () => {
+      const { uuid } = await create();
+      for (const method of ['PUT', 'PATCH']) {
+        const reply = await service.request(method, `/passengers/${uuid}`, {
+          ...BRAUND,
+          uuid: NOWHERE,
+        });
+        assertProblem(reply, 422);
+        assert.equal(reply.json.errors[0].pointer, '/uuid');
+      }
+    });
+  });
+});
+
+// --- Ops ------------------------------------------------------------------------
+
+describe('Ops', () => {
+  test('GET /healthz and /readyz are 200', async () => {
+    assert.equal((await service.get('/healthz')).json.status, 'alive');
+    assert.equal((await service.get('/readyz')).json.status, 'ready');
+  });
+
+  test('GET /metrics counts requests by route pattern, never by path', async () => {
+    const { uuid } = await create();
+    await service.get(`/passengers/${uuid}`);
+    await service.get('/nope/nope');
+    const { text, headers } = await service.get('/metrics');
+    assert.match(headers.get('content-type') ?? '', /^text\/plain/);
+    assert.match(
+      text,
+      /http_request_duration_seconds_count\{method="GET",route="\/passengers\/:key",status="200"\} \d+/,
+    );
+    assert.match(text, /route="unmatched",status="404"/);
+    assert.doesNotMatch(text, new RegExp(`${uuid}|/nope`));
+    for (const name of [
+      'db_statements_in_flight',
+      'db_statements_waiting',
+      'build_info{',
+      'process_cpu_seconds_total',
+    ]) {
+      assert.ok(text.includes(`\n${name}`), name);
+    }
+  });
+
+  test('the log has one JSON line an event, nothing on stderr', () => {
+    assert.ok(service.log.every(({ level, msg }) => level && msg));
+    assert.equal(service.stderr(), '');
+  });
+});
+
+// --- Start ----------------------------------------------------------------------
+
+describe('Start', () => {
+  test('serves the database of python-crud-api as it is, without DDL', async (t) => {
+    const old = await startDatabase();
+    const made = await old.sql`create extension if not exists "uuid-ossp"`.then(
+      () => true,
+      () => false,
+    );
+    t.diagnostic(
+      made ? 'with uuid-ossp' : 'uuid-ossp is not installed here: gen_random_uuid() stands in',
+    );
+    await old.sql.unsafe(`create table titanic(
+      uuid uuid default ${made ? 'uuid_generate_v4()' : 'gen_random_uuid()'} primary key, survived bool,
+      "passengerClass" int, Name varchar(150), sex varchar(6), age float,
+      "siblingsOrSpousesAboard" int, "parentsOrChildrenAboard" int, fare float)`);
+    await old.sql`insert into titanic (name) values ('half known')`;
+    await old.sql.unsafe(`create role reader login password 'reader';
+      grant select, insert, update, delete on titanic to reader; revoke create on schema public from public`);
+    const url = new URL(old.url);
+    [url.username, url.password] = ['reader', 'reader'];
+    const own = await startService({ DATABASE_URL: url.href });
+    await until(async () => (await own.get('/readyz')).status === 200);
+    const [half] = (await own.get('/passengerlist')).json;
+    assert.equal(half.name, 'half known');
+    assert.deepEqual(Object.keys(half), COLUMNS);
+    assert.equal(half.age, null);
+    const { json } = await own.request('POST', '/postpassenger', BRAUND);
+    assert.equal((await own.request('PUT', `/putpassenger/${json.uuid}`, BRAUND)).status, 200);
+    assert.equal((await own.request('DELETE', `/deletepassenger/${json.uuid}`)).status, 204);
+    await own.stop();
+    await old.sql`drop owned by reader`;
+    await old.sql`drop role reader`;
+    await old.stop();
+  });
+
+  const csv = new URL('../shared/data/titanic.csv', import.meta.url);
+  const input = existsSync(csv) ? csv : new URL('sample.csv', import.meta.url);
+  test(`every row of ${input.pathname.split('/').at(-1)} goes in by the old route and comes back by both`, async (t) => {
+    const own = await startDatabase();
+    const server = await startService({ DATABASE_URL: own.url });
+    await until(async () => (await server.get('/readyz')).status === 200);
+    const [, ...lines] = readFileSync(input, 'utf8').trim().split(/\r?\n/);
+    const expected = new Map<string, object>();
+    for (const line of lines) {
+      const [survived, pclass, name, sex, age, siblings, parents, fare] = line.split(',');
+      const row = {
+        survived: survived === '1',
+        passengerClass: Number(pclass),
+        name: name?.trim(),
+        sex,
+        age: Number(age),
+        siblingsOrSpousesAboard: Number(siblings),
+        parentsOrChildrenAboard: Number(parents),
+        fare: Number(fare),
+      };
+      const { status, json } = await server.request('POST', '/postpassenger', row);
+      assert.equal(status, 201);
+      expected.set(json.uuid, { uuid: json.uuid, ...row });
+    }
+    const whole = [...expected.values()];
+    assert.deepEqual((await server.get('/passengerlist')).json, whole);
+    assert.deepEqual((await server.get('/passengers')).json, whole);
+    for (const [uuid, row] of expected) {
+      assert.deepEqual((await server.get(`/getpassenger/${uuid}`)).json, row);
+      assert.deepEqual((await server.get(`/passengers/${uuid}`)).json, row);
+    }
+    t.diagnostic(`${whole.length} rows`);
+    await server.stop();
+    await own.stop();
+  });
+
+  test('workers share the port, and /metrics sums over them', async () => {
+    const own = await startService({ DATABASE_URL: database.url, WEB_CONCURRENCY: '2' });
+    await until(async () => (await own.get('/readyz')).status === 200);
+    for (let i = 0; i < 20; i += 1) await own.get('/zero', { connection: 'close' });
+    const { text } = await own.get('/metrics');
+    assert.match(
+      text,
+      /http_request_duration_seconds_count\{method="GET",route="\/zero",status="200"\} 20/,
+    );
+    assert.equal(await own.stop(), 0);
+  });
+
+  test('is ready within 1 s of start with the database up, and small when idle', async (t) => {
+    const started = performance.now();
+    const own = await startService({ DATABASE_URL: database.url });
+    await until(async () => (await own.get('/readyz')).status === 200);
+    const ms = performance.now() - started;
+    t.diagnostic(`ready after ${ms.toFixed(0)} ms`);
+    if (existsSync(`/proc/${own.child.pid}/status`)) {
+      const status = readFileSync(`/proc/${own.child.pid}/status`, 'utf8');
+      t.diagnostic(`${(Number(/VmRSS:\s+(\d+)/.exec(status)?.[1]) / 1024).toFixed(0)} MB resident`);
+    }
+    await own.stop();
+    assert.ok(ms < 1000 || process.env.NODE_V8_COVERAGE, `${ms} ms`);
+  });
+});
+
+// --- Repository -----------------------------------------------------------------
+
+describe('Repository', () => {
+  const read = (name: string) => readFileSync(new URL(name, import.meta.url), 'utf8');
+  const [source, readme, ownTests] = ['app.ts', 'README.md', 'app.test.ts'].map(read) as [
+    string,
+    string,
+    string,
+  ];
+  const banners = (text: string) =>
+    [...text.matchAll(/^\/\/ --- (\w+) -+$/gm)].map(([, word]) => word);
+
+  test('README has each variable of Config with its default, and no other', () => {
+    const rows = [...readme.matchAll(/^\| `([A-Z_]+)` \| (.*?) \|/gm)];
+    const told = new Map(rows.map(([, name = '', initial]) => [name, initial]));
+    const defaults: Record<string, unknown> = readConfig({});
+    const hidden = ['NODE_ENV', 'PGHOST'];
+    assert.deepEqual(
+      [...told.keys()].sort(),
+      Object.keys(Config.shape)
+        .filter((name) => !hidden.includes(name))
+        .sort(),
+    );
+    for (const [name, initial] of told) {
+      const value = name === 'APP_VERSION' ? undefined : defaults[name];
+      const empty =
+        value === undefined || value === '' || (Array.isArray(value) && value.length === 0);
+      if (!empty) assert.equal(initial, `\`${value}\``, name);
+    }
+  });
+
+  test('README names each route', () => {
+    const { list, create, read, replace, remove } = passengers.legacy ?? assert.fail();
+    for (const route of [
+      '/hello',
+      '/zero',
+      '/passengers',
+      '/rest/v1/passengers',
+      '/healthz',
+      '/readyz',
+      '/metrics',
+      list,
+      create,
+      read,
+      replace,
+      remove,
+    ]) {
+      assert.ok(readme.includes(`\`${route}`) || readme.includes(`${route}`), route);
+    }
+  });
+
+  test('the banners of this file follow those of app.ts', () => {
+    const own = banners(ownTests).filter((word) => word !== 'Repository');
+    assert.deepEqual(
+      own,
+      banners(source).filter((word) => own.includes(word)),
+    );
+    assert.equal(banners(ownTests).at(-1), 'Repository');
+  });
+
+  test('passenger stands in the declaration and nowhere below', () => {
+    const end = source.indexOf('});', source.indexOf('export const passengers'));
+    const lines = source.slice(end).replace('main(passengers, ', '').split('\n');
+    assert.deepEqual(
+      lines.filter((line) => /passenger|titanic/i.test(line)),
+      [],
+    );
+  });
+
+  test('process.env is read in one place', () => {
+    assert.equal(source.match(/process\.env/g)?.length, 1);
+  });
+
+  test('nothing happens on import', () => {
+    const script = `await import(${JSON.stringify(new URL('app.ts', import.meta.url).href)}); console.log(process.getActiveResourcesInfo().filter((one) => !/Pipe|TTY|File/.test(one)).length)`;
+    const { stdout } = spawnSync(
+      process.execPath,
+      [...nodeArguments, '--input-type=module', '-e', script],
+      { encoding: 'utf8', env: { PATH: process.env.PATH } },
+    );
+    assert.equal(stdout.trim(), '0');
+  });
+
+  test('package-lock.json names no registry', () => {
+    assert.doesNotMatch(read('package-lock.json'), /"resolved"/);
+  });
+});
