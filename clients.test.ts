@@ -9,6 +9,9 @@
  * Nothing is skipped on Node 20: supabase-js 2.119 asks there for a WebSocket, which it is given.
  */
 import assert from 'node:assert/strict';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { after, before, beforeEach, describe, test } from 'node:test';
 import * as provider from '@raphiniert/ra-data-postgrest';
 import { dataProvider } from '@refinedev/supabase';
@@ -117,7 +120,7 @@ after(async () => {
 beforeEach(async () => {
   const { sql } = database;
   await sql`truncate titanic`;
-  await sql`insert into titanic select * from json_populate_recordset(null::titanic, ${sql.json(ROWS)})`;
+  await sql`insert into titanic select * from jsonb_populate_recordset(null::titanic, ${sql.json(ROWS)})`;
 });
 
 function passengers() {
@@ -603,7 +606,7 @@ describe('postgrest-js upsert', () => {
   });
 
   test('of both kinds both come back: 201', async () => {
-    const { data, error, status } = await passengers().upsert([other, NEW]).select().order('name');
+    const { data, error, status } = await passengers().upsert([other, NEW]).select();
     assert.deepEqual({ data, error, status }, { data: [other, NEW], error: null, status: 201 });
     assert.equal((await stored()).length, 7);
   });
@@ -891,50 +894,34 @@ describe('postgrest-js delete', () => {
 });
 
 describe('postgrest-js and what the service does not have', () => {
-  const embedding = 400;
   const refused: [
     criterion: string,
     ask: () => PromiseLike<{ status: number; error: unknown }>,
     status: number,
     code: string,
   ][] = [
-    ['embedding', () => passengers().select('*,cabins(*)'), embedding, 'PGRST200'],
-    [
-      'embedding by a hint',
-      () => passengers().select('name,cabins!fk(deck)'),
-      embedding,
-      'PGRST200',
-    ],
-    ['inner embedding', () => passengers().select('name,cabins!inner(*)'), embedding, 'PGRST200'],
-    [
-      'embedding under an alias',
-      () => passengers().select('cabin:cabins(*)'),
-      embedding,
-      'PGRST200',
-    ],
-    [
-      'nested embedding',
-      () => passengers().select('cabins(deck,ships(name))'),
-      embedding,
-      'PGRST200',
-    ],
-    ['spread embedding', () => passengers().select('name,...cabins(deck)'), embedding, 'PGRST200'],
+    ['embedding', () => passengers().select('*,cabins(*)'), 400, 'PGRST200'],
+    ['embedding by a hint', () => passengers().select('name,cabins!fk(deck)'), 400, 'PGRST200'],
+    ['inner embedding', () => passengers().select('name,cabins!inner(*)'), 400, 'PGRST200'],
+    ['embedding under an alias', () => passengers().select('cabin:cabins(*)'), 400, 'PGRST200'],
+    ['nested embedding', () => passengers().select('cabins(deck,ships(name))'), 400, 'PGRST200'],
+    ['spread embedding', () => passengers().select('name,...cabins(deck)'), 400, 'PGRST200'],
     [
       'embedding in what an insert gives',
       () => passengers().insert(NEW).select('*,cabins(*)'),
-      embedding,
+      400,
       'PGRST200',
     ],
     [
       'embedding in what an update gives',
       () => passengers().update({ age: 1 }).eq('uuid', A.uuid).select('*,cabins(*)'),
-      embedding,
+      400,
       'PGRST200',
     ],
     [
       'embedding in what a delete gives',
       () => passengers().delete().eq('uuid', A.uuid).select('*,cabins(*)'),
-      embedding,
+      400,
       'PGRST200',
     ],
     [
@@ -1131,6 +1118,144 @@ describe('postgrest-js and what the service does not have', () => {
   });
 });
 
+// --- Another resource -----------------------------------------------------------
+
+/** With a default, a column that may be null, and a name full of what the dialect is made of. */
+const SEAT = `Mr. O'Neil's "seat", (a:b) \\ 100%`;
+const BERTHS = `
+  import { integer, main, resource, text } from '${new URL('app.ts', import.meta.url)}';
+  const columns = {
+    number: integer(1, 999),
+    deck: text(9, { default: 'A' }),
+    note: text(50, { nullable: true }),
+    ${JSON.stringify(SEAT)}: integer(0, 9, { default: 0 }),
+  };
+  const berths = resource({ path: 'berths', table: 'the "berths"', key: 'id', columns });
+  main(berths, [], process.env).then(() => process.exit(0), () => process.exit(1));
+`;
+
+describe('postgrest-js and a resource with defaults and an odd name', () => {
+  type Berth = { id: string; number: number; deck: string; note: string | null };
+  type Berths = {
+    Row: Berth;
+    Insert: Partial<Berth>;
+    Update: Record<string, unknown>;
+    Relationships: [];
+  };
+  type Other = {
+    __InternalSupabase: { PostgrestVersion: '14' };
+    public: {
+      Tables: { berths: Berths };
+      Views: Record<never, never>;
+      Functions: Record<never, never>;
+    };
+  };
+  const quoted = `"${SEAT.replace(/["\\]/g, '\\$&')}"`;
+  const key = (number: number) => ({ id: id(String(number)), number });
+  const seats = [
+    { ...key(1), deck: 'C', note: null, [SEAT]: 5 },
+    { ...key(2), deck: 'B', note: 'wet', [SEAT]: 7 },
+  ];
+  let directory: string;
+  let other: TestService;
+
+  before(async () => {
+    directory = await mkdtemp(join(tmpdir(), 'passengers test-'));
+    const file = join(directory, 'berths.mts');
+    await writeFile(file, BERTHS);
+    other = await startService({ DATABASE_URL: database.url, AUTH: 'none' }, { file });
+    await until(async () => (await other.get('/readyz')).status === 200);
+  });
+  beforeEach(async () => {
+    const { sql } = database;
+    const table = sql('the "berths"');
+    await sql`truncate ${table}`;
+    for (const seat of seats) {
+      await sql`insert into ${table} select * from jsonb_populate_record(null::${table}, ${sql.json(seat)})`;
+    }
+  });
+  after(async () => {
+    await other?.stop();
+    await rm(directory, { recursive: true });
+  });
+
+  function berths() {
+    return new PostgrestClient<Other>(`${other.url}/rest/v1`).from('berths');
+  }
+
+  test('an insert of one row fills in what is missing', async () => {
+    const { data, error } = await berths().insert(key(3)).select();
+    assert.deepEqual([error, data], [null, [{ ...key(3), deck: 'A', note: null, [SEAT]: 0 }]]);
+  });
+
+  test('an insert of ragged rows with defaultToNull false fills in what is missing', async () => {
+    const rows = [{ ...key(3), deck: 'D', note: 'dry' }, key(4)];
+    const { data, error } = await berths().insert(rows, { defaultToNull: false }).select();
+    const expected = [
+      { ...key(3), deck: 'D', note: 'dry', [SEAT]: 0 },
+      { ...key(4), deck: 'A', note: null, [SEAT]: 0 },
+    ];
+    assert.deepEqual([error, data], [null, expected]);
+  });
+
+  const members: [criterion: string, columns: string, expected: object][] = [
+    ['by itself', quoted, { [SEAT]: 5 }],
+    ['with a cast', `${quoted}::text`, { [SEAT]: '5' }],
+    ['under an alias', `seat:${quoted}`, { seat: 5 }],
+    ['as the alias of another', `${quoted}:deck`, { [SEAT]: 'C' }],
+    ['as its own alias with a cast', `${quoted}:${quoted}::text`, { [SEAT]: '5' }],
+  ];
+  for (const [criterion, columns, expected] of members) {
+    test(`select of the odd name ${criterion}`, async () => {
+      const query = new URLSearchParams({ select: columns, number: 'eq.1' });
+      const { status, json, text } = await other.get(`/rest/v1/berths?${query}`);
+      assert.equal(status, 200, text);
+      assert.deepEqual(json, [expected]);
+    });
+  }
+
+  test('select of an aggregate of the odd name', async () => {
+    const { json } = await other.get(
+      `/rest/v1/berths?select=${encodeURIComponent(quoted)}.max(),n:count()`,
+    );
+    assert.deepEqual(json, [{ max: 7, n: 2 }]);
+  });
+
+  test('order by the odd name', async () => {
+    const { data, error } = await berths().select('number').order(quoted, { ascending: false });
+    assert.deepEqual([error, data], [null, [{ number: 2 }, { number: 1 }]]);
+  });
+
+  test('filters on the odd name', async () => {
+    const { data, error } = await berths().select('number').filter(quoted, 'gt', 5);
+    assert.deepEqual([error, data], [null, [{ number: 2 }]]);
+    const tree = await berths().select('number').or(`${quoted}.eq.5,${quoted}.in.("4")`);
+    assert.deepEqual([tree.error, tree.data], [null, [{ number: 1 }]]);
+  });
+
+  test('an update sets the odd name by the odd name', async () => {
+    const list = berths()
+      .update({ [SEAT]: 9 })
+      .filter(quoted, 'eq', 5)
+      .select();
+    const { data, error } = await list;
+    assert.deepEqual([error, data], [null, [{ ...seats[0], [SEAT]: 9 }]]);
+  });
+
+  test('an upsert replaces a row that has the odd name', async () => {
+    const row = { ...seats[0], [SEAT]: 8 };
+    const { data, error, status } = await berths()
+      .upsert(row as Partial<Berth>)
+      .select();
+    assert.deepEqual([error, status, data], [null, 200, [row]]);
+  });
+
+  test('a delete by the odd name', async () => {
+    const { data, error } = await berths().delete().filter(quoted, 'eq', 5).select('number');
+    assert.deepEqual([error, data], [null, [{ number: 1 }]]);
+  });
+});
+
 // --- supabase-js ----------------------------------------------------------------
 
 /** Node 20 has no WebSocket; what is tested here opens none. */
@@ -1140,7 +1265,7 @@ const options = {
 };
 
 describe('supabase-js', () => {
-  const secret = 'a secret of the tests, longer than 32 bytes';
+  const secret = 'a secret of the tests that is longer than 32 bytes';
   let guarded: TestService;
 
   before(async () => {
@@ -1644,6 +1769,7 @@ describe('Values with punctuation', () => {
     ['and=(age.gt.5,or(sex.eq.male,survived.is.true))', 'AB'],
     ['not.and=(sex.eq.female,passengerClass.gte.1)', 'BC'],
     ['name[0]=ilike.*b*&name[1]=ilike.*r*', 'BCE'],
+    ['and=( and ( passengerClass.in.( 1, 2 ) , age.gt.30 ) )', 'D'],
     ['"name"=eq.Fay', 'F'],
   ];
   for (const [query, expected] of written) {
@@ -1763,6 +1889,14 @@ describe('Requests as clients send them', () => {
       for (const member of ['message', 'details', 'hint']) assert.ok(member in answer.json, member);
     });
   }
+
+  test('return=headers-only gives the Location of the row alone', async () => {
+    const prefer = { prefer: 'return=headers-only' };
+    const made = await service.request('POST', '/rest/v1/passengers', NEW, prefer);
+    assert.deepEqual([made.status, made.text], [201, '']);
+    const row = await service.get(made.headers.get('location') ?? '');
+    assert.deepEqual([row.status, row.json], [200, NEW]);
+  });
 
   test('Preference-Applied names what was applied, and no more', async () => {
     const prefer = 'return=representation, resolution=merge-duplicates, tx=rollback, count=exact';
