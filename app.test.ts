@@ -760,6 +760,13 @@ describe('Routes', () => {
     assert.deepEqual((await service.get(`/passengers/${row.uuid}`)).json, row);
   });
 
+  test('POST of an array with a taken key makes none of its rows', async () => {
+    const [row, name] = [await create(), unique()];
+    const rows = [{ ...BRAUND, name }, row, { ...BRAUND, name }];
+    assertProblem(await service.request('POST', '/passengers', rows), 409, '23505');
+    assert.deepEqual((await service.get(`/passengers?name=eq.${name}`)).json, []);
+  });
+
   test('PUT creates what is not there, with 201 and Location', async () => {
     const uuid = crypto.randomUUID();
     const { status, json, headers } = await service.request('PUT', `/passengers/${uuid}`, BRAUND);

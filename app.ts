@@ -443,7 +443,7 @@ export function openDatabase(config: Config, log: Logger) {
   }
 
   /**
-   * Runs one statement, and once more where it is known not to have run, or may run twice.
+   * Runs one statement, and again where it is known not to have run, or may run twice.
    * Throws Problem 503 or 504 within DEADLINE, and what PostgreSQL says of the statement.
    */
   async function run(kind: Kind, call: Call, statement: Statement): Promise<Result[]> {
@@ -452,14 +452,17 @@ export function openDatabase(config: Config, log: Logger) {
     const elapsed = () => performance.now() - started;
     numbers.inFlight += 1;
     try {
-      const client = leastBusy() ?? (await firstOpen());
-      const query: Pending = statement(client.sql);
-      return await execute(client, query, DEADLINE - elapsed(), kind, call).catch(async (error) => {
-        if (elapsed() > LOCK_TIMEOUT || !mayRepeat(kind, query, error)) throw error;
-        call.repeated = true;
-        const other = leastBusy() ?? (await firstOpen());
-        return execute(other, statement(other.sql), DEADLINE - elapsed(), kind, call);
-      });
+      for (let tries = 3; ; tries -= 1) {
+        const client = leastBusy() ?? (await firstOpen());
+        const query: Pending = statement(client.sql);
+        try {
+          return await execute(client, query, DEADLINE - elapsed(), kind, call);
+        } catch (error) {
+          const late = elapsed() > LOCK_TIMEOUT;
+          if (tries === 1 || late || !mayRepeat(kind, query, error)) throw error;
+          call.repeated ||= LOST.test(codeOf(error));
+        }
+      }
     } finally {
       numbers.inFlight -= 1;
       call.ms += elapsed();
@@ -519,12 +522,15 @@ export function openDatabase(config: Config, log: Logger) {
   return { template: connect(config), run, stream, end, numbers };
 }
 
-/** It was not sent, or the server undid it (also by a cancel meant for a neighbour), or it is lost. */
+/**
+ * It was not sent, or the server undid it (also by a cancel that was meant for a neighbour), or it
+ * was lost; a keyed insert that met its own key finds the row next time.
+ */
 function mayRepeat(kind: Kind, query: Pending, error: unknown): boolean {
   if (error instanceof Problem) return false;
   const code = codeOf(error);
-  const undone = !query.state || /^(57P0.|57014|40001|40P01)$/.test(code);
-  return undone || (kind !== 'write' && LOST.test(code));
+  if (!query.state || /^(57P0.|57014|40001|40P01)$/.test(code)) return true;
+  return (kind !== 'write' && LOST.test(code)) || (kind === 'keyed' && code === '23505');
 }
 
 /** Types whose values postgres 3.4.9 would turn: 'true' into false, JSON into JSON of JSON, … */
@@ -946,30 +952,22 @@ export function createStore(resource: Resource, database: Database) {
     return toStored(found);
   }
 
-  /**
-   * Inserts all rows. For those whose key was there it tells in `same` whether they are equal; one
-   * that another writer made at this very moment is missing from the result.
-   */
+  /** Inserts all rows, or none where a key is taken: then those there, `same` as wanted or not. */
   async function create(rows: Row[], call: Call) {
+    const same = sql`row(${list(settable, 't.')}) is not distinct from row(${list(settable, 'i.')})`;
     const results = await run(
       'keyed',
       call,
       (sql) => sql`
       with input as (select * from json_populate_recordset(null::${table}, ${JSON.stringify(rows)})),
+      there as (select ${stored}, ${same} as same from ${table} t join input i using (${key})),
       made as (
         insert into ${table} as t (${list(all)}) select ${list(all)} from input
-        on conflict (${key}) do nothing returning t.${key}, ${stored}
+        where not exists (select from there) returning ${stored}, null::boolean as same
       )
-      select version, body, null as same from made union all
-      select ${stored}, row(${list(settable, 't.')}) is not distinct from row(${list(settable, 'i.')})
-      from ${table} t join input i using (${key}) where t.${key} not in (select ${key} from made)`,
+      select * from made union all select * from there`,
     );
-    return results.map((result) => ({
-      body: '',
-      version: '',
-      ...toStored(result),
-      same: result.same,
-    }));
+    return results.map((one) => ({ body: '', version: '', ...toStored(one), same: one.same }));
   }
 
   /** Creates, or replaces unless `createOnly`; undefined where that forbids it. */
@@ -1962,6 +1960,7 @@ function refusal(status: number, detail: string): Answer {
 }
 
 function refuse(socket: Socket, status: number, detail: string): void {
+  if (socket.writableEnded) return; // heard again for what comes behind the fault
   if (!socket.writable) return void socket.destroy();
   const { headers, body } = refusal(status, detail);
   headers['Content-Length'] = String(Buffer.byteLength(String(body)));
