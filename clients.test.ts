@@ -665,6 +665,13 @@ describe('postgrest-js upsert', () => {
     });
   }
 
+  test('a part of a row that is there is refused, for it could not be inserted', async () => {
+    const { error, status } = await passengers().upsert({ uuid: A.uuid, age: 31 });
+    assert.equal(status, 422);
+    assert.match(JSON.stringify(error), /"pointer":"\/name"/);
+    await assertUnchanged();
+  });
+
   test('the same key twice in one array is refused', async () => {
     const { error, status } = await passengers().upsert([other, A]).select();
     assert.ok(status >= 400 && status < 500, `${status} ${JSON.stringify(error)}`);
@@ -1248,6 +1255,12 @@ describe('postgrest-js and a resource with defaults and an odd name', () => {
       .upsert(row as Partial<Berth>)
       .select();
     assert.deepEqual([error, status, data], [null, 200, [row]]);
+  });
+
+  test('an upsert keeps what it does not name, and gives no default to it', async () => {
+    const row = { ...key(1), number: 9 };
+    const { data, error, status } = await berths().upsert(row).select();
+    assert.deepEqual([error, status, data], [null, 200, [{ ...seats[0], number: 9 }]]);
   });
 
   test('a delete by the odd name', async () => {
