@@ -1109,6 +1109,11 @@ describe('postgrest-js and what the service does not have', () => {
     });
   }
 
+  test('getOpenApiSpec, whose document is another here, is 404 PGRST126', async () => {
+    const { data, error, status } = await rest.getOpenApiSpec();
+    assert.deepEqual([data, status, error?.code], [null, 404, 'PGRST126']);
+  });
+
   test('the schema public is the one there is', async () => {
     const { data, error } = await rest
       .schema('public')
