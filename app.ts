@@ -22,6 +22,7 @@ import {
 } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
 import { pipeline, Readable } from 'node:stream';
+import { pipeline as finished } from 'node:stream/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
@@ -55,6 +56,7 @@ export const Config = z.object({
   CORS_ORIGIN: words().default([]),
   MAX_ROWS: whole(1, 100_000).default(1000),
   BODY_LIMIT: whole(1, 2 ** 30).default(2 ** 20),
+  CSV_LIMIT: whole(1, 2 ** 40).default(64 * 2 ** 20),
   DB_PREPARE: z.enum(['true', 'false']).default('true'),
   SHUTDOWN_GRACE: whole(0, 600).default(0),
   LOG_LEVEL: z.enum(['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent']).default('info'),
@@ -296,7 +298,7 @@ function problemAnswer({ status, code, message, hint, extras }: Problem): Answer
 /** SQLSTATE to status (PostgreSQL's manual, appendix A); of others, and of 500, nothing is told. */
 const SQLSTATES: [RegExp, number][] = [
   [/^(23505|23503)$/, 409],
-  [/^(23502|23514|22...|42704|42803|42804|42846|42883)$/, 400],
+  [/^(21000|22...|23502|23514|42703|42704|42803|42804|42846|42883)$/, 400],
   [/^42501$/, 403],
   [/^57014$/, 504],
   [/^(40001|40P01|55P03|25006|53...|57P0.|08...|28...|3D000)$/, 503],
@@ -353,7 +355,11 @@ type Fragment = postgres.PendingQuery<postgres.Row[]>;
 type Result = Record<string, string | null>;
 type Statement = (sql: Sql) => postgres.PendingQuery<Result[]>;
 /** What postgres 3.4.9 keeps with a query: `state` once it is sent, `active` while it is run. */
-type Pending = ReturnType<Statement> & { state?: { pid: number } | null; active?: boolean };
+type Pending = ReturnType<Statement> & {
+  state?: { pid: number } | null;
+  active?: boolean;
+  options?: { prepare?: boolean };
+};
 
 /** What may be done with a statement of unknown outcome: a keyed insert may be sent again. */
 type Kind = 'read' | 'keyed' | 'write';
@@ -501,16 +507,29 @@ export function openDatabase(config: Config, log: Logger) {
     }
   }
 
-  /** Lines in batches at constant memory, over a connection of their own. */
-  async function* stream(statement: Statement): AsyncGenerator<Result[]> {
+  /** A connection of its own for what takes longer than a request may; at most STREAMS at once. */
+  async function* borrow(): AsyncGenerator<Sql> {
     if (numbers.streams >= STREAMS || state === 'down') throw unavailable();
     numbers.streams += 1;
-    const sql = connect(config);
+    const sql = connect(config, undefined, 0);
     try {
-      yield* statement(sql).cursor(STREAM_ROWS);
+      yield sql;
     } finally {
       numbers.streams -= 1;
       void sql.end({ timeout: 0 });
+    }
+  }
+
+  /** Lines in batches at constant memory. */
+  async function* stream(statement: Statement): AsyncGenerator<Result[]> {
+    for await (const sql of borrow()) yield* statement(sql).cursor(STREAM_ROWS);
+  }
+
+  /** COPY … FROM STDIN, fed at the pace of the server; all of it or nothing is stored. */
+  async function copy(statement: string, text: AsyncIterable<Buffer>): Promise<void> {
+    for await (const sql of borrow()) {
+      const writable = await sql.unsafe(statement).writable();
+      await finished(Readable.from(text), writable);
     }
   }
 
@@ -519,7 +538,7 @@ export function openDatabase(config: Config, log: Logger) {
     await Promise.all(clients.map(({ sql }) => sql.end({ timeout: 1 })));
   }
 
-  return { template: connect(config), run, stream, end, numbers };
+  return { template: connect(config), run, stream, copy, end, numbers };
 }
 
 /**
@@ -537,8 +556,9 @@ function mayRepeat(kind: Kind, query: Pending, error: unknown): boolean {
 const TURNED = [16, 17, 20, 21, 23, 26, 114, 700, 701, 1082, 1114, 1184, 3802];
 
 /** Text goes in and comes out as it is: PostgreSQL judges it, not the driver. */
-function connect({ DATABASE_URL, DB_PREPARE }: Config, onclose = () => {}): Sql {
-  const limits = { lock_timeout: LOCK_TIMEOUT, statement_timeout: STATEMENT_TIMEOUT };
+function connect(config: Config, onclose = () => {}, timeout = STATEMENT_TIMEOUT): Sql {
+  const { DATABASE_URL, DB_PREPARE } = config;
+  const limits = { lock_timeout: LOCK_TIMEOUT, statement_timeout: timeout };
   const pooled = DB_PREPARE === 'false'; // a pooler refuses the limits: the database has to set them
   const options = {
     max: 1,
@@ -652,6 +672,8 @@ export type Query = {
   limit?: number;
   offset: number;
   after?: (string | null)[];
+  columns?: string[];
+  on_conflict?: string[];
 };
 
 /** PostgREST's operators (its manual, «Operators») in SQL. */
@@ -679,11 +701,13 @@ const CASTS =
   /^(text|varchar|bool(ean)?|int(eger|2|4|8)?|(small|big)int|numeric|decimal|real|float[48]?|double precision|uuid|jsonb?|date|timestamp(tz)?)$/;
 const DEEPEST = 10;
 const MOST_MEMBERS = 50; // json_build_object() takes 100 arguments
+const MOST_SHAPES = 256; // of list statements that stay prepared
 
 const NAME = String.raw`("(?:[^"\\]|\\.)*"|(?:(?!->)[^\s".,:()*])+)`;
 const CAST = String.raw`(?:::([\w ]+))?`;
 const MEMBER = `(?:${NAME}:(?!:))?(?:(count)\\(\\)|${NAME}${CAST}(?:\\.(count|sum|avg|min|max)\\(\\))?)${CAST}`;
 const PATTERNS = {
+  name: new RegExp(NAME, 'ys'),
   member: new RegExp(MEMBER, 'ys'),
   order: new RegExp(`${NAME}(?:\\.(asc|desc))?(?:\\.nulls(first|last))?(?![^,])`, 'ys'),
   branch: new RegExp(`(not\\.)?(and|or)\\(|${NAME}\\.`, 'ys'),
@@ -725,8 +749,12 @@ function takeList<T>(reader: Reader, item: () => T): T[] {
   return items;
 }
 
-/** Parses the parameters of a list. Throws Problem 400 that tells what was expected where. */
-export function parseQuery(resource: Resource, parameters: Iterable<[string, string]>): Query {
+/** Parses parameters, of those allowed. Throws Problem 400 that tells what was expected where. */
+export function parseQuery(
+  resource: Resource,
+  parameters: Iterable<[string, string]>,
+  allowed = ['filter', 'select', 'order', 'limit', 'offset', 'after'],
+): Query {
   const query: Query = { filters: [], order: [], offset: 0 };
   const seen = new Set<string>();
   for (const [key, text] of parameters) {
@@ -735,6 +763,7 @@ export function parseQuery(resource: Resource, parameters: Iterable<[string, str
     const read = SINGLE.get(parameter);
     if (text.includes('\0')) throw expected({ ...reader, at: text.indexOf('\0') }, 'no NUL');
     if (read && seen.has(parameter)) throw expected(reader, `${parameter} once`);
+    if (!allowed.includes(read ? parameter : 'filter')) throw notHere(resource, reader, allowed);
     if (read) Object.assign(query, read(reader));
     else query.filters.push(readFilter(reader));
     take(reader, /$/y, 'nothing more');
@@ -750,7 +779,21 @@ const SINGLE = new Map<string, (reader: Reader) => Partial<Query>>([
   ['limit', (reader) => ({ limit: readWhole(reader) })],
   ['offset', (reader) => ({ offset: readWhole(reader) })],
   ['after', (reader) => ({ after: readCursor(reader) })],
+  ['columns', (reader) => ({ columns: readColumns(reader, 'PGRST204') })],
+  ['on_conflict', (reader) => ({ on_conflict: readColumns(reader, '42703') })],
 ]);
+
+function notHere(resource: Resource, { parameter }: Reader, allowed: string[]): Problem {
+  if (!SINGLE.has(parameter) && !/^(not\.)?(and|or)$/.test(parameter))
+    knownColumn(resource, parameter);
+  const hint = `Here can stand: ${allowed.join(', ') || 'none'}.`;
+  return new Problem(400, 'PGRST100', `The parameter ${parameter} has no meaning here.`, hint);
+}
+
+function readColumns(reader: Reader, code: string): string[] {
+  const name = () => take(reader, PATTERNS.name, 'a column')[1] ?? '';
+  return takeList(reader, name).map((one) => knownColumn(reader.resource, one, code));
+}
 
 function readWhole(reader: Reader): number {
   return Number(take(reader, /\d{1,9}(?!\d)/y, 'a whole number of up to 9 digits')[0]);
@@ -811,11 +854,11 @@ function noRelation({ table }: Resource, name: string): Problem {
   return new Problem(400, 'PGRST200', detail, 'This service has one table and embeds nothing.');
 }
 
-function knownColumn({ table, names }: Resource, text: string): string {
+function knownColumn({ table, names }: Resource, text: string, code = '42703'): string {
   const name = unquoted(text);
   if (names.includes(name)) return name;
   const detail = `column ${table}.${name} does not exist`;
-  throw new Problem(400, '42703', detail, `The columns are ${names.join(', ')}.`);
+  throw new Problem(400, code, detail, `The columns are ${names.join(', ')}.`);
 }
 
 function unquoted(text: string): string {
@@ -902,7 +945,7 @@ function completeOrder({ key }: Resource, query: Query): Query {
   throw new Problem(400, 'PGRST100', 'The parameter after is no cursor of this list.', hint);
 }
 
-function isGrouped({ select = [] }: Query): boolean {
+function isGrouped({ select = [] }: { select?: Member[] | undefined }): boolean {
   return select.some(({ aggregate }) => aggregate);
 }
 
@@ -911,16 +954,25 @@ function groupedBy({ select = [] }: Query): string[] {
 }
 
 /** A row as JSON text, with its version in the database (xmin) for the ETag. */
-export type Stored = { body: string; version: string; created?: boolean };
+export type Stored = { body: string; version: string };
+
+/**
+ * What a write did. `created`: some of its rows are new. For create(), `taken`: a key was there;
+ * `same`: all that was there is as it was wanted. `found`: the row of the key is there.
+ */
+export type Written = Stored & {
+  rows: number;
+  created: boolean;
+  taken: boolean;
+  same: boolean;
+  found: boolean;
+};
+
+/** What a write has to keep to, or nothing is changed: at most `most` rows, exactly one, `select`. */
+export type Terms = { select?: Member[] | undefined; single?: boolean; most?: number | undefined };
 
 /** One page of a list: how many rows, their JSON between commas, the cursor behind them. */
-export type Page = {
-  rows: number;
-  body: string;
-  more: boolean;
-  next: string;
-  total: number | undefined;
-};
+export type Page = { rows: number; body: string; more: boolean; next: string; total?: number };
 
 /** The versions of If-Match; `*` and undefined allow any. */
 type Versions = string[] | '*' | undefined;
@@ -937,9 +989,7 @@ export function createStore(resource: Resource, database: Database) {
   const [all, settable] = [resource.names, Object.keys(resource.columns)];
   const [table, key] = [raw(quoted(resource.table)), raw(quoted(resource.key))];
   const row = sql`(select row_to_json(r) from (select ${list(all, 't.')}) r)::text`;
-  const stored = sql`t.xmin::text as version, ${row} as body`;
-  const toStored = (result?: Result): Stored | undefined =>
-    result?.body ? { body: result.body, version: result.version ?? '' } : undefined;
+  const returning = sql`returning t.*, t.xmin::text as "#"`;
 
   async function ping(call: Call): Promise<void> {
     await run('read', call, (sql) => sql`select 1`);
@@ -947,109 +997,191 @@ export function createStore(resource: Resource, database: Database) {
 
   async function read(uuid: string, call: Call): Promise<Stored | undefined> {
     const [found] = await run('read', call, (sql) => {
-      return sql`select ${stored} from ${table} t where t.${key} = ${uuid}`;
+      return sql`select t.xmin::text as version, ${row} as body from ${table} t where t.${key} = ${uuid}`;
     });
-    return toStored(found);
+    return found && { body: found.body ?? '', version: found.version ?? '' };
   }
 
-  /** Inserts all rows, or none where a key is taken: then those there, `same` as wanted or not. */
-  async function create(rows: Row[], call: Call) {
+  /** Inserts all rows, or none where a key is taken; the flag tells whether by what was wanted. */
+  function create(rows: Row[], terms: Terms, call: Call): Promise<Written> {
     const same = sql`row(${list(settable, 't.')}) is not distinct from row(${list(settable, 'i.')})`;
-    const results = await run(
-      'keyed',
-      call,
-      (sql) => sql`
-      with input as (select * from json_populate_recordset(null::${table}, ${JSON.stringify(rows)})),
-      there as (select ${stored}, ${same} as same from ${table} t join input i using (${key})),
+    const ctes = sql`
+      input as (select * from json_populate_recordset(null::${table}, ${JSON.stringify(rows)})),
+      there as (select t.*, t.xmin::text as "#", ${same} as flag from ${table} t join input i using (${key})),
       made as (
         insert into ${table} as t (${list(all)}) select ${list(all)} from input
-        where not exists (select from there) returning ${stored}, null::boolean as same
-      )
-      select * from made union all select * from there`,
-    );
-    return results.map((one) => ({ body: '', version: '', ...toStored(one), same: one.same }));
+        where not exists (select from there) ${returning}, null::boolean as flag
+      ),
+      changed as (select * from made union all select * from there)`;
+    return write('keyed', ctes, terms, call);
   }
 
-  /** Creates, or replaces unless `createOnly`; undefined where that forbids it. */
-  async function put(row: Row, createOnly: boolean, call: Call): Promise<Stored | undefined> {
-    const replace = sql`update set (${list(settable)}) = row(${list(settable, 'excluded.')})`;
-    const [result] = await run(
-      'write',
-      call,
-      (sql) => sql`
-      insert into ${table} as t (${list(all)})
-      select ${list(all)} from json_populate_record(null::${table}, ${JSON.stringify(row)})
-      on conflict (${key}) do ${createOnly ? sql`nothing` : replace}
-      returning ${stored}, t.xmax = 0 as created`,
-    );
-    const made = toStored(result);
-    return made && { ...made, created: result?.created === 't' };
+  /** Inserts rows; where the key is taken they replace what is there, or are left out. */
+  function upsert(rows: Row[], replace: boolean, terms: Terms, call: Call): Promise<Written> {
+    const update = sql`update set (${list(settable)}) = row(${list(settable, 'excluded.')})`;
+    const ctes = sql`
+      changed as (
+        insert into ${table} as t (${list(all)})
+        select ${list(all)} from json_populate_recordset(null::${table}, ${JSON.stringify(rows)})
+        on conflict (${key}) do ${replace ? update : sql`nothing`} ${returning}, t.xmax = 0 as flag
+      )`;
+    return write('write', ctes, terms, call);
   }
 
   /** Sets what the part has and leaves the rest, all within the statement (RFC 7396). */
-  function merge(uuid: string, part: Row, versions: Versions, call: Call) {
+  function merge(uuid: string, part: Row, versions: Versions, call: Call): Promise<Written> {
     const source = sql`json_populate_record(t, ${JSON.stringify(part)})`;
     const set = sql`set (${list(settable)}) = (select ${list(settable)} from ${source})`;
-    return change(sql`update ${table} t ${set}`, uuid, versions, call);
+    return change(sql`update ${table} t ${set}`, byKey(uuid, versions), {}, call, uuid);
   }
 
-  function remove(uuid: string, versions: Versions, call: Call) {
-    return change(sql`delete from ${table} t`, uuid, versions, call);
+  function remove(uuid: string, versions: Versions, call: Call): Promise<Written> {
+    return change(sql`delete from ${table} t`, byKey(uuid, versions), {}, call, uuid);
   }
 
-  /** `found`: there was such a row; `stored`: it had one of the versions and was changed. */
-  async function change(action: Fragment, uuid: string, versions: Versions, call: Call) {
-    const known = Array.isArray(versions) ? sql`and t.xmin::text = any(${`{${versions}}`})` : sql``;
+  /** The same part for all rows that pass, or each of the given rows for its own. */
+  function mergeMany(
+    parts: Row | Row[],
+    filters: Filter[],
+    terms: Terms,
+    call: Call,
+  ): Promise<Written> {
+    const each = Array.isArray(parts);
+    const part = each ? sql`i.value` : sql`${JSON.stringify(parts)}`;
+    const set = sql`(${list(settable)}) = (select ${list(settable)} from json_populate_record(t, ${part}))`;
+    const from = each ? sql`from json_array_elements(${JSON.stringify(parts)}) i` : sql``;
+    const own = each ? [sql`t.${key} = (i.value->>${resource.key})::uuid`] : [];
+    const action = sql`update ${table} t set ${set} ${from}`;
+    return change(action, [...own, ...filters.map(test)], terms, call);
+  }
+
+  function removeMany(filters: Filter[], terms: Terms, call: Call): Promise<Written> {
+    return change(sql`delete from ${table} t`, filters.map(test), terms, call);
+  }
+
+  function byKey(uuid: string, versions: Versions): Fragment[] {
+    const known = Array.isArray(versions) ? [sql`t.xmin::text = any(${`{${versions}}`})`] : [];
+    return [sql`t.${key} = ${uuid}`, ...known];
+  }
+
+  function change(action: Fragment, tests: Fragment[], terms: Terms, call: Call, uuid?: string) {
+    const changed = sql`changed as (${action} ${where(tests)} ${returning}, null::boolean as flag)`;
+    return write('write', changed, terms, call, uuid);
+  }
+
+  /** Runs the CTEs, of which `changed` are the rows written; a failing term makes all of it fail. */
+  async function write(
+    kind: Kind,
+    ctes: Fragment,
+    terms: Terms,
+    call: Call,
+    uuid?: string,
+  ): Promise<Written> {
+    const { single = false, most } = terms;
+    const most_ = most === undefined ? sql`false` : sql`count(*) > ${most}`;
+    const broken = single ? sql`count(*) <> 1 or ${most_}` : most_;
+    const found = uuid
+      ? sql`(select count(*) from ${table} t where t.${key} = ${uuid})`
+      : sql`null`;
     const [result] = await run(
-      'write',
+      kind,
       call,
       (sql) => sql`
-      with found as (select from ${table} t where t.${key} = ${uuid}),
-      changed as (${action} where t.${key} = ${uuid} ${known} returning ${stored})
-      select (select count(*) from found) as found, version, body
-      from (select) as one left join changed on true`,
-    );
-    return { found: result?.found === '1', stored: toStored(result) };
+      with ${ctes}
+      select count(*) as rows, string_agg(${member(terms)}, ',') as body, min("#") as version,
+        bool_and(flag) as all, bool_or(flag) as any, ${found} as found,
+        case when ${broken} then ('!' || count(*))::int end as term
+      from changed t`,
+    ).catch((error) => {
+      const rows = Number(/"!(\d+)"/.exec(error.message)?.[1]);
+      if (codeOf(error) !== '22P02' || Number.isNaN(rows)) throw error;
+      throw single && rows !== 1 ? notOne(rows) : tooMany(rows);
+    });
+    return {
+      rows: Number(result?.rows),
+      body: result?.body ?? '',
+      version: result?.version ?? '',
+      created: result?.any === 't',
+      taken: result?.any !== null,
+      same: result?.all === 't',
+      found: result?.found === '1',
+    };
   }
 
   /** One page, with bodies unless it is for HEAD, with the total when `count`. */
   async function page(
     query: Query,
     limit: number,
-    bodies: boolean,
-    count: boolean,
+    wants: { body: boolean; count: boolean },
     call: Call,
-  ): Promise<Page> {
+  ) {
     const { after, ...whole } = query;
     const values = query.order.map((by) => sql`${column(by.column)}::text`);
     const next = isGrouped(query) ? sql`''` : sql`json_build_array(${commas(values)})::text`;
-    const body = bodies
-      ? sql`string_agg(${member(query)}, ',') filter (where "#" <= ${limit})`
-      : sql`''`;
-    const total = count ? sql`(select count(*) from ${source(whole, null, 0)} t)` : sql`null`;
-    const [result] = await run(
-      'read',
-      call,
-      (sql) => sql`
-      select count(*) as rows, ${body} as body, max(${next}) filter (where "#" = ${limit}) as next,
-        ${total} as total
-      from (select row_number() over () as "#", t.* from ${source(query, limit + 1, query.offset)} t) t`,
+    const bodies = sql`string_agg(${member(query)}, ',') filter (where "#" <= ${limit})`;
+    const total = wants.count ? sql`(select count(*) from ${source(whole, null, 0)} t)` : sql`null`;
+    const rows = sql`(select row_number() over () as "#", t.* from ${source(query, limit + 1, query.offset)} t)`;
+    const [result] = await run('read', call, (sql) =>
+      prepared(
+        query,
+        sql`
+      select count(*) as rows, ${wants.body ? bodies : sql`''`} as body, ${total} as total,
+        max(${next}) filter (where "#" = ${limit}) as next
+      from ${rows} t`,
+      ),
     );
-    const rows = Number(result?.rows);
+    const found = Number(result?.rows);
     return {
-      rows: Math.min(rows, limit),
+      rows: Math.min(found, limit),
       body: result?.body ?? '',
-      more: limit > 0 && rows > limit,
+      more: limit > 0 && found > limit,
       next: Buffer.from(result?.next ?? '').toString('base64url'),
-      total: count ? Number(result?.total) : undefined,
+      ...(wants.count && { total: Number(result?.total) }),
     };
   }
 
-  /** All rows of a list as JSON texts, in batches. */
-  async function* stream(query: Query): AsyncGenerator<string[]> {
+  const shapes = new Set<string>();
+
+  /** Keeps a statement prepared unless its shape is one too many: each stays in every connection. */
+  function prepared(query: Query, statement: Pending): Pending {
+    const shape = JSON.stringify(query, (name, value) => {
+      if (name === 'after') return value?.map((one: string | null) => one === null);
+      return ['value', 'limit', 'offset', 'name'].includes(name) ? undefined : value;
+    });
+    if (shapes.size < MOST_SHAPES) shapes.add(shape);
+    if (!shapes.has(shape) && statement.options) statement.options.prepare = false;
+    return statement;
+  }
+
+  /** All rows of a list, in batches: as JSON texts, or as CSV lines. */
+  async function* stream(query: Query, csv: boolean): AsyncGenerator<string[]> {
+    const { select = all.map((name): Member => ({ name, column: name })) } = query;
+    const values = select.map(
+      (one, at) => sql`${isGrouped(query) ? raw(`t.c${at}`) : expression(one)} as ${raw(`c${at}`)}`,
+    );
+    const wanted = csv ? commas(values) : sql`${member(query)} as body`;
     const rows = source(query, query.limit ?? null, query.offset);
-    const batches = database.stream((sql) => sql`select ${member(query)} as body from ${rows} t`);
-    for await (const batch of batches) yield batch.map(({ body }) => body ?? '');
+    if (csv) yield [csvLine(select.map(({ name }) => name))];
+    for await (const batch of database.stream((sql) => sql`select ${wanted} from ${rows} t`)) {
+      yield batch.map((one) => (csv ? csvLine(Object.values(one)) : (one.body ?? '')));
+    }
+  }
+
+  /**
+   * COPYs CSV in and tells how many rows. What COPY does not check is checked in its WHERE, where
+   * a cast that fails names the column. Throws 400 or 409 with line and column.
+   */
+  async function copy(csv: CsvReader): Promise<void> {
+    const names = csv.columns.map(quoted).join(', ');
+    const tests = Object.entries(resource.columns).map(([name, { nullable, check }]) => {
+      const fails = `not (${check(quoted(name))})${nullable ? '' : ` or ${quoted(name)} is null`}`;
+      return `when ${fails} then ${literal(`!${name}`)}::text::int is null`;
+    });
+    const statement = `copy ${quoted(resource.table)} (${names}) from stdin (format csv)
+      where case ${tests.join(' ')} else true end`;
+    await database.copy(statement, csv.lines).catch((error) => {
+      throw badLine(resource, error);
+    });
   }
 
   /** The rows of a list as a table; groups have the columns c0, c1, … in the order of `select`. */
@@ -1060,14 +1192,18 @@ export function createStore(resource: Resource, database: Database) {
     const tests = [...filters.map(test), ...(after ? [behind(order, after)] : [])];
     return sql`(
       select ${isGrouped(query) ? commas(members) : sql`t.*`} from ${table} t
-      ${tests.length > 0 ? sql`where ${joined(tests, sql`and`)}` : sql``}
+      ${where(tests)}
       ${groups.length > 0 ? sql`group by ${commas(groups)}` : sql``}
       ${order.length > 0 ? sql`order by ${commas(order.map(direction))}` : sql``}
       limit ${limit} offset ${offset})`;
   }
 
+  function where(tests: Fragment[]): Fragment {
+    return tests.length > 0 ? sql`where ${joined(tests, sql`and`)}` : sql``;
+  }
+
   /** A row of source() as JSON text. Names are bound as values: they may be the caller's. */
-  function member(query: Query): Fragment {
+  function member(query: { select?: Member[] | undefined }): Fragment {
     if (!query.select) return row;
     const value = (one: Member, at: number) =>
       isGrouped(query) ? raw(`t.c${at}`) : expression(one);
@@ -1127,7 +1263,113 @@ export function createStore(resource: Resource, database: Database) {
     return joined(parts, sql`,`);
   }
 
-  return { ping, read, create, put, merge, remove, page, stream };
+  return { ping, read, create, upsert, merge, mergeMany, remove, removeMany, page, stream, copy };
+}
+
+function csvLine(values: (string | null)[]): string {
+  const field = (value: string | null) => {
+    if (value === null) return '';
+    return value === '' || /[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value;
+  };
+  return `${values.map(field).join(',')}\n`;
+}
+
+/** CSV for COPY: the columns of its header, then its lines as a stream, counted. */
+export type CsvReader = { columns: string[]; lines: AsyncIterable<Buffer>; rows: number };
+
+/**
+ * Reads the header, gives each row a key where it has none. Bytes pass as latin1, one character
+ * each, so that PostgreSQL judges the encoding. Throws 400 for the header, 413 past the limit.
+ */
+export async function readCsv(
+  resource: Resource,
+  bytes: AsyncIterable<Buffer>,
+  limit: number,
+): Promise<CsvReader> {
+  const batches = splitCsv(bytes, limit);
+  const { value: [header = '', ...first] = [] } = await batches.next();
+  const titles = Buffer.from(header, 'latin1')
+    .toString()
+    .replace(/^\ufeff/, '')
+    .split(',');
+  const columns = titles.map((title) =>
+    csvColumn(resource, title.trim().replace(/^"(.*)"$/, '$1')),
+  );
+  const missing = Object.entries(resource.columns).filter(([name, column]) => {
+    return !columns.includes(name) && column.default === undefined && !column.nullable;
+  });
+  const twice = columns.filter((name, at) => columns.indexOf(name) !== at);
+  if (twice.length > 0) throw badHeader(resource, `has ${twice} twice`);
+  if (missing.length > 0)
+    throw badHeader(resource, `lacks ${missing.map(([name]) => name).join(', ')}`);
+  const keyed = columns.includes(resource.key);
+  const reader = { columns: keyed ? columns : [resource.key, ...columns], rows: 0, lines: keys() };
+  return reader;
+
+  async function* keys(): AsyncGenerator<Buffer> {
+    yield withKeys(first);
+    for await (const batch of batches) yield withKeys(batch);
+  }
+
+  function withKeys(records: string[]): Buffer {
+    reader.rows += records.length;
+    const lines = records.map((record) => (keyed ? `${record}\n` : `${uuidv7()},${record}\n`));
+    return Buffer.from(lines.join(''), 'latin1');
+  }
+}
+
+/** Records of CSV (RFC 4180), those of a chunk at a time: lines, of which one in quotes goes on. */
+async function* splitCsv(bytes: AsyncIterable<Buffer>, limit: number): AsyncGenerator<string[]> {
+  let [open, size] = ['', 0];
+  for await (const chunk of bytes) {
+    size += chunk.length;
+    if (size > limit) throw new Problem(413, 'PGRST102', `The CSV is larger than ${limit} bytes.`);
+    const lines = (open + chunk.toString('latin1')).split('\n');
+    const last = lines.pop() ?? '';
+    const records = [];
+    open = '';
+    for (const line of lines) {
+      open = open === '' ? line : `${open}\n${line}`;
+      if (open.includes('"') && open.split('"').length % 2 === 0) continue;
+      records.push(open.endsWith('\r') ? open.slice(0, -1) : open);
+      open = '';
+    }
+    open = open === '' ? last : `${open}\n${last}`;
+    if (records.length > 0) yield records;
+  }
+  if (open !== '') yield [open];
+}
+
+function csvColumn(resource: Resource, title: string): string {
+  const known = Object.entries(resource.columns).find(([name, { csv = '' }]) => {
+    return [name, ...csv.split(', ')].includes(title);
+  });
+  if (title === resource.key) return title;
+  return (
+    known?.[0] ??
+    badHeader(resource, `has ${JSON.stringify(title.slice(0, 50))}, which is no column`)
+  );
+}
+
+function badHeader({ names }: Resource, what: string): never {
+  const hint = `Its first line names columns: ${names.join(',')}`;
+  throw new Problem(400, 'PGRST204', `The header of the CSV ${what}.`, hint);
+}
+
+/** COPY tells the line, counted without the header, and the column. */
+function badLine({ columns }: Resource, error: Error & { where?: string }): unknown {
+  const [, line, at] = /, line (\d+)(?:, column (\w+))?/.exec(error.where ?? '') ?? [];
+  if (!line) return error;
+  const { status, code, message } = toProblem(error);
+  const failed = /"!(\w+)"/.exec(message)?.[1];
+  const name = failed ?? at;
+  const what = failed ? `${failed} must be ${columns[failed]?.expects}` : message;
+  const where = `line ${Number(line) + 1}${name ? `, column ${name}` : ''}`;
+  const errors = name ? [{ pointer: pointer(name), detail: `${where}: ${what}` }] : [];
+  return new Problem(status, code, `${where}: ${what}`, 'Nothing was stored.', {
+    details: where,
+    errors,
+  });
 }
 
 // --- Auth -----------------------------------------------------------------------
@@ -1264,7 +1506,11 @@ export type Service = {
 
 const OPEN = ['/hello', '/zero', '/healthz', '/readyz', '/openapi.json', '/docs', '*'];
 const METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'];
+const JSON_TYPE = 'application/json';
 const OBJECT = 'application/vnd.pgrst.object+json';
+const CSV = 'text/csv';
+const NDJSON = 'application/x-ndjson';
+const MOST_FAULTS = 100;
 const MAX_HEAD = 128 * 1024; // bytes of a request's head, and of its target: 800 UUIDs in in.(…)
 
 /** The routes of a service. */
@@ -1288,6 +1534,8 @@ function routesOf(service: Service): Route[] {
     ...bases.flatMap((base): Route[] => [
       ['GET', base, rows.list],
       ['POST', base, rows.create],
+      ['PATCH', base, rows.mergeMany],
+      ['DELETE', base, rows.removeMany],
       ['GET', `${base}/:key`, rows.read],
       ['PUT', `${base}/:key`, rows.replace],
       ['PATCH', `${base}/:key`, rows.merge],
@@ -1351,6 +1599,10 @@ export function createApp(service: Service): App {
       throw new Problem(414, 'PGRST100', 'The URI is too long.');
     const bytes = incoming.rawHeaders.reduce((sum, part) => sum + part.length, 0);
     if (bytes > MAX_HEAD) throw new Problem(431, 'PGRST100', 'The header is too large.');
+    const profile =
+      incoming.headers['accept-profile'] ?? incoming.headers['content-profile'] ?? 'public';
+    if (profile !== 'public')
+      throw new Problem(406, 'PGRST106', 'Invalid schema', 'There is public alone.');
   }
 
   /** The headers that every answer carries, and its share of the metrics. */
@@ -1440,22 +1692,28 @@ function json(body: string, headers: Record<string, string> = {}, status = 200):
 
 function rowHandlers({ config, resource, store }: Service) {
   async function list(c: Ctx): Promise<Answer> {
-    const type = negotiate(c, ['application/json', OBJECT]);
-    const query = parseQuery(resource, parametersOf(c));
+    const type = negotiate(c, [JSON_TYPE, OBJECT, CSV, NDJSON]);
+    const query = withRange(c, parseQuery(resource, parametersOf(c)));
+    if (c.req.method !== 'HEAD' && (type === CSV || type === NDJSON)) return streamed(type, query);
     const limit = Math.min(query.limit ?? config.MAX_ROWS, config.MAX_ROWS);
-    const [bodies, count] = [c.req.method !== 'HEAD', preferences(c).has('count')];
-    return pageAnswer(c, type, query, await store.page(query, limit, bodies, count, c.env.call));
+    const wants = { body: c.req.method !== 'HEAD', count: 'count' in preferencesOf(c) };
+    return pageAnswer(c, type, query, await store.page(query, limit, wants, c.env.call));
   }
 
-  async function listAll(c: Ctx): Promise<Answer> {
-    const headers = { 'Content-Type': negotiate(c, ['application/json']) };
-    const batches = store.stream(parseQuery(resource, parametersOf(c)));
+  function listAll(c: Ctx): Promise<Answer> {
+    return streamed(negotiate(c, [JSON_TYPE, CSV, NDJSON]), parseQuery(resource, parametersOf(c)));
+  }
+
+  async function streamed(type: string, query: Query): Promise<Answer> {
+    const batches = store.stream(query, type === CSV);
     const first = await batches.next(); // a fault up to here is still answered as one
-    return { status: 200, headers, body: Readable.from(arrayOf(first.value ?? [], batches)) };
+    const body = Readable.from(STREAMED[type]?.(first.value ?? [], batches) ?? []);
+    return { status: 200, headers: { 'Content-Type': type }, body };
   }
 
   async function read(c: Ctx): Promise<Answer> {
-    negotiate(c, ['application/json', OBJECT]);
+    negotiate(c, [JSON_TYPE, OBJECT]);
+    parseQuery(resource, parametersOf(c), []);
     const stored = (await store.read(keyOf(c), c.env.call)) ?? noRow();
     const tags = tagsOf(c, 'if-none-match', /^(?:W\/)?"(\d+)"$/);
     if (tags !== '*' && !tags?.includes(stored.version)) return json(stored.body, tag(stored));
@@ -1463,58 +1721,150 @@ function rowHandlers({ config, resource, store }: Service) {
   }
 
   async function create(c: Ctx): Promise<Answer> {
+    const query = parseQuery(resource, parametersOf(c), ['select', 'columns', 'on_conflict']);
+    if (mediaType(c) === CSV) return copy(c);
     const body = await readJson(c, config.BODY_LIMIT);
     const many = Array.isArray(body);
     const keyed = idempotentKey(c, many);
-    const rows = validate(resource.row, many ? body : [body], many);
-    const shape = shapeOf(c, many || preferences(c).has('return') ? 'array' : 'object');
-    if (shape === 'object' && rows.length !== 1) throw notOne(rows.length);
+    const rows = validate(resource.row, pickColumns(many ? body : [body], query), many);
+    const asked = preferencesOf(c);
+    const shape = shapeOf(c, many || asked.return ? 'array' : 'object');
+    const terms = { ...termsOf(c, query), single: shape === 'object' };
     for (const row of rows) row[resource.key] = keyed ?? row[resource.key] ?? uuidv7();
-    const made = await store.create(rows, c.env.call);
-    const repeated = keyed || c.env.call.repeated;
-    if (made.some(({ same }) => same === 'f' || (same && !repeated))) throw taken(keyed);
-    const [only] = rows.length === 1 ? made : [];
+    if (asked.resolution) return upsert(c, query, rows, shape, terms);
+    const made = await store.create(rows, terms, c.env.call);
+    const mine = made.same && (keyed || c.env.call.repeated);
+    if (made.taken && !mine) throw taken(keyed);
     const location = `${baseOf(c, resource)}/${rows[0]?.[resource.key]}`;
     return writeAnswer(c, 201, made, shape, {
-      ...(only && { Location: location, ...tag(only) }),
-      ...(keyed && only?.same && { 'Idempotent-Replayed': 'true' }),
+      ...(rows.length === 1 && { Location: location, ...tag(made) }),
+      ...(keyed && made.taken && { 'Idempotent-Replayed': 'true' }),
     });
+  }
+
+  async function upsert(
+    c: Ctx,
+    query: Query,
+    rows: Row[],
+    shape: Shape,
+    terms: Terms,
+  ): Promise<Answer> {
+    const { on_conflict: [target = resource.key, ...more] = [] } = query;
+    const hint = `on_conflict can be ${resource.key} alone.`;
+    const fits = target === resource.key && more.length === 0;
+    if (!fits) throw new Problem(400, '42P10', 'There is no unique index on these columns.', hint);
+    const replace = preferencesOf(c).resolution === 'merge-duplicates';
+    const made = await store.upsert(rows, replace, terms, c.env.call);
+    return writeAnswer(c, made.created ? 201 : 200, made, shape, {});
+  }
+
+  async function copy(c: Ctx): Promise<Answer> {
+    const csv = await readCsv(resource, bytesOf(c), config.CSV_LIMIT);
+    await store.copy(csv);
+    return { status: 201, headers: { 'Content-Range': `*/${csv.rows}` }, body: null };
   }
 
   async function replace(c: Ctx): Promise<Answer> {
     const uuid = keyOf(c);
+    parseQuery(resource, parametersOf(c), []);
     const [row = {}] = validate(resource.row, [await readJson(c, config.BODY_LIMIT)], false);
     nameSame(resource, row, uuid);
     const versions = tagsOf(c, 'if-match', /^"(\d+)"$/);
-    const createOnly = c.req.raw.headers.get('if-none-match') === '*';
-    const put = versions
-      ? (await store.merge(uuid, row, versions, c.env.call)).stored
-      : await store.put(row, createOnly, c.env.call);
-    const { created = false, ...stored } = put ?? preconditionFailed();
-    const location = created ? { Location: `${baseOf(c, resource)}/${uuid}` } : {};
-    const headers = { ...tag(stored), ...location };
-    return writeAnswer(c, created ? 201 : 200, [stored], shapeOf(c, 'object'), headers);
+    const only = c.req.raw.headers.get('if-none-match') === '*';
+    const stored = versions
+      ? await store.merge(uuid, row, versions, c.env.call)
+      : await store.upsert([row], !only, {}, c.env.call);
+    if (stored.rows === 0) throw preconditionFailed();
+    const created = stored.created && { Location: `${baseOf(c, resource)}/${uuid}` };
+    const headers = { ...tag(stored), ...created };
+    return writeAnswer(c, created ? 201 : 200, stored, shapeOf(c, 'object'), headers);
   }
 
   async function merge(c: Ctx): Promise<Answer> {
     const uuid = keyOf(c);
+    parseQuery(resource, parametersOf(c), []);
     const body = await readJson(c, config.BODY_LIMIT, 'application/merge-patch+json');
     const [part = {}] = validate(resource.part, [body], false);
     nameSame(resource, part, uuid);
     const versions = tagsOf(c, 'if-match', /^"(\d+)"$/);
-    const { found, stored } = await store.merge(uuid, part, versions, c.env.call);
-    const changed = stored ?? (found && versions ? preconditionFailed() : noRow());
-    return writeAnswer(c, 200, [changed], shapeOf(c, 'object'), tag(changed));
+    const stored = changed(await store.merge(uuid, part, versions, c.env.call));
+    return writeAnswer(c, 200, stored, shapeOf(c, 'object'), tag(stored));
+  }
+
+  async function mergeMany(c: Ctx): Promise<Answer> {
+    const query = parseQuery(resource, parametersOf(c), ['filter', 'select', 'columns']);
+    const body = await readJson(c, config.BODY_LIMIT, 'application/merge-patch+json');
+    const many = Array.isArray(body);
+    const terms = termsOf(c, query);
+    const parts = validate(resource.part, pickColumns(many ? body : [body], query), many);
+    const unkeyed = parts.flatMap((part, at) =>
+      part[resource.key] ? [] : [`/${at}/${resource.key}`],
+    );
+    if (many && unkeyed.length > 0)
+      throw faulty(unkeyed, 'is missing; it tells which row this is for');
+    if (!many && unkeyed.length === 0)
+      throw faulty([pointer(resource.key)], 'cannot be set for many');
+    if (!many) guardAll(query, terms);
+    const stored = await store.mergeMany(
+      many ? parts : (parts[0] ?? {}),
+      query.filters,
+      terms,
+      c.env.call,
+    );
+    return writeAnswer(c, 200, stored, shapeOf(c, 'nothing'), {});
   }
 
   async function remove(c: Ctx): Promise<Answer> {
+    parseQuery(resource, parametersOf(c), []);
     const versions = tagsOf(c, 'if-match', /^"(\d+)"$/);
-    const { found, stored } = await store.remove(keyOf(c), versions, c.env.call);
-    const removed = stored ?? (found && versions ? preconditionFailed() : noRow());
-    return writeAnswer(c, 200, [removed], shapeOf(c, 'nothing'), {});
+    const removed = changed(await store.remove(keyOf(c), versions, c.env.call));
+    return writeAnswer(c, 200, removed, shapeOf(c, 'nothing', 'object'), {});
   }
 
-  return { list, listAll, read, create, replace, merge, remove };
+  async function removeMany(c: Ctx): Promise<Answer> {
+    const query = parseQuery(resource, parametersOf(c), ['filter', 'select']);
+    const terms = termsOf(c, query);
+    guardAll(query, terms);
+    const removed = await store.removeMany(query.filters, terms, c.env.call);
+    return writeAnswer(c, 200, removed, shapeOf(c, 'nothing'), {});
+  }
+
+  return { list, listAll, read, create, replace, merge, mergeMany, remove, removeMany };
+}
+
+/** RFC 9110, 13.2.1: what is not there is 404, whatever the precondition. */
+function changed(written: Written): Written {
+  if (written.rows > 0) return written;
+  throw written.found ? preconditionFailed() : noRow();
+}
+
+/** What `Prefer` and Accept make a write keep to. */
+function termsOf(c: Ctx, query: Query): Terms {
+  const { 'max-affected': most, return: shown } = preferencesOf(c);
+  const single = shown === 'representation' && negotiate(c, [JSON_TYPE, OBJECT]) === OBJECT;
+  if (isGrouped(query)) throw new Problem(400, 'PGRST100', 'A write shows rows, no aggregates.');
+  return { select: query.select, single, most: most === undefined ? undefined : Number(most) };
+}
+
+/** Nobody changes a whole table by a forgotten filter. */
+function guardAll({ filters }: Query, { most }: Terms): void {
+  if (filters.length > 0 || most !== undefined) return;
+  const hint = 'Add a filter, or "Prefer: handling=strict, max-affected=N" to mean all rows.';
+  throw new Problem(400, '21000', 'Without a filter this would change every row.', hint);
+}
+
+/** `columns=a,b`: of each row these alone. */
+function pickColumns(rows: unknown[], { columns }: Query): unknown[] {
+  if (!columns) return rows;
+  return rows.map((row) => {
+    const entries = Object.entries(Object(row)).filter(([name]) => columns.includes(name));
+    return row && typeof row === 'object' ? Object.fromEntries(entries) : row;
+  });
+}
+
+function faulty(pointers: string[], detail: string): Problem {
+  const errors = pointers.slice(0, MOST_FAULTS).map((at) => ({ pointer: at, detail }));
+  return new Problem(422, '22023', `${pointers[0]} ${detail}`, undefined, { errors });
 }
 
 function noRow(): never {
@@ -1528,9 +1878,16 @@ function notOne(rows: number): Problem {
   return new Problem(406, 'PGRST116', detail, undefined, { details });
 }
 
-function preconditionFailed(): never {
+/** PostgREST's «max-affected». */
+function tooMany(rows: number): Problem {
+  const detail = 'Query result exceeds max-affected preference constraint';
+  const details = `The query affects ${rows} rows`;
+  return new Problem(400, 'PGRST124', detail, 'Nothing was changed.', { details });
+}
+
+function preconditionFailed(): Problem {
   const hint = 'Read it again for its ETag and decide anew.';
-  throw new Problem(412, 'PGRST100', 'The row is not as the precondition wants it.', hint);
+  return new Problem(412, 'PGRST100', 'The row is not as the precondition wants it.', hint);
 }
 
 function taken(keyed: string | undefined): Problem {
@@ -1595,35 +1952,43 @@ function validate(schema: z.ZodType<Row>, rows: unknown[], many: boolean): Row[]
     error?.issues.some(({ code }) => code === 'unrecognized_keys'),
   );
   const code = unknown ? 'PGRST204' : '22023';
-  throw new Problem(422, code, detail.slice(0, 500), undefined, { errors: errors.slice(0, 100) });
+  throw new Problem(422, code, detail.slice(0, 500), undefined, {
+    errors: errors.slice(0, MOST_FAULTS),
+  });
+}
+
+/** The type of the body without its parameters. Throws 415 where it is encoded. */
+function mediaType(c: Ctx): string {
+  const { 'content-type': type = '', 'content-encoding': coding = 'identity' } =
+    c.env.incoming.headers;
+  if (coding === 'identity') return type.replace(/;.*/s, '').trim().toLowerCase();
+  throw new Problem(415, 'PGRST102', `A body in ${coding} is not read here.`, 'Send it as it is.');
 }
 
 /** The body as JSON. Throws 400, 413, 415. */
-async function readJson(c: Ctx, limit: number, other = 'application/json'): Promise<unknown> {
-  const { 'content-type': type = 'none', 'content-encoding': coding = 'identity' } =
-    c.env.incoming.headers;
-  const media = type.split(';')[0]?.trim().toLowerCase();
-  const hint = 'Send "Content-Type: application/json" and no Content-Encoding.';
-  const fits = (media === 'application/json' || media === other) && coding === 'identity';
-  if (!fits)
-    throw new Problem(415, 'PGRST102', `No body of type ${media}, coding ${coding} here.`, hint);
-  const bytes = await readBody(c.env.incoming, limit);
+async function readJson(c: Ctx, limit: number, other = JSON_TYPE): Promise<unknown> {
+  const type = mediaType(c);
+  const hint = `Send "Content-Type: ${JSON_TYPE}".`;
+  if (type !== JSON_TYPE && type !== other)
+    throw new Problem(415, 'PGRST102', `No ${type} here.`, hint);
+  const tooLarge = new Problem(413, 'PGRST102', `The body is larger than ${limit} bytes.`);
+  if (Number(c.env.incoming.headers['content-length'] ?? 0) > limit) throw tooLarge;
+  const chunks: Buffer[] = [];
+  let size = 0;
+  for await (const chunk of bytesOf(c)) {
+    size += chunk.length;
+    if (size > limit) throw tooLarge;
+    chunks.push(chunk);
+  }
+  const bytes = Buffer.concat(chunks);
   const value = isUtf8(bytes) ? toJson(bytes) : undefined;
   if (value === undefined) throw new Problem(400, 'PGRST102', 'The body is not JSON in UTF-8.');
   return value;
 }
 
-async function readBody(incoming: IncomingMessage, limit: number): Promise<Buffer> {
-  const tooLarge = new Problem(413, 'PGRST102', `The body is larger than ${limit} bytes.`);
-  if (Number(incoming.headers['content-length'] ?? 0) > limit) throw tooLarge;
-  const chunks: Buffer[] = [];
-  let size = 0;
-  for await (const chunk of incoming.iterator({ destroyOnReturn: false })) {
-    size += chunk.length;
-    if (size > limit) throw tooLarge;
-    chunks.push(chunk);
-  }
-  return Buffer.concat(chunks);
+/** Whoever stops reading leaves the connection open for the answer. */
+function bytesOf({ env }: Ctx): AsyncIterable<Buffer> {
+  return env.incoming.iterator({ destroyOnReturn: false });
 }
 
 function parametersOf(c: Ctx): URLSearchParams {
@@ -1653,12 +2018,38 @@ function negotiate(c: Ctx, offered: string[]): string {
   );
 }
 
-/** RFC 7240; of `return=minimal, count=exact` each by its name. Unknown ones are passed over. */
-function preferences(c: Ctx): Map<string, string> {
-  const parts = (c.req.raw.headers.get('prefer') ?? '').split(/[,;]/);
-  return new Map(
-    parts.flatMap((part) => (part.trim() ? [part.trim().split('=') as [string, string]] : [])),
-  );
+/** The preferences that are known (RFC 7240; PostgREST, «Prefer Header»), and which were given. */
+const PREFERENCES: Record<string, RegExp> = {
+  return: /^(minimal|headers-only|representation)$/,
+  count: /^(exact|planned|estimated)$/,
+  resolution: /^(merge|ignore)-duplicates$/,
+  missing: /^(default|null)$/,
+  handling: /^(strict|lenient)$/,
+  'max-affected': /^\d{1,9}$/,
+  tx: /^commit$/,
+};
+
+type Preferences = { [name: string]: string | undefined };
+
+/** The known ones by name. Throws 400 for the others where `handling=strict`. */
+function preferencesOf(c: Ctx): Preferences {
+  const parts = (c.req.raw.headers.get('prefer') ?? '').split(/[,;]/).map((part) => part.trim());
+  const given: Preferences = {};
+  const unknown = parts.filter((part) => {
+    const [name = '', value = ''] = part.split('=');
+    const known = Object.hasOwn(PREFERENCES, name) && PREFERENCES[name]?.test(value);
+    if (known) given[name] ??= value;
+    return part && !known;
+  });
+  if (given.handling !== 'strict' || unknown.length === 0) return given;
+  const details = `Invalid preferences: ${unknown.join(', ')}`;
+  const detail = 'Invalid preferences given with handling=strict';
+  throw new Problem(400, 'PGRST122', detail, undefined, { details });
+}
+
+function applied(preferences: Preferences): Record<string, string> {
+  const pairs = Object.entries(preferences).map((pair) => pair.join('='));
+  return pairs.length > 0 ? { 'Preference-Applied': pairs.join(', ') } : {};
 }
 
 /** `*`, or the versions in a precondition's tags of this pattern; undefined without the header. */
@@ -1677,46 +2068,74 @@ function tag({ version }: { version: string }): { ETag: string } {
 type Shape = 'object' | 'array' | 'nothing';
 
 /** How a write shows its rows: as `Prefer: return` and Accept ask, else as is natural or strict. */
-function shapeOf(c: Ctx, natural: Shape): Shape {
-  const asked = preferences(c).get('return');
-  if (!asked) return isStrict(c) ? 'nothing' : natural;
-  if (asked !== 'representation') return 'nothing';
-  const type = negotiate(c, ['application/json', OBJECT]);
-  return natural === 'array' && type !== OBJECT ? 'array' : 'object';
+function shapeOf(
+  c: Ctx,
+  natural: Shape,
+  asked: Shape = natural === 'nothing' ? 'array' : natural,
+): Shape {
+  const { return: shown } = preferencesOf(c);
+  if (!shown) return isStrict(c) ? 'nothing' : natural;
+  if (shown !== 'representation') return 'nothing';
+  return negotiate(c, [JSON_TYPE, OBJECT]) === OBJECT ? 'object' : asked;
 }
 
 function writeAnswer(
   c: Ctx,
   status: number,
-  rows: Stored[],
+  written: Written,
   shape: Shape,
-  headers: Record<string, string>,
+  own: Record<string, string>,
 ): Answer {
-  const asked = preferences(c).get('return');
-  if (asked) headers['Preference-Applied'] = `return=${asked}`;
+  const preferences = preferencesOf(c);
+  const { count } = preferences;
+  const { rows, body } = written;
+  const headers = {
+    ...own,
+    ...applied(preferences),
+    ...(count && { 'Content-Range': `*/${rows}` }),
+  };
   if (shape === 'nothing') return { status: status === 200 ? 204 : status, headers, body: null };
-  const bodies = rows.map(({ body }) => body).join(',');
-  return json(shape === 'array' ? `[${bodies}]` : bodies, headers, status);
+  return json(shape === 'array' ? `[${body}]` : body, headers, status);
 }
 
 /** A page with its Content-Range and a link to the next. Throws 406, or 416 past the end. */
 function pageAnswer(c: Ctx, type: string, query: Query, page: Page): Answer {
   const { rows, total, body } = page;
   if (type === OBJECT && rows !== 1) throw notOne(rows);
+  if (total !== undefined && query.offset > total) throw pastEnd(query.offset, total);
   const range = rows > 0 ? `${query.offset}-${query.offset + rows - 1}` : '*';
-  const headers = { 'Content-Type': type, 'Content-Range': `${range}/${total ?? '*'}` };
-  if (total !== undefined && query.offset > total) {
-    const details = `An offset of ${query.offset} was requested, but there are only ${total} rows.`;
-    throw new Problem(416, 'PGRST103', 'Requested range not satisfiable', undefined, {
-      details,
-      headers: { 'Content-Range': `*/${total}` },
-    });
-  }
+  const link = page.more && { Link: linkToNext(c, query, page) };
   return {
     status: total !== undefined && rows < total ? 206 : 200,
-    headers: page.more ? { ...headers, Link: linkToNext(c, query, page) } : headers,
+    headers: {
+      'Content-Type': type,
+      'Content-Range': `${range}/${total ?? '*'}`,
+      ...applied(preferencesOf(c)),
+      ...link,
+    },
     body: type === OBJECT ? body : `[${body}]`,
   };
+}
+
+function pastEnd(offset: number, total: number): Problem {
+  const details = `An offset of ${offset} was requested, but there are only ${total} rows.`;
+  const headers = { 'Content-Range': `*/${total}` };
+  return new Problem(416, 'PGRST103', 'Requested range not satisfiable', undefined, {
+    details,
+    headers,
+  });
+}
+
+/** `Range: 0-9` with `Range-Unit: items` does what limit and offset do. Throws 416. */
+function withRange(c: Ctx, query: Query): Query {
+  const { headers } = c.req.raw;
+  if (headers.get('range-unit') !== 'items' || query.limit !== undefined || query.offset > 0)
+    return query;
+  const [, from, to] = /^(?:items=)?(\d{1,9})-(\d{1,9})?$/.exec(headers.get('range') ?? '') ?? [];
+  if (from === undefined) return query;
+  const limit = to === undefined ? {} : { limit: Number(to) - Number(from) + 1 };
+  if (limit.limit !== undefined && limit.limit < 1) throw pastEnd(Number(from), 0);
+  return { ...query, offset: Number(from), ...limit };
 }
 
 /** RFC 8288, relative. Groups have no key to go on from: theirs goes by offset. */
@@ -1727,11 +2146,25 @@ function linkToNext(c: Ctx, query: Query, { next, rows }: Page): string {
   return `<${c.req.path}?${parameters}>; rel="next"`;
 }
 
-async function* arrayOf(first: string[], rest: AsyncIterable<string[]>): AsyncGenerator<string> {
-  yield `[${first}`;
-  for await (const batch of rest) yield `,${batch}`;
-  yield ']';
-}
+/** How batches of rows become a body, by media type. */
+const STREAMED: Record<
+  string,
+  (first: string[], rest: AsyncIterable<string[]>) => AsyncGenerator<string>
+> = {
+  [JSON_TYPE]: async function* array(first, rest) {
+    yield `[${first}`;
+    for await (const batch of rest) yield `,${batch}`;
+    yield ']';
+  },
+  [CSV]: async function* lines(first, rest) {
+    yield first.join('');
+    for await (const batch of rest) yield batch.join('');
+  },
+  [NDJSON]: async function* rows(first, rest) {
+    if (first.length > 0) yield `${first.join('\n')}\n`;
+    for await (const batch of rest) yield `${batch.join('\n')}\n`;
+  },
+};
 
 // --- Ops ------------------------------------------------------------------------
 
@@ -1988,8 +2421,9 @@ async function embed(config: Config, resource: Resource, log: Logger) {
   const store = createStore(resource, database);
   const call: Call = { sub: '', ms: 0, repeated: false };
   await ensureTable(resource, database);
-  if (embedded.fresh && resource.sample) await store.create(await readSample(resource), call);
-  const { body } = await store.page(parseQuery(resource, []), 1, true, false, call);
+  if (embedded.fresh && resource.sample) await store.create(await readSample(resource), {}, call);
+  const wants = { body: true, count: false };
+  const { body } = await store.page(parseQuery(resource, []), 1, wants, call);
   await database.end();
   const { key, path } = resource;
   const greet = (url: string) => welcome(url, path, embedded.home, key, JSON.parse(body || '{}'));
