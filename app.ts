@@ -744,8 +744,8 @@ const MEMBER = `(?:${NAME}:(?!:))?(?:(count)\\(\\)|${NAME}${CAST}(?:\\.(count|su
 const PATTERNS = {
   name: new RegExp(NAME, 'ys'),
   member: new RegExp(MEMBER, 'ys'),
-  order: new RegExp(`${NAME}(?:\\.(asc|desc))?(?:\\.nulls(first|last))?(?![^,])`, 'ys'),
-  branch: new RegExp(`(not\\.)?(and|or)\\(|${NAME}\\.`, 'ys'),
+  order: new RegExp(`${NAME}(?:\\.(asc|desc))?(?:\\.nulls(first|last))?`, 'ys'),
+  branch: new RegExp(` *(?:(not\\.)?(and|or) *\\(|${NAME})`, 'ys'),
   condition: /(not\.)?([a-z]+)(?:\((\w+)\))?\./y,
   item: /"((?:[^"\\]|\\.)*)"(?=[,)])|(\{[^{}]*\}(?=[,)])|[^,)]*)/sy,
   listed: /"((?:[^"\\]|\\.)*)"(?=[,)])|([^,)]*)/sy,
@@ -770,7 +770,8 @@ function isNext(reader: Reader, text: string): boolean {
 }
 
 /** PGRST100, PostgREST's error for what its grammar does not know. */
-function expected({ parameter, text, at }: Reader, what: string): Problem {
+function expected({ parameter, text, at, resource }: Reader, what: string): Problem {
+  if (text.startsWith('->', at)) return noPath(resource.table);
   const found = at < text.length ? JSON.stringify(text.slice(at, at + 12)) : 'end';
   const details = `unexpected ${found} at position ${at + 1} of ${text.slice(0, 200)}`;
   const detail = `The parameter ${parameter} could not be read.`;
@@ -778,10 +779,14 @@ function expected({ parameter, text, at }: Reader, what: string): Problem {
 }
 
 /** Items between commas, until something else follows. */
-function takeList<T>(reader: Reader, item: () => T): T[] {
+function takeList<T>(reader: Reader, item: () => T, comma = /,/y): T[] {
   const items = [item()];
-  while (isNext(reader, ',')) items.push(item());
-  return items;
+  for (;;) {
+    comma.lastIndex = reader.at;
+    if (!comma.test(reader.text)) return items;
+    reader.at = comma.lastIndex;
+    items.push(item());
+  }
 }
 
 /** Parses parameters, of those allowed. Throws Problem 400 that tells what was expected where. */
@@ -814,8 +819,8 @@ const SINGLE = new Map<string, (reader: Reader) => Partial<Query>>([
   ['limit', (reader) => ({ limit: readWhole(reader) })],
   ['offset', (reader) => ({ offset: readWhole(reader) })],
   ['after', (reader) => ({ after: readCursor(reader) })],
-  ['columns', (reader) => ({ columns: readColumns(reader, 'PGRST204') })],
-  ['on_conflict', (reader) => ({ on_conflict: readColumns(reader, '42703') })],
+  ['columns', (reader) => ({ columns: readColumns(reader, 422, 'PGRST204') })],
+  ['on_conflict', (reader) => ({ on_conflict: readColumns(reader, 400, '42703') })],
 ]);
 
 function notHere(resource: Resource, { parameter }: Reader, allowed: string[]): Problem {
@@ -825,9 +830,9 @@ function notHere(resource: Resource, { parameter }: Reader, allowed: string[]): 
   return new Problem(400, 'PGRST100', `The parameter ${parameter} has no meaning here.`, hint);
 }
 
-function readColumns(reader: Reader, code: string): string[] {
+function readColumns(reader: Reader, status: number, code: string): string[] {
   const name = () => take(reader, PATTERNS.name, 'a column')[1] ?? '';
-  return takeList(reader, name).map((one) => knownColumn(reader.resource, one, code));
+  return takeList(reader, name).map((one) => knownColumn(reader.resource, one, status, code));
 }
 
 function readWhole(reader: Reader): number {
@@ -852,6 +857,7 @@ function toJson(text: unknown): unknown {
 function readOrder(reader: Reader): Order {
   const what = 'a column, .asc or .desc, .nullsfirst or .nullslast';
   const [, name = '', direction, nulls] = take(reader, PATTERNS.order, what);
+  if (isNext(reader, '(')) throw noEmbedding(name);
   const descending = direction === 'desc';
   const nullsFirst = nulls ? nulls === 'first' : descending;
   return { column: knownColumn(reader.resource, name), descending, nullsFirst };
@@ -866,9 +872,10 @@ function readSelect(reader: Reader): Member[] {
 
 /** `alias:column::cast.aggregate()::cast`, of which all but the column or `count()` may lack. */
 function readMember(reader: Reader): Member {
+  const spread = isNext(reader, '...');
   const found = take(reader, PATTERNS.member, 'a column, alias:column, column::type or count()');
   const [, alias, count, name = '', inner, of, cast] = found;
-  if (isNext(reader, '(')) throw noRelation(reader.resource, name);
+  if (spread || isNext(reader, '(')) throw noRelation(reader.resource, name);
   for (const type of [inner, cast]) {
     if (type && !CASTS.test(type)) throw expected(reader, `a type of ${CASTS.source}`);
   }
@@ -889,11 +896,24 @@ function noRelation({ table }: Resource, name: string): Problem {
   return new Problem(400, 'PGRST200', detail, 'This service has one table and embeds nothing.');
 }
 
-function knownColumn({ table, names }: Resource, text: string, code = '42703'): string {
+function knownColumn({ table, names }: Resource, text: string, status = 400, code = '42703') {
   const name = unquoted(text);
   if (names.includes(name)) return name;
+  if (text.includes('->')) throw noPath(table);
+  const [embedded, more] = text.split(/[.(]/);
+  if (more !== undefined) throw noEmbedding(embedded ?? '');
   const detail = `column ${table}.${name} does not exist`;
-  throw new Problem(400, code, detail, `The columns are ${names.join(', ')}.`);
+  throw new Problem(status, code, detail, `The columns are ${names.join(', ')}.`);
+}
+
+function noPath(table: string): Problem {
+  const detail = `operator does not exist: no column of ${table} is json, as -> wants it`;
+  return new Problem(400, '42883', detail, 'Name a column alone.');
+}
+
+function noEmbedding(name: string): Problem {
+  const detail = `'${name}' is not an embedded resource in this request`;
+  return new Problem(400, 'PGRST108', detail, 'This service has one table and embeds nothing.');
 }
 
 function unquoted(text: string): string {
@@ -913,10 +933,11 @@ function readFilter(reader: Reader): Filter {
 function readBranch(reader: Reader, depth: number): Filter {
   const what = 'and(, or(, or a column and "."';
   const [, not, tree, name = ''] = take(reader, PATTERNS.branch, what);
+  if (!tree) take(reader, /\./y, '"." and an operator');
   if (!tree) return readCondition(reader, knownColumn(reader.resource, name), true);
   if (depth > DEEPEST) throw expected(reader, `at most ${DEEPEST} levels`);
-  const branches = takeList(reader, () => readBranch(reader, depth + 1));
-  take(reader, /\)/y, '"," or ")"');
+  const branches = takeList(reader, () => readBranch(reader, depth + 1), / *,/y);
+  take(reader, / *\)/y, '"," or ")"');
   const filter = { tree: tree === 'and' ? 'and' : 'or', branches } as const;
   return not ? { not: filter } : filter;
 }
@@ -1055,14 +1076,14 @@ export function createStore(resource: Resource, database: Database) {
     return write('keyed', ctes, terms, call);
   }
 
-  /** Inserts rows; where the key is taken they replace what is there, or are left out. */
-  function upsert(rows: Row[], replace: boolean, terms: Terms, call: Call): Promise<Written> {
-    const update = sql`update set (${list(settable)}) = row(${list(settable, 'excluded.')})`;
+  /** Inserts rows; where the key is taken, `set` columns replace what is there, or nothing does. */
+  function upsert(rows: Row[], set: string[], terms: Terms, call: Call): Promise<Written> {
+    const update = sql`update set (${list(set)}) = row(${list(set, 'excluded.')})`;
     const ctes = sql`
       changed as (
         insert into ${table} as t (${list(all)})
         select ${list(all)} from json_populate_recordset(null::${table}, ${JSON.stringify(rows)})
-        on conflict (${key}) do ${replace ? update : sql`nothing`} ${returning}, t.xmax = 0 as flag
+        on conflict (${key}) do ${set.length > 0 ? update : sql`nothing`} ${returning}, t.xmax = 0 as flag
       )`;
     return write('write', ctes, terms, call);
   }
@@ -1728,11 +1749,11 @@ function noRoute(c: Ctx, methods: string[]): Problem {
     methods.length > 0 ? `Use ${headers.Allow}.` : 'GET /openapi.json names what there is.';
   if (methods.length > 0)
     return new Problem(405, 'PGRST117', `There is no ${method} here.`, hint, { headers });
-  const code = /^\/rest\/v1\/rpc\//.test(path)
-    ? 'PGRST202'
-    : /^\/rest\/v1\//.test(path)
-      ? 'PGRST205'
-      : 'PGRST125';
+  const [, below] = /^\/rest\/v1\/(.*)$/s.exec(path) ?? [];
+  const known = [/^$/, /^rpc\/[^/]+$/, /^[^/]+$/].findIndex((pattern) =>
+    pattern.test(below ?? '/'),
+  );
+  const code = ['PGRST126', 'PGRST202', 'PGRST205'][known] ?? 'PGRST125';
   return new Problem(404, code, 'There is nothing at this path.', hint);
 }
 
@@ -1783,13 +1804,15 @@ function rowHandlers({ config, resource, store }: Service) {
     if (mediaType(c) === CSV) return copy(c);
     const body = await readJson(c, config.BODY_LIMIT);
     const many = Array.isArray(body);
+    const bodies = many ? body : [body];
     const keyed = idempotentKey(c, many);
-    const rows = validate(resource.row, pickColumns(many ? body : [body], query), many);
+    const rows = validate(resource.row, pickColumns(bodies, query), many);
     const asked = preferencesOf(c);
     const shape = shapeOf(c, many || asked.return ? 'array' : 'object');
     const terms = { ...termsOf(c, query), single: shape === 'object' };
     for (const row of rows) row[resource.key] = keyed ?? row[resource.key] ?? uuidv7();
-    if (asked.resolution) return upsert(c, query, rows, shape, terms);
+    const named = query.columns ?? bodies.flatMap((one) => Object.keys(Object(one)));
+    if (asked.resolution) return upsert(c, query, rows, [...new Set(named)], shape, terms);
     const made = await store.create(rows, terms, c.env.call);
     const mine = made.same && (keyed || c.env.call.repeated);
     if (made.taken && !mine) throw taken(keyed);
@@ -1804,6 +1827,7 @@ function rowHandlers({ config, resource, store }: Service) {
     c: Ctx,
     query: Query,
     rows: Row[],
+    named: string[],
     shape: Shape,
     terms: Terms,
   ): Promise<Answer> {
@@ -1811,8 +1835,8 @@ function rowHandlers({ config, resource, store }: Service) {
     const hint = `on_conflict can be ${resource.key} alone.`;
     const fits = target === resource.key && more.length === 0;
     if (!fits) throw new Problem(400, '42P10', 'There is no unique index on these columns.', hint);
-    const replace = preferencesOf(c).resolution === 'merge-duplicates';
-    const made = await store.upsert(rows, replace, terms, c.env.call);
+    const merges = preferencesOf(c).resolution === 'merge-duplicates';
+    const made = await store.upsert(rows, merges ? named : [], terms, c.env.call);
     return writeAnswer(c, made.created ? 201 : 200, made, shape, {});
   }
 
@@ -1831,7 +1855,7 @@ function rowHandlers({ config, resource, store }: Service) {
     const only = c.req.raw.headers.get('if-none-match') === '*';
     const stored = versions
       ? await store.merge(uuid, row, versions, c.env.call)
-      : await store.upsert([row], !only, {}, c.env.call);
+      : await store.upsert([row], only ? [] : resource.names, {}, c.env.call);
     if (stored.rows === 0) throw preconditionFailed();
     const created = stored.created && { Location: `${baseOf(c, resource)}/${uuid}` };
     const headers = { ...tag(stored), ...created };
@@ -2055,25 +2079,25 @@ function parametersOf(c: Ctx): URLSearchParams {
 
 /** The offered type that Accept likes best (RFC 9110, 12.5.1). Throws 406. */
 function negotiate(c: Ctx, offered: string[]): string {
-  const wanted = (c.req.raw.headers.get('accept') ?? '*/*')
+  const accept = c.req.raw.headers.get('accept') ?? '*/*';
+  const wanted = accept
     .toLowerCase()
     .split(',')
     .map((part) => {
-      const [type = '', ...parameters] = part.split(';').map((piece) => piece.trim());
+      const [range = '', ...parameters] = part.split(';').map((piece) => piece.trim());
       const quality = parameters.find((parameter) => parameter.startsWith('q='))?.slice(2) ?? 1;
-      return { type, quality: Number(quality) };
+      const known = parameters.every((parameter) => /^(q|charset)=/.test(parameter));
+      return { range, quality: known ? Number(quality) : 0 };
     });
-  for (const { type, quality } of wanted.sort((a, b) => b.quality - a.quality)) {
-    const range = type.endsWith('/*') ? type.slice(0, -1) : `${type};`;
-    const found = offered.find((offer) => type === '*/*' || `${offer};`.startsWith(range));
+  for (const { range, quality } of wanted.sort((a, b) => b.quality - a.quality)) {
+    const prefix = range.replace(/^\*\/\*$/, '').replace(/\*$/, '');
+    const found = offered.find((offer) =>
+      range.endsWith('*') ? offer.startsWith(prefix) : offer === range,
+    );
     if (found && quality > 0) return found;
   }
-  throw new Problem(
-    406,
-    'PGRST107',
-    'There is no such media type.',
-    `There is ${offered.join(', ')}.`,
-  );
+  const hint = `There is ${offered.join(', ')}.`;
+  throw new Problem(406, 'PGRST107', 'There is no such media type.', hint);
 }
 
 /** The preferences that are known (RFC 7240; PostgREST, «Prefer Header»), and which were given. */
@@ -2147,11 +2171,9 @@ function writeAnswer(
   const preferences = preferencesOf(c);
   const { count } = preferences;
   const { rows, body } = written;
-  const headers = {
-    ...own,
-    ...applied(preferences),
-    ...(count && { 'Content-Range': `*/${rows}` }),
-  };
+  const range = c.req.method === 'PATCH' && rows > 0 ? `0-${rows - 1}` : '*';
+  const headers: Record<string, string> = { ...own, ...applied(preferences) };
+  if (!c.req.param('key')) headers['Content-Range'] = `${range}/${count ? rows : '*'}`;
   if (shape === 'nothing') return { status: status === 200 ? 204 : status, headers, body: null };
   return json(shape === 'array' ? `[${body}]` : body, headers, status);
 }
@@ -2226,17 +2248,23 @@ const STREAMED: Record<
 
 // --- OpenAPI --------------------------------------------------------------------
 
-/** `takes`: PARAMETERS, `*` for a list's. Body and answers: contentsOf(), a type, or an example. */
+/** `takes`: PARAMETERS, `*` for the filters. Body, answers: contentsOf(), a type, an example. */
 type Operation = [summary: string, takes: string, body: string, answers: Answers];
 type Answers = Record<number, string | object>;
 type Contents = Record<string, object>;
 
-const CHANGED = { 200: 'row', 204: '' };
+const [PAGED, CREATED] = ['select order limit offset after', 'select columns on_conflict'];
+const [CHANGED, MANY] = [
+  { 200: 'row', 204: '' },
+  { 200: 'made', 204: '' },
+] as const;
 /** By the name of the handler, or by the path where it has none. */
 const OPERATIONS: Record<string, Operation> = {
-  list: ['List rows', '* Prefer', '', { 200: 'rows', 206: 'rows' }],
-  listAll: ['Stream rows', '*', '', { 200: 'all' }],
-  create: ['Create rows', 'Prefer Idempotency-Key', 'new', { 201: 'made' }],
+  list: ['List rows', `* ${PAGED} Range Prefer`, '', { 200: 'rows', 206: 'rows' }],
+  listAll: ['Stream rows', `* ${PAGED}`, '', { 200: 'all' }],
+  create: ['Create rows', `${CREATED} Prefer Idempotency-Key`, 'new', { 200: 'made', 201: 'made' }],
+  mergeMany: ['Change the rows that pass', '* select columns Prefer', 'parts', MANY],
+  removeMany: ['Delete the rows that pass', '* select Prefer', '', MANY],
   read: ['Read a row', 'If-None-Match', '', { 200: 'row', 304: '' }],
   replace: ['Put a row', 'Prefer If-Match If-None-Match', 'whole', { ...CHANGED, 201: 'row' }],
   merge: ['Change a row', 'Prefer If-Match', 'part', CHANGED],
@@ -2253,6 +2281,7 @@ const OPERATIONS: Record<string, Operation> = {
 
 const TAGS = { rows: 'As they are', PostgREST: "With its clients' defaults", service: 'Itself' };
 const [TREE, STRING] = ['`(column.operator.value,or(…))`, up to 10 levels', { type: 'string' }];
+const TREES = ['and', 'or', 'not.and', 'not.or'];
 const WHOLE = { schema: { type: 'integer', minimum: 0 } };
 const HEADER = /^[A-Z]/;
 /** What they are for, the filters aside. */
@@ -2262,8 +2291,14 @@ const PARAMETERS: Record<string, [description: string, more?: object]> = {
   limit: ['Rows at most', WHOLE],
   offset: ['Rows to leave out', WHOLE],
   after: ['The cursor of `Link: rel="next"`'],
-  ...{ and: [TREE], or: [TREE], 'not.and': [TREE], 'not.or': [TREE] },
-  Prefer: ['`return=minimal`: no rows', { example: 'return=representation, count=exact' }],
+  ...Object.fromEntries(TREES.map((name) => [name, [TREE]])),
+  Prefer: [
+    '`return=minimal`: no rows',
+    { example: 'return=representation, count=exact, max-affected=1' },
+  ],
+  columns: ['Names between commas; others in the body are left out'],
+  on_conflict: ['The key, for `Prefer: resolution=…-duplicates`'],
+  Range: ['`0-9` with `Range-Unit: items`, as limit and offset'],
   'If-Match': ['The ETag that the row must have'],
   'If-None-Match': ['The ETag that is known; `*` where none may be'],
   'Idempotency-Key': ['Sent again with the same body, it creates nothing more'],
@@ -2304,8 +2339,7 @@ function describeOperation({ names }: Resource, path: string, told: Operation, c
   const [summary, takes, body, answers] = told;
   const contentOf = (of: string | object) =>
     typeof of === 'string' ? (contents[of] ?? { [of]: {} }) : inJson({ type: 'object' }, of);
-  const queries = Object.keys(PARAMETERS).filter((name) => !HEADER.test(name));
-  const list = [...names.map((name) => `column.${name}`), ...queries].join(' ');
+  const list = [...names.map((name) => `column.${name}`), ...TREES].join(' ');
   const parameters = `${path.match(/(?<=:)\w+/g) ?? ''} ${takes.replace('*', list)}`.match(/\S+/g);
   const responses = Object.entries(answers).map(([status, of]) => {
     const content = of && { content: contentOf(of) };
@@ -2333,11 +2367,17 @@ function contentsOf({ key, example }: Resource): Contents {
   const either = (schema: object) => ({ anyOf: [schema, many(schema)] });
   const part = inJson(refer('schemas/Part'), fresh);
   const examples = { one: { value: fresh }, many: { value: [fresh] } };
+  const text = { [CSV]: { schema: STRING }, [NDJSON]: { schema: STRING } };
+  const csv = csvLine(Object.keys(fresh)) + csvLine(Object.values(fresh).map(String));
   return {
     row: inJson(Row, example),
-    all: inJson(many(Row), [example]),
-    rows: { ...inJson(many(Row), [example]), [OBJECT]: { schema: Row, example } },
-    new: { 'application/json': { schema: either(NewRow), examples } },
+    all: { ...inJson(many(Row), [example]), ...text },
+    rows: { ...inJson(many(Row), [example]), [OBJECT]: { schema: Row, example }, ...text },
+    new: {
+      'application/json': { schema: either(NewRow), examples },
+      [CSV]: { schema: STRING, example: csv },
+    },
+    parts: inJson(either(refer('schemas/Part')), fresh),
     made: inJson(either(Row), [example]),
     whole: inJson(NewRow, example),
     part: { ...part, 'application/merge-patch+json': part['application/json'] },
