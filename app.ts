@@ -347,9 +347,9 @@ export function toProblem(error: unknown): Problem {
   return new Problem(500, 'XX000', 'Something went wrong here; the log tells, by the request id.');
 }
 
-function unavailable(): Problem {
+function unavailable(detail = 'The database is not available.'): Problem {
   const headers = { 'Retry-After': '1' };
-  return new Problem(503, '08006', 'The database is not available.', 'Try again.', { headers });
+  return new Problem(503, '08006', detail, 'Try again.', { headers });
 }
 
 function tooSlow(): Problem {
@@ -482,14 +482,15 @@ export function openDatabase(config: Config, log: Logger) {
     const elapsed = () => performance.now() - started;
     numbers.inFlight += 1;
     try {
-      for (let tries = 3; ; tries -= 1) {
+      for (let tries = config.POOL_SIZE + 2; ; tries -= 1) {
         const client = leastBusy() ?? (await firstOpen());
         const query: Pending = statement(client.sql);
         try {
           return await execute(client, query, DEADLINE - elapsed(), kind, call);
         } catch (error) {
           const late = elapsed() > LOCK_TIMEOUT;
-          if (tries === 1 || late || !mayRepeat(kind, query, error)) throw error;
+          const last = tries === 1 || late || !mayRepeat(kind, query, error);
+          if (last) throw query.state || codeOf(error) !== '57014' ? error : unavailable();
           call.repeated ||= LOST.test(codeOf(error));
         }
       }
@@ -532,21 +533,31 @@ export function openDatabase(config: Config, log: Logger) {
   }
 
   /** A connection of its own for what takes longer than a request may; at most STREAMS at once. */
-  async function* borrow(): AsyncGenerator<Sql> {
+  async function* borrow(call?: Call): AsyncGenerator<Sql> {
     if (numbers.streams >= STREAMS || state === 'down') throw unavailable();
     numbers.streams += 1;
     const sql = connect(config, undefined, 0);
+    const leave = () => void sql.end({ timeout: 0 });
+    call?.outgoing?.once('close', leave);
     try {
       yield sql;
     } finally {
       numbers.streams -= 1;
-      void sql.end({ timeout: 0 });
+      call?.outgoing?.off('close', leave);
+      leave();
     }
   }
 
   /** Lines in batches at constant memory. */
-  async function* stream(statement: Statement): AsyncGenerator<Result[]> {
-    for await (const sql of borrow()) yield* statement(sql).cursor(STREAM_ROWS);
+  async function* stream(call: Call, statement: Statement): AsyncGenerator<Result[]> {
+    for await (const sql of borrow(call)) {
+      const batches = statement(sql).cursor(STREAM_ROWS)[Symbol.asyncIterator]();
+      for (;;) {
+        const { done, value } = await within(DEADLINE, batches.next());
+        if (done) return;
+        yield value;
+      }
+    }
   }
 
   /**
@@ -1214,17 +1225,23 @@ export function createStore(resource: Resource, database: Database) {
   }
 
   /** All rows of a list, in batches: as JSON texts, or as CSV lines. */
-  async function* stream(query: Query, csv: boolean): AsyncGenerator<string[]> {
+  async function* stream(query: Query, csv: boolean, call: Call): AsyncGenerator<string[]> {
     const { select = all.map((name): Member => ({ name, column: name })) } = query;
     const values = select.map(
       (one, at) => sql`${isGrouped(query) ? raw(`t.c${at}`) : expression(one)} as ${raw(`c${at}`)}`,
     );
     const wanted = csv ? commas(values) : sql`${member(query)} as body`;
     const rows = source(query, query.limit ?? null, query.offset);
-    if (csv) yield [csvLine(select.map(({ name }) => name))];
-    for await (const batch of database.stream((sql) => sql`select ${wanted} from ${rows} t`)) {
-      yield batch.map((one) => (csv ? csvLine(Object.values(one)) : (one.body ?? '')));
+    const batches = database.stream(call, (sql) => sql`select ${wanted} from ${rows} t`);
+    let header = csv ? [csvLine(select.map(({ name }) => name))] : [];
+    for await (const batch of batches) {
+      yield [
+        ...header,
+        ...batch.map((one) => (csv ? csvLine(Object.values(one)) : (one.body ?? ''))),
+      ];
+      header = [];
     }
+    if (header.length > 0) yield header; // not before the statement has begun: it may yet fail
   }
 
   /**
@@ -1641,6 +1658,8 @@ export function createApp(service: Service): App {
       const writes = method !== 'GET';
       if (!OPEN.includes(route))
         c.env.call.sub = await authorize(c.req.raw.headers.get('authorization'), writes);
+      const needsTable = route !== '/metrics' && !OPEN.includes(route);
+      if (needsTable && !life.prepared) throw unavailable();
       return finish(c, await handler(c));
     });
   }
@@ -1656,7 +1675,10 @@ export function createApp(service: Service): App {
     const problem = toProblem(error);
     const { id } = c.env;
     if (problem.status === 500)
-      log.error({ id, code: codeOf(error), stack: error.stack }, 'failed');
+      log.error(
+        { id, code: codeOf(error), stack: error.stack?.replace(error.message, '') },
+        'failed',
+      );
     else if (problem.status > 500) log.warn({ id, code: codeOf(error) }, 'failed');
     return finish(c, problemAnswer(problem));
   });
@@ -1773,18 +1795,23 @@ function rowHandlers({ config, resource, store }: Service) {
   async function list(c: Ctx): Promise<Answer> {
     const type = negotiate(c, [JSON_TYPE, OBJECT, CSV, NDJSON]);
     const query = withRange(c, parseQuery(resource, parametersOf(c)));
-    if (c.req.method !== 'HEAD' && (type === CSV || type === NDJSON)) return streamed(type, query);
+    if (c.req.method !== 'HEAD' && (type === CSV || type === NDJSON))
+      return streamed(c, type, query);
     const limit = Math.min(query.limit ?? config.MAX_ROWS, config.MAX_ROWS);
     const wants = { body: c.req.method !== 'HEAD', count: 'count' in preferencesOf(c) };
     return pageAnswer(c, type, query, await store.page(query, limit, wants, c.env.call));
   }
 
   function listAll(c: Ctx): Promise<Answer> {
-    return streamed(negotiate(c, [JSON_TYPE, CSV, NDJSON]), parseQuery(resource, parametersOf(c)));
+    return streamed(
+      c,
+      negotiate(c, [JSON_TYPE, CSV, NDJSON]),
+      parseQuery(resource, parametersOf(c)),
+    );
   }
 
-  async function streamed(type: string, query: Query): Promise<Answer> {
-    const batches = store.stream(query, type === CSV);
+  async function streamed(c: Ctx, type: string, query: Query): Promise<Answer> {
+    const batches = store.stream(query, type === CSV, c.env.call);
     const first = await batches.next(); // a fault up to here is still answered as one
     const body = Readable.from(STREAMED[type]?.(first.value ?? [], batches) ?? []);
     return { status: 200, headers: { 'Content-Type': type }, body };
@@ -2510,11 +2537,12 @@ export function createMetrics(config: Config, { numbers }: Database) {
 
 /** The metrics of all workers in one text. */
 function askPrimary(): Promise<string> {
-  return new Promise((resolve) => {
-    const hear = ({ metrics }: { metrics?: string }) => {
+  return new Promise((resolve, reject) => {
+    const hear = ({ metrics }: { metrics?: string | null }) => {
       if (metrics === undefined) return;
       process.off('message', hear);
-      resolve(metrics);
+      if (metrics !== null) resolve(metrics);
+      else reject(unavailable('A worker does not answer.'));
     };
     process.on('message', hear);
     process.send?.({ ask: 'metrics' });
@@ -2593,6 +2621,7 @@ async function serve(config: Config, resource: Resource, log: Logger): Promise<R
 async function supervise(config: Config, _: Resource, log: Logger): Promise<Running> {
   const summed = new prometheus.AggregatorRegistry();
   const { DATABASE_URL } = config;
+  cluster.schedulingPolicy = cluster.SCHED_NONE; // Node loses what it hands to a worker that dies
   const fork = () => cluster.fork(DATABASE_URL ? { DATABASE_URL } : {});
   let stopping = false;
   const failed = new Promise<never>((_, reject) => {
@@ -2604,14 +2633,16 @@ async function supervise(config: Config, _: Resource, log: Logger): Promise<Runn
     });
   });
   cluster.on('message', async (worker, { ask }: { ask?: string }) => {
-    if (ask === 'metrics') worker.send({ metrics: await summed.clusterMetrics() });
+    if (ask !== 'metrics') return;
+    const metrics = await summed.clusterMetrics().catch(() => null); // a worker hangs, or has died
+    worker.send({ metrics }, () => {});
   });
   for (let count = 0; count < config.WEB_CONCURRENCY; count += 1) fork();
   const listening = once(cluster, 'listening').then(([, address]) => urlOf(address));
   const stop = async () => {
     stopping = true;
     const workers = Object.values(cluster.workers ?? {}).filter((worker) => worker !== undefined);
-    for (const worker of workers) worker.send({ ask: 'stop' });
+    for (const worker of workers) worker.send({ ask: 'stop' }, () => {});
     await Promise.all(workers.map((worker) => once(worker, 'exit')));
   };
   return { url: await Promise.race([listening, failed]), failed, stop };

@@ -5,11 +5,14 @@
  *     const service = await startService({ DATABASE_URL: database.url });
  *     await service.get('/passengers');                // a fetch, with the body read
  *     await service.stop(); await database.stop();     // nothing is left behind
+ *
+ * And what spoils them: a proxy before the database, and the hold on the server's processes.
  */
 import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { EventEmitter, once } from 'node:events';
-import { chmod, mkdtemp, rm } from 'node:fs/promises';
+import { chmod, mkdtemp, readdir, readFile, rm, stat } from 'node:fs/promises';
+import { type AddressInfo, createServer, connect as dial, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -25,9 +28,8 @@ export type TestDatabase = {
   stop: () => Promise<void>;
 };
 
-/** A new database on a new embedded server, or on the server of DATABASE_URL when that is set. */
-export async function startDatabase(): Promise<TestDatabase> {
-  const given = process.env.DATABASE_URL;
+/** A new database on `given`, the server of DATABASE_URL; without one, on a new embedded server. */
+export async function startDatabase(given = process.env.DATABASE_URL): Promise<TestDatabase> {
   if (given) return createDatabase(given, async () => {});
   const directory = await mkdtemp(join(tmpdir(), 'passengers test-'));
   await chmod(directory, 0o755);
@@ -41,18 +43,26 @@ export async function startDatabase(): Promise<TestDatabase> {
 
 async function createDatabase(server: string, after: () => Promise<void>): Promise<TestDatabase> {
   const name = `test_${randomBytes(6).toString('hex')}`;
-  const admin = postgres(server, { max: 1, onnotice: () => {} });
-  await admin.unsafe(`create database ${name}`);
+  await ask(server, (sql) => sql.unsafe(`create database ${name}`));
   const url = new URL(server);
   url.pathname = name;
   const sql = postgres(url.href, { max: 2, onnotice: () => {} });
   const stop = async () => {
     await sql.end({ timeout: 1 });
-    await admin.unsafe(`drop database ${name} with (force)`);
-    await admin.end();
+    await ask(server, (sql) => sql.unsafe(`drop database ${name} with (force)`));
     await after();
   };
   return { url: url.href, sql, stop };
+}
+
+/** One question over a connection of its own, which no fault of before can have touched. */
+export async function ask<T>(url: string, question: (sql: postgres.Sql) => PromiseLike<T>) {
+  const sql = postgres(url, { max: 1, onnotice: () => {} });
+  try {
+    return await question(sql);
+  } finally {
+    await sql.end({ timeout: 1 });
+  }
 }
 
 /** One JSON line of the service's log. */
@@ -154,5 +164,191 @@ export async function until(condition: () => unknown, ms = 10_000): Promise<void
     if (await condition()) return;
     if (performance.now() > end) throw new Error(`not within ${ms} ms: ${condition}`);
     await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+}
+
+/** A TCP proxy before a database; `url` leads through it. All its faults last until pass(). */
+export type TestProxy = {
+  url: string;
+  /** When connections were asked for, by performance.now(). */
+  dialled: number[];
+  /** Ends every connection that there is, without a word. */
+  cut: () => void;
+  /** Ends every connection, and each new one at once. */
+  refuse: () => void;
+  /** Takes new connections and never answers them. */
+  blackHole: () => void;
+  /** Carries nothing, either way; what was said meanwhile arrives after pass(). */
+  stall: () => void;
+  /** Carries everything `ms` later, either way. */
+  delay: (ms: number) => void;
+  /** Ends the connection instead of bringing the answer to the next message that holds `text`. */
+  dropReply: (text: string) => Promise<void>;
+  pass: () => void;
+  stop: () => Promise<void>;
+};
+
+type Mode = 'pass' | 'refuse' | 'black hole' | 'stall';
+
+/** Starts a proxy on a free port before the server of `url`. */
+export async function startProxy(url: string): Promise<TestProxy> {
+  const { hostname, port } = new URL(url);
+  const open = new Set<Socket>();
+  const dialled: number[] = [];
+  const dropped = new EventEmitter();
+  let mode: Mode = 'pass';
+  let late = 0;
+  let trap: string | undefined;
+  const hold = (socket: Socket, other?: Socket) => {
+    open.add(socket);
+    socket.on('error', () => {});
+    socket.once('close', () => {
+      open.delete(socket);
+      other?.destroy();
+    });
+  };
+  const carry = (data: string | Buffer, to: Socket) => {
+    if (late > 0) setTimeout(() => to.writable && to.write(data), late);
+    else if (to.writable) to.write(data);
+  };
+  const wire = (near: Socket, far: Socket) => {
+    let trapped = false;
+    near.on('data', (data) => {
+      if (trap !== undefined && data.includes(trap)) {
+        trapped = true;
+        trap = undefined;
+      }
+      carry(data, far);
+    });
+    far.on('data', (data) => {
+      if (!trapped) return carry(data, near);
+      near.destroy();
+      dropped.emit('reply');
+    });
+    for (const socket of mode === 'stall' ? [near, far] : []) socket.pause();
+  };
+  const server = createServer({ noDelay: true }, (near) => {
+    dialled.push(performance.now());
+    const far = mode === 'pass' || mode === 'stall' ? dial(Number(port), hostname) : undefined;
+    hold(near, far);
+    if (far) hold(far, near);
+    if (far) wire(near, far);
+    else if (mode === 'refuse') near.destroy();
+    else near.pause();
+  });
+  const cut = () => {
+    for (const socket of open) socket.destroy();
+  };
+  const turn = (to: Mode) => {
+    mode = to;
+    for (const socket of open) socket[to === 'stall' ? 'pause' : 'resume']();
+  };
+  await once(server.listen(0, '127.0.0.1'), 'listening');
+  const through = new URL(url);
+  through.port = String((server.address() as AddressInfo).port);
+  return {
+    url: through.href,
+    dialled,
+    cut,
+    refuse: () => {
+      turn('refuse');
+      cut();
+    },
+    blackHole: () => {
+      mode = 'black hole';
+    },
+    stall: () => turn('stall'),
+    delay: (ms) => {
+      late = ms;
+    },
+    dropReply: async (text) => {
+      trap = text;
+      await once(dropped, 'reply');
+    },
+    pass: () => {
+      late = 0;
+      if (mode === 'black hole') cut();
+      turn('pass');
+    },
+    stop: async () => {
+      server.close();
+      cut();
+    },
+  };
+}
+
+/** The hold on the processes of an embedded server. */
+export type ServerControl = {
+  /** Stops it fast, as an administrator does; or ends all of its processes at once, as a crash. */
+  stop: (how: 'fast' | 'crash') => Promise<void>;
+  /** Starts it again on its port; resolves as soon as it accepts connections. */
+  start: () => Promise<void>;
+  pause: () => Promise<void>;
+  resume: () => Promise<void>;
+};
+
+/** Takes hold of the embedded server whose data is in `home` (Linux: it reads /proc). */
+export async function controlServer(home: string): Promise<ServerControl> {
+  const pidFile = join(home, 'cluster', 'postmaster.pid');
+  const read = async () => (await readFile(pidFile, 'utf8').catch(() => '')).split('\n');
+  const postmaster = Number((await read())[0]);
+  const proc = `/proc/${postmaster}`;
+  const command = (await readFile(`${proc}/cmdline`, 'utf8')).split('\0').slice(0, -1);
+  const { uid, gid } = await stat(proc);
+  const pids = async () => {
+    const pid = Number((await read())[0]);
+    return [pid, ...(await childrenOf(pid))];
+  };
+  const signal = async (name: NodeJS.Signals, to: number[]) => {
+    for (const pid of to) ignore(() => process.kill(pid, name));
+  };
+  return {
+    stop: async (how) => {
+      const all = await pids();
+      if (how === 'fast') await signal('SIGINT', all.slice(0, 1));
+      else await signal('SIGKILL', all);
+      await until(async () => (await Promise.all(all.map(isRunning))).every((runs) => !runs));
+    },
+    start: async () => {
+      const [file = '', ...args] = command;
+      const user = process.getuid?.() === 0 ? { uid, gid } : {};
+      const surroundings = { cwd: '/', env: { PATH: process.env.PATH, LC_ALL: 'C' } };
+      const options = { ...user, ...surroundings, stdio: 'ignore', detached: true } as const;
+      const server = spawn(file, args, options);
+      server.unref();
+      await until(async () => {
+        const lines = await read();
+        return Number(lines[0]) === server.pid && lines[7]?.trim() === 'ready';
+      });
+    },
+    pause: async () => signal('SIGSTOP', await pids()),
+    resume: async () => signal('SIGCONT', await pids()),
+  };
+}
+
+/** The processes that `pid` started and that still run. */
+export async function childrenOf(pid: number): Promise<number[]> {
+  const all = (await readdir('/proc')).filter((name) => /^\d+$/.test(name));
+  const states = await Promise.all(all.map(async (name) => ({ name, ...(await stateOf(name)) })));
+  return states.filter(({ parent }) => parent === pid).map(({ name }) => Number(name));
+}
+
+/** Whether there is such a process that is more than a zombie. */
+export async function isRunning(pid: number): Promise<boolean> {
+  const { state } = await stateOf(String(pid));
+  return state !== undefined && state !== 'Z' && state !== 'X';
+}
+
+async function stateOf(pid: string): Promise<{ state?: string | undefined; parent?: number }> {
+  const text = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '');
+  const [state, parent] = text.slice(text.lastIndexOf(')') + 2).split(' ');
+  return text === '' ? {} : { state, parent: Number(parent) };
+}
+
+function ignore(action: () => void): void {
+  try {
+    action();
+  } catch {
+    // it has ended already
   }
 }
