@@ -294,7 +294,7 @@ async function accepts(port: number): Promise<boolean> {
     .finally(() => socket.destroy());
 }
 
-async function freePort(): Promise<number> {
+export async function freePort(): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1');
   await once(server, 'listening');
   const { port } = server.address() as AddressInfo;
