@@ -937,6 +937,7 @@ function readFilter(reader: Reader): Filter {
   if (!/^(not\.)?(and|or)$/.test(parameter)) {
     return readCondition(reader, knownColumn(resource, parameter), false);
   }
+  if (!/^ *\(/.test(text)) throw expected(reader, '"("');
   reader.text = parameter + text;
   return readBranch(reader, 1);
 }
