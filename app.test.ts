@@ -12,6 +12,7 @@ import { connect } from 'node:net';
 import { after, before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import fc from 'fast-check';
+import { SignJWT } from 'jose';
 import { Config, parseQuery, passengers, readConfig, toUuid } from './app.ts';
 import {
   inherited,
@@ -954,6 +955,222 @@ describe('Query', () => {
       limit: 5,
       offset: 0,
     });
+  });
+});
+
+// --- Auth -----------------------------------------------------------------------
+
+describe('Auth', () => {
+  const [SECRET, OTHER] = [
+    'first-secret-of-32-bytes-or-more!',
+    'second-secret-of-32-bytes-or-more',
+  ];
+  const keyed = {
+    JWT_SECRET: `${SECRET},${OTHER}`,
+    JWT_ISSUER: 'https://issuer.example',
+    JWT_AUDIENCE: 'passengers',
+    JWT_WRITE_SCOPE: 'write',
+  };
+  let all: TestService;
+  let write: TestService;
+  before(async () => {
+    all = await startService({ DATABASE_URL: database.url, ...keyed });
+    write = await startService({ DATABASE_URL: database.url, ...keyed, AUTH: 'write' });
+    for (const one of [all, write])
+      await until(async () => (await one.get('/readyz')).status === 200);
+  });
+  after(async () => {
+    await all?.stop();
+    await write?.stop();
+  });
+
+  const now = () => Math.floor(Date.now() / 1000);
+  const good = () => ({
+    sub: 'ann',
+    iss: keyed.JWT_ISSUER,
+    aud: keyed.JWT_AUDIENCE,
+    scope: 'read write',
+    exp: now() + 60,
+  });
+  const sign = (claims: object, secret = SECRET, header: object = {}) =>
+    new SignJWT({ ...claims })
+      .setProtectedHeader({ alg: 'HS256', ...header })
+      .sign(Buffer.from(secret));
+  const bearer = (token: string) => ({ authorization: `Bearer ${token}` });
+  const encode = (value: unknown) => Buffer.from(JSON.stringify(value)).toString('base64url');
+
+  test('every route outside the open list is 401 without a token when AUTH=all', async () => {
+    const { paths } = (await all.get('/openapi.json')).json as { paths: Record<string, object> };
+    const open = [
+      '/hello',
+      '/zero',
+      '/healthz',
+      '/readyz',
+      '/openapi.json',
+      '/docs',
+      '/docs/{file}',
+    ];
+    let closed = 0;
+    for (const [path, methods] of Object.entries(paths)) {
+      for (const method of Object.keys(methods)) {
+        const url = path.replace('{key}', NOWHERE).replace('{file}', 'start.js');
+        const reply = await all.request(method.toUpperCase(), url);
+        if (open.includes(path)) {
+          assert.equal(reply.status, 200, path);
+          continue;
+        }
+        closed += 1;
+        assertProblem(reply, 401, 'PGRST302');
+        assert.equal(reply.headers.get('www-authenticate'), 'Bearer realm="api"');
+        assert.match(reply.headers.get('server-timing') ?? '', /^db;dur=0\.0/);
+      }
+    }
+    assert.equal(closed, 22);
+  });
+
+  test('a good token is let in, by either secret', async () => {
+    for (const secret of [SECRET, OTHER]) {
+      const headers = bearer(await sign(good(), secret));
+      for (const _ of [1, 2])
+        assert.equal((await all.get('/passengers?limit=1', headers)).status, 200);
+    }
+  });
+
+  test('the scheme is told apart from its case', async () => {
+    const token = await sign(good());
+    const { status } = await all.get('/passengers?limit=1', { authorization: `bearer ${token}` });
+    assert.equal(status, 200);
+  });
+
+  const wrong: [string, () => Promise<string> | string][] = [
+    ['garbage', () => 'garbage'],
+    ['two parts', () => 'a.b'],
+    ['three empty parts', () => '..'],
+    ['another secret', () => sign(good(), 'x'.repeat(32))],
+    [
+      'the empty secret',
+      () => sign(good(), SECRET).then((token) => `${token.split('.').slice(0, 2).join('.')}.`),
+    ],
+    ['alg none', () => `${encode({ alg: 'none' })}.${encode(good())}.`],
+    ['alg None', () => `${encode({ alg: 'None' })}.${encode(good())}.x`],
+    ['HS512', () => sign(good(), SECRET, { alg: 'HS512' })],
+    ['HS384', () => sign(good(), SECRET, { alg: 'HS384' })],
+    ['RS256 by name', () => `${encode({ alg: 'RS256' })}.${encode(good())}.x`],
+    [
+      'a changed payload',
+      async () => {
+        const [head, , signature] = (await sign(good())).split('.');
+        return `${head}.${encode({ ...good(), sub: 'root' })}.${signature}`;
+      },
+    ],
+    ['no exp', () => sign({ ...good(), exp: undefined })],
+    ['no sub', () => sign({ ...good(), sub: undefined })],
+    ['another issuer', () => sign({ ...good(), iss: 'https://evil.example' })],
+    ['no issuer', () => sign({ ...good(), iss: undefined })],
+    ['another audience', () => sign({ ...good(), aud: 'other' })],
+    ['no audience', () => sign({ ...good(), aud: undefined })],
+    ['a time before it is valid', () => sign({ ...good(), nbf: now() + 60 })],
+    ['exp as text', () => sign({ ...good(), exp: '9999999999' })],
+    [
+      'an unknown critical header',
+      () => `${encode({ alg: 'HS256', crit: ['x'], x: 1 })}.${encode(good())}.x`,
+    ],
+  ];
+  for (const [name, make] of wrong) {
+    test(`a token with ${name} is 401, told as any other`, async () => {
+      const token = await make();
+      const reply = await all.get('/passengers', bearer(token));
+      assertProblem(reply, 401, 'PGRST301');
+      assert.equal(reply.json.message, 'JWT invalid');
+      assert.match(reply.headers.get('www-authenticate') ?? '', /^Bearer .*error="invalid_token"/);
+      assert.match(reply.headers.get('server-timing') ?? '', /^db;dur=0\.0/);
+    });
+  }
+
+  test('an expired token is 401 PGRST303, within 5 s of tolerance it passes', async () => {
+    const expired = await sign({ ...good(), exp: now() - 10 });
+    assertProblem(await all.get('/passengers', bearer(expired)), 401, 'PGRST303');
+    const barely = await sign({ ...good(), exp: now() - 1 });
+    assert.equal((await all.get('/passengers?limit=1', bearer(barely))).status, 200);
+  });
+
+  const schemes = ['', 'Bearer', 'Bearer ', 'Basic YTpi', 'Token x', 'Bearer a b'];
+  for (const authorization of schemes) {
+    test(`Authorization: "${authorization}" is no token`, async () => {
+      assertProblem(await all.get('/passengers', { authorization }), 401, 'PGRST302');
+    });
+  }
+
+  const scopes: [string | undefined, number][] = [
+    ['write', 201],
+    ['read write', 201],
+    ['read', 403],
+    ['rewrite', 403],
+    ['write:all', 403],
+    ['', 403],
+    [undefined, 403],
+  ];
+  for (const [scope, status] of scopes) {
+    test(`a token of scope ${scope} reads, and writes with ${status}`, async () => {
+      const headers = bearer(await sign({ ...good(), scope }));
+      for (const one of [all, write]) {
+        assert.equal((await one.get('/passengers?limit=1', headers)).status, 200);
+        const reply = await one.request('POST', '/passengers', BRAUND, headers);
+        if (status === 403) assertProblem(reply, 403, '42501');
+        else assert.equal(reply.status, status);
+      }
+    });
+  }
+
+  test('AUTH=write leaves reads open and closes writes', async () => {
+    assert.equal((await write.get('/passengers?limit=1')).status, 200);
+    assert.equal((await write.request('HEAD', '/passengers?limit=1')).status, 200);
+    for (const [method, path] of [
+      ['POST', '/passengers'],
+      ['DELETE', '/passengers?age=eq.1'],
+      ['PUT', `/putpassenger/${NOWHERE}`],
+    ]) {
+      assertProblem(await write.request(method!, path!), 401, 'PGRST302');
+    }
+  });
+
+  test('an Idempotency-Key is of its caller alone', async () => {
+    const key = { 'idempotency-key': unique() };
+    const keys = [];
+    for (const sub of ['ann', 'bob', 'ann']) {
+      const headers = { ...key, ...bearer(await sign({ ...good(), sub })) };
+      keys.push((await all.request('POST', '/passengers', BRAUND, headers)).json.uuid);
+    }
+    assert.equal(keys[0], keys[2]);
+    assert.notEqual(keys[0], keys[1]);
+  });
+
+  test('token prints one that is let in', async () => {
+    const app = fileURLToPath(new URL('app.ts', import.meta.url));
+    const args = [
+      ...nodeArguments,
+      app,
+      'token',
+      '--sub',
+      'me',
+      '--scope',
+      'write',
+      '--expires',
+      '5m',
+    ];
+    const env = { ...inherited(), ...keyed };
+    const { stdout, status } = spawnSync(process.execPath, args, { env, encoding: 'utf8' });
+    assert.equal(status, 0);
+    const reply = await all.request('POST', '/passengers', BRAUND, bearer(stdout.trim()));
+    assert.equal(reply.status, 201);
+    const without = spawnSync(process.execPath, args, { env: inherited(), encoding: 'utf8' });
+    assert.equal(without.status, 2);
+    assert.match(without.stdout, /JWT_SECRET is needed/);
+  });
+
+  test('neither a secret nor a token is logged', () => {
+    const logs = JSON.stringify([all.log, write.log, all.stderr(), write.stderr()]);
+    assert.doesNotMatch(logs, new RegExp(`${SECRET}|${OTHER}|eyJ`));
   });
 });
 

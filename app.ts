@@ -27,6 +27,7 @@ import { pipeline as finished } from 'node:stream/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { setFlagsFromString } from 'node:v8';
 import { getRequestListener } from '@hono/node-server';
 import { RESPONSE_ALREADY_SENT } from '@hono/node-server/utils/response';
 import { type Context, Hono } from 'hono';
@@ -396,7 +397,7 @@ type Client = { sql: Sql; open: boolean; inFlight: Set<Pending>; retire: () => v
 
 const IN_FLIGHT_PER_CLIENT = 64;
 const STREAMS = 4;
-const STREAM_ROWS = 500;
+const STREAM_ROWS = 200;
 
 export type Database = ReturnType<typeof openDatabase>;
 
@@ -2559,6 +2560,7 @@ export async function main(resource: Resource, args: string[], environment: Node
   const formatters = { level: (level: string) => ({ level }) };
   const log = pino({ level: config.LOG_LEVEL, base: { pid: process.pid }, formatters });
   process.on('SIGUSR1', () => {}); // Node would open its debugger
+  setFlagsFromString('--max-semi-space-size=4'); // or the garbage of a streamed list adds 60 MB
   const ended = untilSignal();
   const embedded =
     config.DATABASE_URL || config.PGHOST ? undefined : await embed(config, resource, log);
@@ -2574,12 +2576,13 @@ export async function main(resource: Resource, args: string[], environment: Node
   }
 }
 
-/** Resolves at the first signal; a later one ends the process. npm makes two of one Ctrl-C. */
+/** Resolves at the first signal; the second ends the process, but npm makes two of one Ctrl-C. */
 function untilSignal(): Promise<void> {
   return new Promise((resolve) => {
     let asked = Number.POSITIVE_INFINITY;
-    const end = () => {
-      if (performance.now() > asked + 500) process.exit(1);
+    const end = (signal: string) => {
+      const window = signal === 'SIGINT' ? 500 : 0;
+      if (performance.now() > asked + window) process.exit(1);
       asked = Math.min(asked, performance.now());
       resolve();
     };
