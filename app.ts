@@ -435,7 +435,8 @@ export function openDatabase(config: Config, log: Logger) {
         change('up');
         await closed;
       } catch (error) {
-        if (!clients.some(({ open }) => open)) change('down', codeOf(error));
+        const refused = !LOST.test(codeOf(error)) && !clients.some(({ open }) => open);
+        if (refused) change('down', codeOf(error));
       }
       client.open = false;
       void client.sql.end({ timeout: 0 });
@@ -464,9 +465,13 @@ export function openDatabase(config: Config, log: Logger) {
     return best;
   }
 
+  /** Waits while connections are being made, not while the database refuses them. */
   async function firstOpen(): Promise<Client> {
+    const end = performance.now() + CONNECT_TIMEOUT;
     numbers.waiting += 1;
-    if (state !== 'down') await within(CONNECT_TIMEOUT, once(events, 'change')).catch(() => {});
+    while (!leastBusy() && state !== 'down' && performance.now() < end) {
+      await within(end - performance.now(), once(events, 'change')).catch(() => {});
+    }
     numbers.waiting -= 1;
     const client = leastBusy();
     if (!client) throw unavailable();
