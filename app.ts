@@ -2650,9 +2650,14 @@ async function supervise(config: Config, _: Resource, log: Logger): Promise<Runn
   const listening = once(cluster, 'listening').then(([, address]) => urlOf(address));
   const stop = async () => {
     stopping = true;
-    const workers = Object.values(cluster.workers ?? {}).filter((worker) => worker !== undefined);
-    for (const worker of workers) worker.send({ ask: 'stop' }, () => {});
-    await Promise.all(workers.map((worker) => once(worker, 'exit')));
+    const living = () => Object.values(cluster.workers ?? {}).filter((one) => one?.isDead() === false);
+    const end = performance.now() + DEADLINE + 1500;
+    for (; living().length > 0; await sleep(50)) {
+      for (const worker of living()) {
+        if (performance.now() > end + config.SHUTDOWN_GRACE * 1000) worker?.process.kill('SIGKILL');
+        else worker?.send({ ask: 'stop' }, () => {}); // again: one that starts does not hear yet
+      }
+    }
   };
   return { url: await Promise.race([listening, failed]), failed, stop };
 }

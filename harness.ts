@@ -299,8 +299,9 @@ export async function controlServer(home: string): Promise<ServerControl> {
     const pid = Number((await read())[0]);
     return [pid, ...(await childrenOf(pid))];
   };
+  let paused: number[] = [];
   const signal = async (name: NodeJS.Signals, to: number[]) => {
-    for (const pid of to) ignore(() => process.kill(pid, name));
+    for (const pid of to.filter((one) => one > 1)) ignore(() => process.kill(pid, name));
   };
   return {
     stop: async (how) => {
@@ -321,8 +322,11 @@ export async function controlServer(home: string): Promise<ServerControl> {
         return Number(lines[0]) === server.pid && lines[7]?.trim() === 'ready';
       });
     },
-    pause: async () => signal('SIGSTOP', await pids()),
-    resume: async () => signal('SIGCONT', await pids()),
+    pause: async () => {
+      paused = await pids();
+      await signal('SIGSTOP', paused);
+    },
+    resume: async () => signal('SIGCONT', paused.splice(0)),
   };
 }
 
