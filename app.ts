@@ -2650,7 +2650,8 @@ async function supervise(config: Config, _: Resource, log: Logger): Promise<Runn
   const listening = once(cluster, 'listening').then(([, address]) => urlOf(address));
   const stop = async () => {
     stopping = true;
-    const living = () => Object.values(cluster.workers ?? {}).filter((one) => one?.isDead() === false);
+    const living = () =>
+      Object.values(cluster.workers ?? {}).filter((one) => one?.isDead() === false);
     const end = performance.now() + DEADLINE + 1500;
     for (; living().length > 0; await sleep(50)) {
       for (const worker of living()) {

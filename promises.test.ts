@@ -421,7 +421,7 @@ describe('Database', () => {
         await ask(database.url, terminate);
         const idle = async () =>
           (await backendsOf(database)).filter(({ state }) => state === 'idle');
-        await until(async () => (await idle()).length >= 8); // made again: it has noticed
+        await until(async () => (await idle()).length >= 5); // made again: it has noticed
       };
       await ended();
       const put = await measure(service, 'PUT', one, bodyOf(`put ${round}`));
