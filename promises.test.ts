@@ -416,13 +416,19 @@ describe('Database', () => {
     const load = startLoad(t, service, { writers: 1, readers: 1 });
     for (let round = 1; round <= 10; round += 1) {
       const uuid = `00000000-0000-4000-8000-00000000000${round % 10}`;
-      await ask(database.url, terminate);
       const one = `/passengers/${uuid}`;
+      const ended = async () => {
+        await ask(database.url, terminate);
+        const idle = async () =>
+          (await backendsOf(database)).filter(({ state }) => state === 'idle');
+        await until(async () => (await idle()).length >= 5); // made again: it has noticed
+      };
+      await ended();
       const put = await measure(service, 'PUT', one, bodyOf(`put ${round}`));
       assert.equal(put.status, 201, `PUT in round ${round}`);
-      await ask(database.url, terminate);
+      await ended();
       assert.equal((await measure(service, 'PATCH', one, { age: 2 })).status, 200);
-      await ask(database.url, terminate);
+      await ended();
       assert.equal((await measure(service, 'DELETE', one)).status, 204);
     }
     await judge(t, database, await load.stop(), []);
