@@ -2610,6 +2610,7 @@ async function serve(config: Config, resource: Resource, log: Logger): Promise<R
   const server = createHttpServer(
     createApp({ config, resource, store, authorize, metrics, log, life }),
   );
+  await Promise.race([tryTable(resource, database, life), sleep(500)]); // ready when it listens
   await listen(server, config);
   const url = urlOf(server.address() as AddressInfo);
   log.info({ url }, 'listening');
@@ -2666,17 +2667,19 @@ async function supervise(config: Config, _: Resource, log: Logger): Promise<Runn
 /** Tries until the table is there; rejects where it cannot be served. */
 async function prepare(resource: Resource, database: Database, life: Life): Promise<never> {
   while (!life.prepared && !life.stopping) {
-    await ensureTable(resource, database).then(
-      () => {
-        life.prepared = true;
-      },
-      (error) => {
-        if (error instanceof StartError || toProblem(error).status < 503) throw error;
-      },
-    );
+    await tryTable(resource, database, life);
     if (!life.prepared) await sleep(100);
   }
   return new Promise(() => {});
+}
+
+async function tryTable(resource: Resource, database: Database, life: Life): Promise<void> {
+  try {
+    await ensureTable(resource, database);
+    life.prepared = true;
+  } catch (error) {
+    if (error instanceof StartError || toProblem(error).status < 503) throw error;
+  }
 }
 
 function urlOf({ address, port }: { address: string; port: number }): string {
