@@ -297,10 +297,12 @@ describe('Resource', () => {
       await until(async () => (await first.get('/readyz')).status === 200);
       await first.stop();
       await other.sql.unsafe(ddl);
-      const second = await startService({ DATABASE_URL: other.url });
-      assert.equal(await second.ended, 2);
-      assert.match(second.log.at(-1)?.msg ?? '', message);
-      await other.stop();
+      const second = startService({ DATABASE_URL: other.url }).finally(other.stop);
+      await assert.rejects(second, (error: Error) => {
+        assert.match(error.message, /^ended with 2: /);
+        assert.match(error.message, message);
+        return true;
+      });
     });
   }
 });
