@@ -9,6 +9,7 @@ import { type SpawnSyncReturns, spawnSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { request as httpRequest } from 'node:http';
 import { connect } from 'node:net';
+import { Readable } from 'node:stream';
 import { after, before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import fc from 'fast-check';
@@ -1352,6 +1353,312 @@ describe('Routes', () => {
       assert.match(headers.get('link') ?? '', /rel="next"/);
     }
     await small.stop();
+  });
+
+  describe('CSV in', () => {
+    const HEADER =
+      'survived,passengerClass,name,sex,age,siblingsOrSpousesAboard,parentsOrChildrenAboard,fare';
+    const line = (name: string) => `false,3,${name},male,22,1,0,7.25`;
+    const post = (text: string, headers: Record<string, string> = {}) =>
+      service.request('POST', '/passengers', text, { 'content-type': 'text/csv', ...headers });
+
+    const headers: [string, string][] = [
+      ['its own names', HEADER],
+      ['the names of the data set', 'Survived,Pclass,Name,Sex,Age,SibSp,Parch,Fare'],
+      [
+        'their long forms',
+        'Survived,Pclass,Name,Sex,Age,Siblings/Spouses Aboard,Parents/Children Aboard,Fare',
+      ],
+      ['a byte order mark', `\ufeff${HEADER}`],
+      ['quotes', HEADER.replace(/\w+/g, '"$&"')],
+    ];
+    for (const [name, header] of headers) {
+      test(`with a header of ${name} makes the rows`, async () => {
+        const own = unique();
+        const reply = await post(`${header}\n${line(own)}\n${line(own)}`);
+        assert.deepEqual([reply.status, reply.headers.get('content-range')], [201, '*/2']);
+        const { json } = await service.get(`/passengers?name=eq.${own}`);
+        const [{ uuid, ...row }, ...more] = json;
+        assert.deepEqual([row, more.length], [{ ...BRAUND, name: own }, 1]);
+        assert.match(uuid, /^[0-9a-f]{8}-[0-9a-f]{4}-7/);
+      });
+    }
+
+    test('keeps the keys that it has', async () => {
+      const uuid = crypto.randomUUID();
+      assert.equal((await post(`uuid,${HEADER}\n${uuid},${line(unique())}\n`)).status, 201);
+      assert.equal((await service.get(`/passengers/${uuid}`)).status, 200);
+      const again = await post(`uuid,${HEADER}\n${uuid},${line(unique())}\n`);
+      assertProblem(again, 409, '23505');
+      assert.match(again.json.message, /^line 2: /);
+    });
+
+    test('keeps quotes, commas and line breaks within quotes, with CRLF at the ends', async () => {
+      const name = `${unique()}, "the\nsecond" O'Neil`;
+      const field = `"${name.replaceAll('"', '""')}"`;
+      assert.equal((await post(`${HEADER}\r\n${line(field)}\r\n${line('x')}\r\n`)).status, 201);
+      const { json } = await service.get(`/passengers?name=eq.${encodeURIComponent(name)}`);
+      assert.equal(json[0].name, name);
+    });
+
+    const faulty: [string, string, string, RegExp][] = [
+      [
+        'a number out of range',
+        line('x').replace('22', '151'),
+        '22P02',
+        /^line 3, column age: age must be a number from 0 to 150$/,
+      ],
+      ['no number', line('x').replace('22', 'old'), '22P02', /^line 3, column age: invalid input/],
+      ['an empty field', line('x').replace('22', ''), '22P02', /^line 3, column age: age must be/],
+      ['an empty boolean', line('x').replace('false', ''), '22P02', /^line 3, column survived/],
+      [
+        'another word',
+        line('x').replace('male', 'man'),
+        '22P02',
+        /^line 3, column sex: sex must be male or female/,
+      ],
+      ['blanks around a name', line(' x'), '22P02', /^line 3, column name/],
+      ['a name that is too long', line('x'.repeat(151)), '22001', /^line 3, column name/],
+      ['a field too few', 'false,3', '22P04', /^line 3: missing data/],
+      ['a field too many', `${line('x')},1`, '22P04', /^line 3: extra data/],
+      ['an open quote', line('"x'), '22P04', /^line \d: unterminated/],
+      ['an empty line', `\n${line('x')}`, '22P04', /^line 3: /],
+      ['NUL', line('a\0b'), '22021', /^line 3: /],
+    ];
+    for (const [name, bad, code, message] of faulty) {
+      test(`with ${name} is refused by its line, and nothing is stored`, async () => {
+        const before = await count();
+        const reply = await post(`${HEADER}\n${line('good')}\n${bad}\n`);
+        assertProblem(reply, 400, code);
+        assert.match(reply.json.message, message);
+        assert.equal(await count(), before);
+      });
+    }
+
+    const badHeaders: [string, string, RegExp][] = [
+      ['an unknown column', `${HEADER},extra`, /has "extra"/],
+      ['a missing column', HEADER.replace(',fare', ''), /lacks fare/],
+      ['a column twice', `${HEADER},fare`, /has fare twice/],
+      ['nothing', '', /has ""/],
+    ];
+    for (const [name, header, message] of badHeaders) {
+      test(`whose header has ${name} is 400 with the right one`, async () => {
+        const reply = await post(`${header}\n${line('x')}\n`);
+        assertProblem(reply, 400, 'PGRST204');
+        assert.match(reply.json.message, message);
+        assert.match(reply.json.hint, /uuid,survived,passengerClass/);
+      });
+    }
+
+    test('over CSV_LIMIT is 413, and nothing is stored', async () => {
+      const small = await startService({ DATABASE_URL: database.url, CSV_LIMIT: '1000' });
+      const before = await count();
+      const text = `${HEADER}\n${`${line('x')}\n`.repeat(100)}`;
+      const headers = { 'content-type': 'text/csv' };
+      assertProblem(await small.request('POST', '/passengers', text, headers), 413);
+      assert.equal(await count(), before);
+      await small.stop();
+    });
+
+    test('of a table without CHECK is checked all the same', async () => {
+      const old = await startDatabase();
+      await old.sql`create table titanic (uuid uuid primary key, survived bool, "passengerClass" int,
+        name varchar(150), sex varchar(6), age float, "siblingsOrSpousesAboard" int,
+        "parentsOrChildrenAboard" int, fare float)`;
+      const own = await startService({ DATABASE_URL: old.url });
+      const headers = { 'content-type': 'text/csv' };
+      for (const bad of ['151', '', 'NaN']) {
+        const text = `${HEADER}\n${line('x').replace('22', bad)}\n`;
+        assertProblem(await own.request('POST', '/passengers', text, headers), 400, '22P02');
+      }
+      assert.equal(
+        (await own.request('POST', '/passengers', `${HEADER}\n${line('x')}`, headers)).status,
+        201,
+      );
+      await own.stop();
+      await old.stop();
+    });
+  });
+
+  describe('nulls of another program', () => {
+    let old: TestDatabase;
+    let own: TestService;
+    const ages = [null, 5, null, 1, 3, null];
+    before(async () => {
+      old = await startDatabase();
+      await old.sql`create table titanic (uuid uuid primary key, survived bool, "passengerClass" int,
+        name varchar(150), sex varchar(6), age float, "siblingsOrSpousesAboard" int,
+        "parentsOrChildrenAboard" int, fare float)`;
+      for (const age of ages)
+        await old.sql`insert into titanic (uuid, age) values (gen_random_uuid(), ${age})`;
+      own = await startService({ DATABASE_URL: old.url });
+    });
+    after(async () => {
+      await own?.stop();
+      await old?.stop();
+    });
+
+    const orders: [string, (number | null)[]][] = [
+      ['age', [1, 3, 5, null, null, null]],
+      ['age.desc', [null, null, null, 5, 3, 1]],
+      ['age.nullsfirst', [null, null, null, 1, 3, 5]],
+      ['age.desc.nullslast', [5, 3, 1, null, null, null]],
+      ['name,age', [1, 3, 5, null, null, null]],
+    ];
+    for (const [order, expected] of orders) {
+      for (const limit of [1, 2, 4]) {
+        test(`order=${order} keeps them in place over pages of ${limit}`, async () => {
+          const found = [];
+          let path: string | undefined = `/passengers?order=${order}&limit=${limit}`;
+          while (path) {
+            const { json, headers } = await own.get(path);
+            found.push(...json.map(({ age }: { age: number | null }) => age));
+            path = /^<([^>]+)>/.exec(headers.get('link') ?? '')?.[1];
+          }
+          assert.deepEqual(found, expected);
+        });
+      }
+    }
+
+    test('CSV shows them as nothing', async () => {
+      const { text } = await own.get('/passengers?select=age,name&order=age&limit=4', {
+        accept: 'text/csv',
+      });
+      assert.equal(text, 'age,name\n1,\n3,\n5,\n,\n');
+    });
+  });
+
+  describe('writes by filter', () => {
+    test('PATCH of an array gives each row its own values, in one statement', async () => {
+      const rows = [await create({ age: 1 }), await create({ age: 2 })];
+      const parts = rows.map(({ uuid }, at) => ({
+        uuid,
+        age: 10 + at,
+        ...(at && { sex: 'female' }),
+      }));
+      const prefer = { prefer: 'return=representation' };
+      const { status, json } = await service.request('PATCH', '/passengers', parts, prefer);
+      assert.equal(status, 200);
+      assert.deepEqual(json.map(({ age, sex }: typeof BRAUND) => [age, sex]).sort(), [
+        [10, 'male'],
+        [11, 'female'],
+      ]);
+    });
+
+    const refused: [string, string, unknown, string][] = [
+      ['of an array without a key', '/passengers', [{ age: 1 }], '/0/uuid'],
+      ['of the key', `/passengers?uuid=eq.${NOWHERE}`, { uuid: NOWHERE }, '/uuid'],
+      [
+        'with a fault in the second row',
+        '/passengers',
+        [{ uuid: NOWHERE }, { uuid: NOWHERE, age: -1 }],
+        '/1/age',
+      ],
+      ['of a scalar in an array', '/passengers', [1], '/0'],
+    ];
+    for (const [name, path, body, at] of refused) {
+      test(`PATCH ${name} is 422 at ${at}`, async () => {
+        const reply = await service.request('PATCH', path, body);
+        assertProblem(reply, 422);
+        assert.equal(reply.json.errors[0].pointer, at);
+      });
+    }
+
+    test('a write shows no aggregates', async () => {
+      const path = `/passengers?uuid=eq.${NOWHERE}&select=count()`;
+      assertProblem(await service.request('DELETE', path), 400, 'PGRST100');
+    });
+
+    test('an exceeded max-affected and a single-object answer leave the table as it was', async () => {
+      const name = unique();
+      for (const age of [1, 2]) await create({ name, age });
+      const path = `/passengers?name=eq.${name}`;
+      const many = await service.request('DELETE', path, undefined, {
+        prefer: 'handling=strict, max-affected=1',
+      });
+      assertProblem(many, 400, 'PGRST124');
+      const single = {
+        prefer: 'return=representation',
+        accept: 'application/vnd.pgrst.object+json',
+      };
+      assertProblem(await service.request('DELETE', path, undefined, single), 406, 'PGRST116');
+      assertProblem(await service.request('PATCH', path, { age: 9 }, single), 406, 'PGRST116');
+      assert.equal((await service.get(`${path}&age=lt.3`)).json.length, 2);
+    });
+  });
+
+  describe('streams', () => {
+    test('a million rows in and out at little more memory, while others are answered', async (t) => {
+      const own = await startDatabase();
+      const server = await startService({ DATABASE_URL: own.url, CSV_LIMIT: String(2 ** 28) });
+      const resident = () => {
+        const status = `/proc/${server.child.pid}/status`;
+        return existsSync(status)
+          ? Number(/VmRSS:\s+(\d+)/.exec(readFileSync(status, 'utf8'))?.[1]) / 1024
+          : 0;
+      };
+      const [header = '', ...lines] = readFileSync(CSV, 'utf8').trim().split(/\r?\n/);
+      const total = 1_000_000;
+      async function* text() {
+        yield `${header}\n`;
+        for (let at = 0; at < total; at += 1000) {
+          yield `${Array.from({ length: 1000 }, (_, i) => lines[(at + i) % lines.length]).join('\n')}\n`;
+        }
+      }
+      for (let i = 0; i < 200; i += 1) await server.get('/passengers?limit=1');
+      const idle = resident();
+      let peak = idle;
+      let answered = 0;
+      const watch = async (running: Promise<unknown>) => {
+        let done = false;
+        const end = running.finally(() => {
+          done = true;
+        });
+        while (!done) {
+          assert.equal((await server.get('/passengers?limit=1')).status, 200);
+          answered += 1;
+          peak = Math.max(peak, resident());
+        }
+        return end;
+      };
+      const since = performance.now();
+      const body = Readable.toWeb(Readable.from(text())) as ReadableStream;
+      const init = {
+        method: 'POST',
+        headers: { 'content-type': 'text/csv' },
+        body,
+        duplex: 'half',
+      };
+      const posted = fetch(`${server.url}/passengers`, init as RequestInit);
+      await watch(posted);
+      const seconds = (performance.now() - since) / 1000;
+      assert.equal((await posted).headers.get('content-range'), `*/${total}`);
+      t.diagnostic(`${Math.round(total / seconds)} rows/s in`);
+      for (const [accept, path] of [
+        ['application/json', '/passengerlist'],
+        ['text/csv', '/passengers'],
+        ['application/x-ndjson', '/passengers'],
+      ] as const) {
+        const from = performance.now();
+        let breaks = 0;
+        const reading = fetch(server.url + path, { headers: { accept } }).then(async ({ body }) => {
+          const mark = accept === 'application/json' ? 123 : 10; // an object's brace, or a line's end
+          for await (const chunk of body ?? [])
+            for (const byte of chunk) if (byte === mark) breaks += 1;
+        });
+        await watch(reading);
+        assert.equal(breaks, total + Number(accept === 'text/csv'));
+        t.diagnostic(
+          `${Math.round((total / (performance.now() - from)) * 1000)} rows/s out as ${accept}`,
+        );
+      }
+      t.diagnostic(
+        `${answered} answers meanwhile, ${(peak - idle).toFixed()} MB more than the ${idle.toFixed()} MB before`,
+      );
+      assert.ok(peak - idle < 150, 'memory does not grow with the rows, of which JSON has 210 MB');
+      await server.stop();
+      await own.stop();
+    });
   });
 
   describe('preconditions', () => {
