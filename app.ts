@@ -2565,7 +2565,7 @@ export async function main(resource: Resource, args: string[], environment: Node
   const formatters = { level: (level: string) => ({ level }) };
   const log = pino({ level: config.LOG_LEVEL, base: { pid: process.pid }, formatters });
   process.on('SIGUSR1', () => {}); // Node would open its debugger
-  setFlagsFromString('--max-semi-space-size=4'); // or the garbage of a streamed list adds 60 MB
+  setFlagsFromString('--max-semi-space-size=2'); // or the garbage of a streamed list adds 60 MB
   const ended = untilSignal();
   const embedded =
     config.DATABASE_URL || config.PGHOST ? undefined : await embed(config, resource, log);
