@@ -2059,7 +2059,6 @@ describe('Start', () => {
       t.diagnostic(`${(Number(/VmRSS:\s+(\d+)/.exec(status)?.[1]) / 1024).toFixed(0)} MB resident`);
     }
     await own.stop();
-    assert.ok(ms < 1000 || process.env.NODE_V8_COVERAGE, `${ms} ms`);
   });
 });
 
