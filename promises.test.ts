@@ -912,11 +912,12 @@ describe('Start', () => {
     t.after(() => database.stop());
     await ask(database.url, (sql) => sql`create table titanic (uuid uuid primary key, age text)`);
     for (const WEB_CONCURRENCY of ['1', '2']) {
-      const service = await startService({ DATABASE_URL: database.url, WEB_CONCURRENCY });
-      t.after(() => service.stop('SIGKILL'));
-      await until(() => service.child.exitCode !== null);
-      assert.equal(service.child.exitCode, 2);
-      assert.match(JSON.stringify(service.log), /age is text, declared double precision/);
+      const starting = startService({ DATABASE_URL: database.url, WEB_CONCURRENCY });
+      await assert.rejects(starting, (error: Error) => {
+        assert.match(error.message, /^ended with 2: /);
+        assert.match(error.message, /age is text, declared double precision/);
+        return true;
+      });
     }
   });
 
