@@ -13,7 +13,7 @@ import { Readable } from 'node:stream';
 import { after, before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import fc from 'fast-check';
-import { SignJWT } from 'jose';
+import { decodeJwt, SignJWT } from 'jose';
 import { Config, parseQuery, passengers, readConfig, toUuid } from './app.ts';
 import {
   inherited,
@@ -1166,6 +1166,12 @@ describe('Auth', () => {
     assert.equal(status, 0);
     const reply = await all.request('POST', '/passengers', BRAUND, bearer(stdout.trim()));
     assert.equal(reply.status, 201);
+    const plain = spawnSync(process.execPath, args.slice(0, -6), {
+      env: { ...inherited(), JWT_SECRET: SECRET },
+      encoding: 'utf8',
+    });
+    assert.equal(decodeJwt(plain.stdout.trim()).sub, 'me');
+    assert.equal(decodeJwt(plain.stdout.trim()).scope, undefined);
     const without = spawnSync(process.execPath, args, { env: inherited(), encoding: 'utf8' });
     assert.equal(without.status, 2);
     assert.match(without.stdout, /JWT_SECRET is needed/);
@@ -1203,6 +1209,50 @@ describe('Routes', () => {
     });
     assert.ok(methods.includes('POST') && methods.includes('OPTIONS'));
   });
+
+  test('OPTIONS of a path that is none names OPTIONS alone', async () => {
+    const { status, headers, json } = await service.request('OPTIONS', '/nope');
+    assert.deepEqual([status, headers.get('allow'), json.methods], [200, 'OPTIONS', []]);
+  });
+
+  const misplaced: [string, string, string, RegExp][] = [
+    ['POST', '/passengers?age=eq.1', 'PGRST100', /select, columns, on_conflict/],
+    ['POST', '/passengers?or=(age.eq.1)', 'PGRST100', /select/],
+    ['POST', '/passengers?limit=1', 'PGRST100', /select/],
+    ['POST', '/passengers?nope=1', '42703', /columns are/],
+    ['PATCH', '/passengers?order=age', 'PGRST100', /filter, select, columns/],
+    ['DELETE', '/passengers?columns=age', 'PGRST100', /filter, select/],
+    ['GET', `/passengers/${NOWHERE}?select=age`, 'PGRST100', /none/],
+    ['PUT', `/passengers/${NOWHERE}?age=eq.1`, 'PGRST100', /none/],
+    ['PATCH', `/passengers/${NOWHERE}?x=1`, '42703', /columns are/],
+    ['DELETE', `/passengers/${NOWHERE}?limit=1`, 'PGRST100', /none/],
+  ];
+  for (const [method, path, code, hint] of misplaced) {
+    test(`${method} ${path} is refused with ${code}, not passed over`, async () => {
+      const body = method === 'GET' || method === 'DELETE' ? undefined : BRAUND;
+      const reply = await service.request(method, path, body);
+      assertProblem(reply, 400, code);
+      assert.match(reply.json.hint, hint);
+    });
+  }
+
+  const ranges: [Record<string, string>, number, string | null][] = [
+    [{ range: '0-0', 'range-unit': 'items' }, 200, '0-0/*'],
+    [{ range: 'items=1-1', 'range-unit': 'items' }, 200, '1-1/*'],
+    [{ range: '0-0' }, 200, null],
+    [{ range: 'bytes=0-0' }, 200, null],
+    [{ range: 'x', 'range-unit': 'items' }, 200, null],
+    [{ range: '5-2', 'range-unit': 'items' }, 416, '*/0'],
+  ];
+  for (const [headers, status, expected] of ranges) {
+    test(`GET with ${JSON.stringify(headers)} is ${status}`, async () => {
+      for (const age of [1, 2]) await create({ age });
+      const reply = await service.get('/passengers', headers);
+      assert.equal(reply.status, status);
+      if (expected) assert.equal(reply.headers.get('content-range'), expected);
+      else assert.ok(reply.json.length > 1);
+    });
+  }
 
   test('a preflight of an allowed origin gets 204 and what it may', async () => {
     const asked = { origin: 'https://shop.example', 'access-control-request-method': 'PATCH' };
@@ -2033,6 +2083,51 @@ describe('Start', () => {
     }
     t.diagnostic(`${whole.length} rows`);
     await server.stop();
+    await own.stop();
+  });
+
+  test('what the role may not do is 403, what nobody foresaw is 500 and tells nothing', async () => {
+    const other = await startDatabase();
+    const own = await startService({ DATABASE_URL: other.url });
+    await other.sql.unsafe(
+      `create role lesser login password 'lesser'; grant select on titanic to lesser`,
+    );
+    const url = new URL(other.url);
+    [url.username, url.password] = ['lesser', 'lesser'];
+    const less = await startService({ DATABASE_URL: url.href });
+    assert.equal((await less.get('/passengers')).status, 200);
+    assertProblem(await less.request('POST', '/passengers', BRAUND), 403, '42501');
+    await less.stop();
+    await other.sql.unsafe('drop owned by lesser; drop role lesser; drop table titanic');
+    const reply = await own.get(`/passengers/${NOWHERE}`);
+    assertProblem(reply, 500, 'XX000');
+    assert.doesNotMatch(reply.text, /titanic|select|relation/);
+    const id = reply.headers.get('x-request-id');
+    assert.ok(own.log.some((line) => line.id === id && line.code === '42P01'));
+    await own.stop();
+    await other.stop();
+  });
+
+  test('works behind a pooler: DB_PREPARE=false prepares nothing and sets no limits', async () => {
+    const own = await startService({ DATABASE_URL: database.url, DB_PREPARE: 'false' });
+    const { json } = await own.request('POST', '/passengers', BRAUND);
+    assert.deepEqual((await own.get(`/passengers/${json.uuid}`)).json, json);
+    assert.equal((await own.get('/passengers?survived=eq.true&limit=1')).status, 200);
+    await own.stop();
+  });
+
+  test("takes libpq's variables for a DATABASE_URL, and listens on IPv6", async () => {
+    const { hostname, port, username, password, pathname } = new URL(database.url);
+    const own = await startService({
+      PGHOST: hostname,
+      PGPORT: port,
+      PGUSER: username,
+      PGPASSWORD: decodeURIComponent(password),
+      PGDATABASE: pathname.slice(1),
+      HOST: '::1',
+    });
+    assert.match(own.url, /^http:\/\/\[::1\]:\d+$/);
+    assert.equal((await own.get('/passengers?limit=1')).status, 200);
     await own.stop();
   });
 
