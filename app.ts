@@ -875,6 +875,7 @@ function readOrder(reader: Reader): Order {
   const what = 'a column, .asc or .desc, .nullsfirst or .nullslast';
   const [, name = '', direction, nulls] = take(reader, PATTERNS.order, what);
   if (isNext(reader, '(')) throw noEmbedding(name);
+  if (reader.text.startsWith('.', reader.at)) throw expected(reader, what);
   const descending = direction === 'desc';
   const nullsFirst = nulls ? nulls === 'first' : descending;
   return { column: knownColumn(reader.resource, name), descending, nullsFirst };
@@ -1167,7 +1168,7 @@ export function createStore(resource: Resource, database: Database) {
       (sql) => sql`
       with ${ctes}
       select count(*) as rows, string_agg(${member(terms)}, ',') as body, min("#") as version,
-        bool_and(flag) as all, bool_or(flag) as any, ${found} as found,
+        bool_and(flag) as every, bool_or(flag) as some, ${found} as found,
         case when ${broken} then ('!' || count(*))::int end as term
       from changed t`,
     ).catch((error) => {
@@ -1179,9 +1180,9 @@ export function createStore(resource: Resource, database: Database) {
       rows: Number(result?.rows),
       body: result?.body ?? '',
       version: result?.version ?? '',
-      created: result?.any === 't',
-      taken: result?.any !== null,
-      same: result?.all === 't',
+      created: result?.some === 't',
+      taken: result?.some !== null,
+      same: result?.every === 't',
       found: result?.found === '1',
     };
   }
