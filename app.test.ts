@@ -24,7 +24,7 @@ import {
   type TestDatabase,
   type TestService,
   until,
-} from './harness.ts';
+} from './test/harness.ts';
 
 let database: TestDatabase;
 let service: TestService;
@@ -53,7 +53,7 @@ const BRAUND = {
 const COLUMNS = ['uuid', ...Object.keys(BRAUND)];
 const TITANIC = new URL('../shared/data/titanic.csv', import.meta.url);
 /** The real passengers where they are at hand, else the sample. */
-const CSV = existsSync(TITANIC) ? TITANIC : new URL('sample.csv', import.meta.url);
+const CSV = existsSync(TITANIC) ? TITANIC : new URL('examples/passengers.csv', import.meta.url);
 const NOWHERE = '00000000-0000-7000-8000-000000000000';
 
 /** A row of its own for a test; its name tells it from all others. */

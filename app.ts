@@ -140,7 +140,7 @@ export const passengers = resource({
     }),
     fare: number(0, Number.MAX_VALUE, { csv: 'Fare' }),
   },
-  sample: 'sample.csv',
+  sample: 'examples/passengers.csv',
   example: {
     uuid: '0192f0c1-2f3a-7bcd-8123-456789abcdef',
     survived: true,
@@ -2749,7 +2749,7 @@ async function listen(server: Server, { PORT, HOST }: Config): Promise<void> {
 
 /** Starts an embedded PostgreSQL for want of a DATABASE_URL; a new one gets the sample. */
 async function embed(config: Config, resource: Resource, log: Logger) {
-  const { startEmbedded, readSample, welcome } = await import('./embedded.ts').catch(() => {
+  const { startEmbedded, readSample, welcome } = await import('./test/embedded.ts').catch(() => {
     throw new StartError('DATABASE_URL is required here');
   });
   const embedded = await startEmbedded(config.DATA_DIR).catch((error) => {

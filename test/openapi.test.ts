@@ -1,7 +1,7 @@
 /**
  * Tests of /openapi.json and /docs: what the document shows is sent, and what comes back compared.
  *
- *     SCREENSHOT=1 node --import tsx --test openapi.test.ts   makes docs/docs.png anew
+ *     SCREENSHOT=1 node --import tsx --test test/openapi.test.ts   makes test/docs.png anew
  */
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
@@ -13,7 +13,7 @@ import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { chromium } from 'playwright-core';
-import { createApp, passengers, readConfig, type Service } from './app.ts';
+import { createApp, passengers, readConfig, type Service } from '../app.ts';
 import {
   startDatabase,
   startService,
@@ -308,7 +308,7 @@ test('a person tries «list» and «create» on /docs and sees the answers', { s
       await create.locator('.live-responses-table .response-col_status').last().textContent(),
       '201',
     );
-    const picture = fileURLToPath(new URL('docs/docs.png', import.meta.url));
+    const picture = fileURLToPath(new URL('docs.png', import.meta.url));
     await page.evaluate('scrollTo(0, 0)');
     await page.screenshot({ path: process.env.SCREENSHOT ? picture : join(directory, 'docs.png') });
     assert.deepEqual(complaints, []);

@@ -3,8 +3,8 @@
  * data providers of react-admin and of refine, and requests written by hand where a client would
  * hide what was answered.
  *
- *     node --import tsx --test clients.test.ts    with Node 20
- *     npx -y node@26 --test clients.test.ts       with the newest
+ *     node --import tsx --test test/clients.test.ts    with Node 20
+ *     npx -y node@26 --test test/clients.test.ts       with the newest
  *
  * Nothing is skipped on Node 20: supabase-js 2.119 asks there for a WebSocket, which it is given.
  */
@@ -1135,7 +1135,7 @@ describe('postgrest-js and what the service does not have', () => {
 /** With a default, a column that may be null, and a name full of what the dialect is made of. */
 const SEAT = `Mr. O'Neil's "seat", (a:b) \\ 100%`;
 const BERTHS = `
-  import { integer, main, resource, text } from '${new URL('app.ts', import.meta.url)}';
+  import { integer, main, resource, text } from '${new URL('../app.ts', import.meta.url)}';
   const columns = {
     number: integer(1, 999),
     deck: text(9, { default: 'A' }),

@@ -1296,7 +1296,7 @@ test('in all faults no acknowledged write was lost, and none was made twice', (t
   assert.deepEqual([lost, doubled], [0, 0]);
 });
 
-const APP = new URL('app.ts', import.meta.url);
+const APP = new URL('../app.ts', import.meta.url);
 
 /** A file that serves the declaration with more columns. */
 async function writeEntry(t: TestContext, columns: string): Promise<string> {

@@ -85,7 +85,7 @@ export type TestService = {
   stop: (signal?: NodeJS.Signals) => Promise<number | null>;
 };
 
-const APP = fileURLToPath(new URL('app.ts', import.meta.url));
+const APP = fileURLToPath(new URL('../app.ts', import.meta.url));
 const [major = 0] = process.versions.node.split('.').map(Number);
 
 /** How this Node runs a TypeScript file: as it is from 23.6 on, else by tsx. */

@@ -311,7 +311,7 @@ type Sampled = { key: string; sample?: string; columns: Record<string, { csv?: s
 /** The rows of the resource's sample file, values as text; the same keys whenever it is read. */
 export async function readSample(resource: Sampled): Promise<Record<string, unknown>[]> {
   const { key, sample = '', columns } = resource;
-  const text = await readFile(new URL(sample, import.meta.url), 'utf8');
+  const text = await readFile(new URL(`../${sample}`, import.meta.url), 'utf8');
   const [header = '', ...lines] = text.trim().split('\n');
   const names = header.split(',').map((title) => {
     const known = Object.entries(columns).find(([name, { csv = '' }]) =>

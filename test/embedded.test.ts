@@ -35,16 +35,22 @@ before(async () => {
   fs.mkdirSync(project, { recursive: true });
   fs.mkdirSync(temporary);
   fs.chmodSync(temporary, 0o777);
-  const from = dirname(fileURLToPath(import.meta.url));
-  const files = ['app.ts', 'embedded.ts', 'harness.ts', 'package.json', 'sample.csv'];
-  for (const file of files) fs.copyFileSync(join(from, file), join(project, file));
+  const from = dirname(dirname(fileURLToPath(import.meta.url)));
+  const files = [
+    'app.ts',
+    'package.json',
+    'test/embedded.ts',
+    'test/harness.ts',
+    'examples/passengers.csv',
+  ];
+  for (const file of files) fs.cpSync(join(from, file), join(project, file));
   const modules = join(from, 'node_modules');
   if (spawnSync('cp', ['-al', modules, project]).status !== 0) {
     assert.equal(spawnSync('cp', ['-a', modules, project]).status, 0);
   }
   process.execPath = join(root, 'node'); // where everybody can read it
   fs.copyFileSync(given.node, process.execPath, fs.constants.COPYFILE_FICLONE);
-  harness = await import(pathToFileURL(join(project, 'harness.ts')).href);
+  harness = await import(pathToFileURL(join(project, 'test/harness.ts')).href);
 });
 
 afterEach(() => harness.until(() => processesOf(root).length === 0));
@@ -131,7 +137,7 @@ test('a new directory is ready within 5 s and has the sample', async (t) => {
 
 test('startEmbedded() is fresh on a new directory, and only there', async () => {
   const directory = newDirectory();
-  const { startEmbedded } = await import(pathToFileURL(join(project, 'embedded.ts')).href);
+  const { startEmbedded } = await import(pathToFileURL(join(project, 'test/embedded.ts')).href);
   for (const fresh of [true, false]) {
     const embedded = await startEmbedded(directory);
     assert.equal(embedded.fresh, fresh);
