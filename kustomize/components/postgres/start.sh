@@ -3,9 +3,16 @@
 # them now: the volume may be older than the Secret. No password reaches an argument or the log.
 set -euo pipefail
 
-# Makes the cluster where the volume is empty. Its superuser is for the socket of this container
-# alone (trust, by pg_hba.conf), so nobody has to know the password that the image demands.
-POSTGRES_PASSWORD="$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')" docker-ensure-initdb.sh
+# Makes the cluster where the volume is empty, aside: one that was half made when the container
+# died would be taken for whole. Its superuser is for the socket of this container alone (trust, by
+# pg_hba.conf), so nobody has to know the password that the image demands.
+if [ ! -d "$PGDATA" ]; then
+  rm -rf "$PGDATA.new"
+  POSTGRES_PASSWORD="$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')" \
+    PGDATA="$PGDATA.new" docker-ensure-initdb.sh
+  mv "$PGDATA.new" "$PGDATA"
+fi
+chmod 0700 "$PGDATA" || true # where fsGroup opened it PostgreSQL refuses it
 
 # Not in a subshell: a lock file of a killed container names process 1, and pg_ctl knows that this
 # is its parent. A long time, since this recovers after a crash.
