@@ -860,6 +860,34 @@ describe('install/passengers.yaml', { skip }, () => {
   });
 });
 
+describe('README.md', () => {
+  const readme = readFileSync(join(HERE, '../README.md'), 'utf8');
+  const [, section = ''] = /^## On Kubernetes\n([^]*?)^## /m.exec(readme) ?? [];
+
+  test('has one section on Kubernetes, of at most 40 lines, whose paths exist', () => {
+    const lines = section.trim().split('\n').length;
+    assert.ok(lines > 10 && lines <= 40, String(lines));
+    const paths = [...section.matchAll(/\b(?:install|kustomize)\/[\w./-]*\w/g)].map(
+      ([path]) => path,
+    );
+    for (const path of paths.filter((path) => !path.includes('overlays/mine'))) {
+      assert.ok(existsSync(join(HERE, '..', path)), path);
+    }
+  });
+
+  test('its way to an ingress leads to one', { skip }, async () => {
+    assert.match(section, /sed -i s\/nodeport\/ingress\/ kustomize\/overlays\/mine/);
+    const copy = await mkdtemp(join(work, 'mine-'));
+    for (const part of ['base', 'components', 'overlays']) {
+      await cp(join(HERE, part), join(copy, part), { recursive: true });
+    }
+    const mine = kustomizationOf('install').replaceAll('nodeport', 'ingress');
+    await writeFile(join(copy, 'overlays/install/kustomization.yaml'), mine);
+    const kinds = read(render(join(copy, 'overlays/install'))).map(({ kind }) => kind);
+    assert.ok(kinds.includes('Ingress'));
+  });
+});
+
 describe('the next release, applied over this one', { skip }, () => {
   /** Every path at which two values differ. */
   function differences(before: Manifest, after: Manifest, path = ''): string[] {
