@@ -666,7 +666,6 @@ describe('components', { skip }, () => {
           },
         ],
         backendRefs: [{ name: 'passengers', port: 80 }],
-        timeouts: { request: '0s' },
       },
     ]);
   });
@@ -862,7 +861,7 @@ describe('install/passengers.yaml', { skip }, () => {
 
 describe('README.md', () => {
   const readme = readFileSync(join(HERE, '../README.md'), 'utf8');
-  const [, section = ''] = /^## On Kubernetes\n([^]*?)^## /m.exec(readme) ?? [];
+  const [, section = ''] = /^## On Kubernetes\n([\s\S]*?)^## /m.exec(readme) ?? [];
 
   test('has one section on Kubernetes, of at most 40 lines, whose paths exist', () => {
     const lines = section.trim().split('\n').length;

@@ -5,7 +5,8 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { chmod, chown, cp, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { readdirSync } from 'node:fs';
+import { chmod, chown, cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
@@ -65,7 +66,7 @@ describe('components/postgres/start.sh', { skip: skip || false }, () => {
   });
 
   /** Starts the container's command; what runs from before is stopped first. */
-  async function start(password: string): Promise<Server> {
+  async function launch(password: string): Promise<Server> {
     await running?.stop();
     const env = {
       PATH: `${join(home, 'native/bin')}:${process.env.PATH}`,
@@ -75,7 +76,12 @@ describe('components/postgres/start.sh', { skip: skip || false }, () => {
       POSTGRES_INITDB_ARGS: `${await initdbArguments()} --no-sync`,
       PGPASSWORD: password,
     };
-    const child = spawn('bash', [join(home, 'start.sh')], { env, ...account, cwd: home });
+    const child = spawn('bash', [join(home, 'start.sh')], {
+      env,
+      ...account,
+      cwd: home,
+      detached: true,
+    });
     let output = '';
     for (const stream of [child.stdout, child.stderr]) {
       stream.on('data', (data) => {
@@ -94,11 +100,17 @@ describe('components/postgres/start.sh', { skip: skip || false }, () => {
       await until(async () => pid === 0 || !(await isRunning(pid)));
     };
     running = { child, output: () => output, stop };
+    return running;
+  }
+
+  /** The same, and waits until the service could log in. */
+  async function start(password: string): Promise<Server> {
+    const server = await launch(password);
     await until(async () => {
-      assert.equal(child.exitCode, null, output);
+      assert.equal(server.child.exitCode, null, server.output());
       return canLogIn('passengers', password);
     }, 60_000);
-    return running;
+    return server;
   }
 
   function urlOf(user: string, password: string, database = 'passengers'): string {
@@ -169,13 +181,13 @@ describe('components/postgres/start.sh', { skip: skip || false }, () => {
   });
 
   test('a cluster that was half made when the container died is made anew', async () => {
-    await start('first');
     await running?.stop();
-    await rm(join(home, '18'), { recursive: true });
-    await mkdir(join(home, '18/docker.new'), { recursive: true });
-    await writeFile(join(home, '18/docker.new/PG_VERSION'), '18\n');
-    if (account.uid) await chown(join(home, '18'), account.uid, account.gid);
-    if (account.uid) await chown(join(home, '18/docker.new'), account.uid, account.gid);
+    await rm(join(home, '18'), { recursive: true, force: true });
+    const { child } = await launch('first');
+    const made = () => readdirSync(home, { recursive: true }).map(String);
+    await until(() => made().some((path) => path.endsWith('/PG_VERSION')), 30_000);
+    assert.ok(!made().some((path) => path.endsWith('/postmaster.opts')), 'initdb was through');
+    process.kill(-Number(child.pid), 'SIGKILL');
     await start('first');
   });
 
