@@ -353,6 +353,10 @@ function unavailable(detail = 'The database is not available.'): Problem {
   return new Problem(503, '08006', detail, 'Try again.', { headers });
 }
 
+function gone(): Problem {
+  return new Problem(499, '57014', 'The client went away.');
+}
+
 function tooSlow(): Problem {
   return new Problem(504, '57014', 'The database took too long and was told to stop.');
 }
@@ -399,8 +403,6 @@ const IN_FLIGHT_PER_CLIENT = 64;
 const STREAMS = 4;
 const STREAM_ROWS = 200;
 
-export type Database = ReturnType<typeof openDatabase>;
-
 /**
  * POOL_SIZE connections, made at once and made again for ever, until end().
  *
@@ -408,57 +410,60 @@ export type Database = ReturnType<typeof openDatabase>;
  * of one with many connections slows down for good under load, and one that reconnects hands the
  * error of its old connection to the first statement on the new one.
  */
-export function openDatabase(config: Config, log: Logger) {
-  const events = new EventEmitter().setMaxListeners(0);
-  const numbers = { inFlight: 0, waiting: 0, streams: 0 };
-  let state: 'starting' | 'up' | 'down' = 'starting';
-  let ending = false;
-  const clients = Array.from({ length: config.POOL_SIZE }, newClient);
+export class Database {
+  /** Makes fragments; it never connects. */
+  readonly sql: Sql;
+  readonly numbers = { inFlight: 0, waiting: 0, streams: 0 };
+  /** Told of each group of requests that became one statement. */
+  observe: (work: string, requests: number) => void = () => {};
+  private config: Config;
+  private log: Logger;
+  private state: 'starting' | 'up' | 'down' = 'starting';
+  private ending = false;
+  private events = new EventEmitter().setMaxListeners(0);
+  private clients: Client[];
 
-  function newClient(): Client {
-    const client = { sql: connect(config), open: false, inFlight: new Set<Pending>(), retire() {} };
-    void keepOpen(client);
-    return client;
+  constructor(config: Config, log: Logger) {
+    this.config = config;
+    this.log = log;
+    this.sql = connect(config);
+    this.clients = Array.from({ length: config.POOL_SIZE }, () => {
+      return { sql: this.sql, open: false, inFlight: new Set<Pending>(), retire() {} };
+    });
+    for (const client of this.clients) void this.keepOpen(client);
   }
 
-  async function keepOpen(client: Client): Promise<void> {
-    for (let pause = 0; !ending; pause = Math.min(pause * 2 + 25, 500)) {
+  private async keepOpen(client: Client): Promise<void> {
+    for (let pause = 0; !this.ending; pause = Math.min(pause * 2 + 25, 500)) {
       await sleep(pause);
       const closed = new Promise<void>((resolve) => {
         client.retire = resolve;
-        client.sql = connect(config, () => release(client));
+        client.sql = connect(this.config, () => release(client));
       });
       try {
         await within(CONNECT_TIMEOUT + 500, client.sql`select 1`);
         client.open = true;
         pause = 0;
-        change('up');
+        this.change('up');
         await closed;
       } catch (error) {
-        const refused = !LOST.test(codeOf(error)) && !clients.some(({ open }) => open);
-        if (refused) change('down', codeOf(error));
+        const refused = !LOST.test(codeOf(error)) && !this.clients.some(({ open }) => open);
+        if (refused) this.change('down', codeOf(error));
       }
       client.open = false;
       void client.sql.end({ timeout: 0 });
     }
   }
 
-  /** Its connection closed: takes back what the driver would send over a new one of its making. */
-  function release(client: Client): void {
-    client.open = false;
-    for (const query of client.inFlight) if (!query.state) query.cancel();
-    client.retire();
+  private change(to: 'up' | 'down', code?: string): void {
+    if (this.state !== to) this.log[to === 'up' ? 'info' : 'warn']({ code }, `database ${to}`);
+    this.state = to;
+    this.events.emit('change');
   }
 
-  function change(to: 'up' | 'down', code?: string): void {
-    if (state !== to) log[to === 'up' ? 'info' : 'warn']({ code }, `database ${to}`);
-    state = to;
-    events.emit('change');
-  }
-
-  function leastBusy(except?: Client): Client | undefined {
+  private leastBusy(except?: Client): Client | undefined {
     let best: Client | undefined;
-    for (const client of clients) {
+    for (const client of this.clients) {
       if (!client.open || client === except) continue;
       if (!best || client.inFlight.size < best.inFlight.size) best = client;
     }
@@ -466,48 +471,54 @@ export function openDatabase(config: Config, log: Logger) {
   }
 
   /** Waits while connections are being made, not while the database refuses them. */
-  async function firstOpen(): Promise<Client> {
+  private async firstOpen(): Promise<Client> {
     const end = performance.now() + CONNECT_TIMEOUT;
-    numbers.waiting += 1;
-    while (!leastBusy() && state !== 'down' && performance.now() < end) {
-      await within(end - performance.now(), once(events, 'change')).catch(() => {});
+    this.numbers.waiting += 1;
+    while (!this.leastBusy() && this.state !== 'down' && performance.now() < end) {
+      await within(end - performance.now(), once(this.events, 'change')).catch(() => {});
     }
-    numbers.waiting -= 1;
-    const client = leastBusy();
+    this.numbers.waiting -= 1;
+    const client = this.leastBusy();
     if (!client) throw unavailable();
     return client;
   }
 
-  /**
-   * Runs one statement, and again where it is known not to have run, or may run twice.
-   * Throws Problem 503 or 504 within DEADLINE, and what PostgreSQL says of the statement.
-   */
-  async function run(kind: Kind, call: Call, statement: Statement): Promise<Result[]> {
-    if (numbers.inFlight >= config.POOL_SIZE * IN_FLIGHT_PER_CLIENT) throw unavailable();
+  /** Lets a request wait for the database; past the cap it is refused at once. */
+  async admit<T>(call: Call, answer: () => Promise<T>): Promise<T> {
+    const { numbers } = this;
+    if (numbers.inFlight >= this.config.POOL_SIZE * IN_FLIGHT_PER_CLIENT) throw unavailable();
     const started = performance.now();
-    const elapsed = () => performance.now() - started;
     numbers.inFlight += 1;
     try {
-      for (let tries = config.POOL_SIZE + 2; ; tries -= 1) {
-        const client = leastBusy() ?? (await firstOpen());
-        const query: Pending = statement(client.sql);
-        try {
-          return await execute(client, query, DEADLINE - elapsed(), kind, call);
-        } catch (error) {
-          const late = elapsed() > LOCK_TIMEOUT;
-          const last = tries === 1 || late || !mayRepeat(kind, query, error);
-          if (last) throw query.state || codeOf(error) !== '57014' ? error : unavailable();
-          call.repeated ||= LOST.test(codeOf(error));
-        }
-      }
+      return await answer();
     } finally {
       numbers.inFlight -= 1;
-      call.ms += elapsed();
+      call.ms += performance.now() - started;
+    }
+  }
+
+  /**
+   * Runs one statement, and again where it is known not to have run, or may run twice. Throws
+   * Problem 503 or 504 within DEADLINE from `since` on, and what PostgreSQL says of the statement.
+   */
+  async run(kind: Kind, call: Call, statement: Statement, since = performance.now()) {
+    const elapsed = () => performance.now() - since;
+    for (let tries = this.config.POOL_SIZE + 2; ; tries -= 1) {
+      const client = this.leastBusy() ?? (await this.firstOpen());
+      if (elapsed() > DEADLINE) throw unavailable();
+      const query: Pending = statement(client.sql);
+      try {
+        return await this.execute(client, query, DEADLINE - elapsed(), kind, call);
+      } catch (error) {
+        const last = tries === 1 || elapsed() > LOCK_TIMEOUT || !mayRepeat(kind, query, error);
+        if (last) throw query.state || codeOf(error) !== '57014' ? error : unavailable();
+        call.repeated ||= LOST.test(codeOf(error));
+      }
     }
   }
 
   /** Settles by the deadline; a reader that goes away takes its statement along. */
-  function execute(client: Client, query: Pending, ms: number, kind: Kind, { outgoing }: Call) {
+  private execute(client: Client, query: Pending, ms: number, kind: Kind, { outgoing }: Call) {
     return new Promise<Result[]>((resolve, reject) => {
       const expire = () => {
         reject(query.state ? tooSlow() : unavailable());
@@ -515,8 +526,8 @@ export function openDatabase(config: Config, log: Logger) {
         else query.cancel();
       };
       const leave = () => {
-        reject(new Problem(499, '57014', 'The client went away.'));
-        drop(client, query);
+        reject(gone());
+        this.drop(client, query);
       };
       const timer = setTimeout(expire, ms);
       if (kind === 'read') outgoing?.once('close', leave);
@@ -530,8 +541,8 @@ export function openDatabase(config: Config, log: Logger) {
   }
 
   /** Stops what nobody waits for; where it stands behind others in the pipeline, it is left to run. */
-  function drop(client: Client, query: Pending): void {
-    const other = leastBusy(client);
+  private drop(client: Client, query: Pending): void {
+    const other = this.leastBusy(client);
     if (!query.state) query.cancel();
     else if (query.active && other) {
       other.sql`select pg_cancel_backend(${query.state.pid})`.catch(() => {});
@@ -539,24 +550,24 @@ export function openDatabase(config: Config, log: Logger) {
   }
 
   /** A connection of its own for what takes longer than a request may; at most STREAMS at once. */
-  async function* borrow(call?: Call): AsyncGenerator<Sql> {
-    if (numbers.streams >= STREAMS || state === 'down') throw unavailable();
-    numbers.streams += 1;
-    const sql = connect(config, undefined, 0);
+  private async *borrow(call?: Call): AsyncGenerator<Sql> {
+    if (this.numbers.streams >= STREAMS || this.state === 'down') throw unavailable();
+    this.numbers.streams += 1;
+    const sql = connect(this.config, undefined, 0);
     const leave = () => void sql.end({ timeout: 0 });
     call?.outgoing?.once('close', leave);
     try {
       yield sql;
     } finally {
-      numbers.streams -= 1;
+      this.numbers.streams -= 1;
       call?.outgoing?.off('close', leave);
       leave();
     }
   }
 
   /** Lines in batches at constant memory. */
-  async function* stream(call: Call, statement: Statement): AsyncGenerator<Result[]> {
-    for await (const sql of borrow(call)) {
+  async *stream(call: Call, statement: Statement): AsyncGenerator<Result[]> {
+    for await (const sql of this.borrow(call)) {
       const batches = statement(sql).cursor(STREAM_ROWS)[Symbol.asyncIterator]();
       for (;;) {
         const { done, value } = await within(DEADLINE, batches.next());
@@ -570,8 +581,8 @@ export function openDatabase(config: Config, log: Logger) {
    * COPY … FROM STDIN, fed at the pace of the server; all of it or nothing is stored. postgres 3.4.9
    * tells an error behind the last byte to the query alone, and writes until the stream is closed.
    */
-  async function copy(statement: string, bytes: AsyncIterable<Buffer>): Promise<void> {
-    for await (const sql of borrow()) {
+  async copy(statement: string, bytes: AsyncIterable<Buffer>): Promise<void> {
+    for await (const sql of this.borrow()) {
       const query: Pending = sql.unsafe(statement);
       const refused = new Promise<never>((_, reject) => {
         query.reject = reject;
@@ -585,12 +596,17 @@ export function openDatabase(config: Config, log: Logger) {
     }
   }
 
-  async function end(): Promise<void> {
-    ending = true;
-    await Promise.all(clients.map(({ sql }) => sql.end({ timeout: 1 })));
+  async end(): Promise<void> {
+    this.ending = true;
+    await Promise.all(this.clients.map(({ sql }) => sql.end({ timeout: 1 })));
   }
+}
 
-  return { template: connect(config), run, stream, copy, end, numbers };
+/** The connection closed: takes back what the driver would send over a new one of its making. */
+function release(client: Client): void {
+  client.open = false;
+  for (const query of client.inFlight) if (!query.state) query.cancel();
+  client.retire();
 }
 
 /**
@@ -639,10 +655,10 @@ async function within<T>(ms: number, promise: PromiseLike<T>): Promise<T> {
  * Creates the table or its missing columns, under an advisory lock; issues no DDL where all is
  * there. Throws StartError that names what differs, Problem while the database is away.
  */
-export async function ensureTable(resource: Resource, { run }: Database): Promise<void> {
+export async function ensureTable(resource: Resource, database: Database): Promise<void> {
   const call: Call = { sub: '', ms: 0, repeated: false };
   for (const repaired of [false, true]) {
-    const found = await run('read', call, (sql) => describeTable(sql, resource.table));
+    const found = await database.run('read', call, (sql) => describeTable(sql, resource.table));
     const faults = compareTable(resource, found);
     const names = `table ${resource.table}: ${faults.map(({ fault }) => fault).join('; ')}`;
     const repairs = faults.flatMap(({ repair }) => repair ?? []);
@@ -650,9 +666,13 @@ export async function ensureTable(resource: Resource, { run }: Database): Promis
     if (repaired || repairs.length < faults.length) throw new StartError(names);
     const lock = `select pg_advisory_xact_lock(hashtext(${literal(resource.table)}))`;
     const batch = [lock, ...repairs].join('; '); // one simple query is one transaction
-    await run('write', call, (sql) => sql.unsafe(batch)).catch((error) => {
-      throw codeOf(error) === '42501' ? new StartError(`${names}; the role may not add it`) : error;
-    });
+    await database
+      .run('write', call, (sql) => sql.unsafe(batch))
+      .catch((error) => {
+        throw codeOf(error) === '42501'
+          ? new StartError(`${names}; the role may not add it`)
+          : error;
+      });
   }
 }
 
@@ -754,6 +774,10 @@ const CASTS =
 const DEEPEST = 10;
 const MOST_MEMBERS = 50; // json_build_object() takes 100 arguments
 const MOST_SHAPES = 256; // of list statements that stay prepared
+const MOST_ROWS = 2 ** 31;
+const LINE = ',\n';
+const GROUPS = { most: 128, width: 2 };
+const UNDONE = /^(2[^58]|4|55)/; // SQLSTATE of what a row of its own may be the reason for
 
 const NAME = String.raw`("(?:[^"\\]|\\.)*"|(?:(?!->)[^\s".,:()*])+)`;
 const CAST = String.raw`(?:::([\w ]+))?`;
@@ -1036,7 +1060,7 @@ function groupedBy({ select = [] }: Query): string[] {
 export type Stored = { body: string; version: string };
 
 /**
- * What a write did. `created`: some of its rows are new. For create(), `taken`: a key was there;
+ * What a write did. `created`: some of its rows are new. Of a create, `taken`: a key was there;
  * `same`: all that was there is as it was wanted. `found`: the row of the key is there.
  */
 export type Written = Stored & {
@@ -1050,306 +1074,481 @@ export type Written = Stored & {
 /** What a write has to keep to, or nothing is changed: at most `most` rows, exactly one, `select`. */
 export type Terms = { select?: Member[] | undefined; single?: boolean; most?: number | undefined };
 
+/** What of a list is wanted at once: rows at most, their bodies (not for HEAD), how many in all. */
+export type Wanted = { limit: number; body: boolean; count: boolean };
+
 /** One page of a list: how many rows, their JSON between commas, the cursor behind them. */
 export type Page = { rows: number; body: string; more: boolean; next: string; total?: number };
 
 /** The versions of If-Match; `*` and undefined allow any. */
 type Versions = string[] | '*' | undefined;
 
-export type Store = ReturnType<typeof createStore>;
+/** A request for one row, and one for a page; others of their kind may go along. */
+type Ask = { uuid: string; call: Call; row?: Row };
+type PageAsk = { query: Query; wanted: Wanted; call: Call };
 
-/** The statements of the service, one a request; identifiers come from the declaration alone. */
-export function createStore(resource: Resource, database: Database) {
-  const { template: sql, run } = database;
+/** The parts of statements that the declaration gives. */
+function fragmentsOf({ table, key, names, columns }: Resource, sql: Sql) {
   const raw = (text: string) => sql.unsafe(text) as unknown as Fragment;
-  const list = (names: string[], of = '') => raw(names.map((name) => of + quoted(name)).join(', '));
-  const columns = new Map(resource.names.map((name) => [name, raw(`t.${quoted(name)}`)]));
-  const column = (name: string) => columns.get(name) ?? raw('null');
-  const [all, settable] = [resource.names, Object.keys(resource.columns)];
-  const [table, key] = [raw(quoted(resource.table)), raw(quoted(resource.key))];
-  const row = sql`(select row_to_json(r) from (select ${list(all, 't.')}) r)::text`;
-  const returning = sql`returning t.*, t.xmin::text as "#"`;
+  const list = (of: string[], prefix = '') =>
+    raw(of.map((name) => prefix + quoted(name)).join(', '));
+  const known = new Map(names.map((name) => [name, raw(`t.${quoted(name)}`)]));
+  return {
+    raw,
+    list,
+    column: (name: string) => known.get(name) ?? raw('null'),
+    ...{ table: raw(quoted(table)), key: raw(quoted(key)) },
+    ...{ all: list(names), settable: list(Object.keys(columns)) },
+    row: sql`(select row_to_json(r) from (select ${list(names, 't.')}) r)::text`,
+    same: sql`row(${list(Object.keys(columns), 't.')}) is not distinct from row(${list(Object.keys(columns), 'i.')})`,
+    returning: sql`returning t.*, t.xmin::text as "#"`,
+  };
+}
 
-  async function ping(call: Call): Promise<void> {
-    await run('read', call, (sql) => sql`select 1`);
+/** The statements of the service, one a request or a group of them. */
+export class Store {
+  private resource: Resource;
+  private database: Database;
+  private sql: Sql;
+  private parts: ReturnType<typeof fragmentsOf>;
+  private shapes = new Set<string>();
+  private reads = this.together('read', (asks: Ask[], since) => this.readAll(asks, since));
+  private creates = this.together('create', (asks: Ask[], since) => this.createAll(asks, since));
+  private replaces = this.together('replace', (asks: Ask[], since) => this.replaceAll(asks, since));
+  private removes = this.together('delete', (asks: Ask[], since) => this.removeAll(asks, since));
+  private pages = share(
+    this.grouping('list', (asks: PageAsk[], since) => this.readPages(asks, since)),
+  );
+
+  constructor(resource: Resource, database: Database) {
+    this.resource = resource;
+    this.database = database;
+    this.sql = database.sql;
+    this.parts = fragmentsOf(resource, database.sql);
   }
 
-  async function read(uuid: string, call: Call): Promise<Stored | undefined> {
-    const [found] = await run('read', call, (sql) => {
-      return sql`select t.xmin::text as version, ${row} as body from ${table} t where t.${key} = ${uuid}`;
+  private together<O>(work: string, run: Grouping<Ask, O>['run']) {
+    const unique = work === 'read' ? {} : { keyOf: ({ uuid }: Ask) => uuid };
+    return group({ ...this.grouping(work, run), ...unique });
+  }
+
+  private grouping<I extends { call: Call }, O>(
+    work: string,
+    run: Grouping<I, O>['run'],
+  ): Grouping<I, O> {
+    return {
+      ...GROUPS,
+      refuse: ({ call }) => call.outgoing?.destroyed && gone(),
+      isApart: (error) => UNDONE.test(codeOf(error)),
+      observe: (requests) => this.database.observe(work, requests),
+      run,
+    };
+  }
+
+  ping(call: Call): Promise<unknown> {
+    return this.database.run('read', call, (sql) => sql`select 1`);
+  }
+
+  read(uuid: string, call: Call): Promise<Stored | undefined> {
+    return this.database.admit(call, () => this.reads({ uuid, call }));
+  }
+
+  /** Inserts the row; where its key is taken, nothing. */
+  create(row: Row, call: Call): Promise<Written> {
+    const ask = { uuid: String(row[this.resource.key]), row, call };
+    return this.database.admit(call, async () => {
+      for (let tries = 2; ; tries -= 1) {
+        const made = await this.creates(ask); // no row: its key came in between
+        if (made.rows > 0 || tries === 0) return made;
+      }
     });
-    return found && { body: found.body ?? '', version: found.version ?? '' };
+  }
+
+  /** Inserts the row, or puts it in the place of the one with its key. */
+  replace(row: Row, call: Call): Promise<Written> {
+    const ask = { uuid: String(row[this.resource.key]), row, call };
+    return this.database.admit(call, () => this.replaces(ask));
   }
 
   /** Inserts all rows, or none where a key is taken; the flag tells whether by what was wanted. */
-  function create(rows: Row[], terms: Terms, call: Call): Promise<Written> {
-    const same = sql`row(${list(settable, 't.')}) is not distinct from row(${list(settable, 'i.')})`;
-    const ctes = sql`
-      input as (select * from json_populate_recordset(null::${table}, ${JSON.stringify(rows)})),
-      there as (select t.*, t.xmin::text as "#", ${same} as flag from ${table} t join input i using (${key})),
-      made as (
-        insert into ${table} as t (${list(all)}) select ${list(all)} from input
-        where not exists (select from there) ${returning}, null::boolean as flag
-      ),
-      changed as (select * from made union all select * from there)`;
-    return write('keyed', ctes, terms, call);
+  createMany(rows: Row[], terms: Terms, call: Call): Promise<Written> {
+    return this.write('keyed', this.creation(rows, true), terms, call);
   }
 
   /** Inserts rows; where the key is taken, `set` columns replace what is there, or nothing does. */
-  function upsert(rows: Row[], set: string[], terms: Terms, call: Call): Promise<Written> {
-    const update = sql`update set (${list(set)}) = row(${list(set, 'excluded.')})`;
-    const ctes = sql`
-      changed as (
-        insert into ${table} as t (${list(all)})
-        select ${list(all)} from json_populate_recordset(null::${table}, ${JSON.stringify(rows)})
-        on conflict (${key}) do ${set.length > 0 ? update : sql`nothing`} ${returning}, t.xmax = 0 as flag
-      )`;
-    return write('write', ctes, terms, call);
+  upsert(rows: Row[], set: string[], terms: Terms, call: Call): Promise<Written> {
+    return this.write('write', this.replacement(rows, set), terms, call);
   }
 
   /** Sets what the part has and leaves the rest, all within the statement (RFC 7396). */
-  function merge(uuid: string, part: Row, versions: Versions, call: Call): Promise<Written> {
-    const source = sql`json_populate_record(t, ${JSON.stringify(part)})`;
-    const set = sql`set (${list(settable)}) = (select ${list(settable)} from ${source})`;
-    return change(sql`update ${table} t ${set}`, byKey(uuid, versions), {}, call, uuid);
-  }
-
-  function remove(uuid: string, versions: Versions, call: Call): Promise<Written> {
-    return change(sql`delete from ${table} t`, byKey(uuid, versions), {}, call, uuid);
+  merge(uuid: string, part: Row, versions: Versions, call: Call): Promise<Written> {
+    const { sql, parts } = this;
+    const set = sql`set ${this.setFrom(sql`${JSON.stringify(part)}`)}`;
+    return this.change(
+      sql`update ${parts.table} t ${set}`,
+      this.only(uuid, versions),
+      {},
+      call,
+      uuid,
+    );
   }
 
   /** The same part for all rows that pass, or each of the given rows for its own. */
-  function mergeMany(
-    parts: Row | Row[],
-    filters: Filter[],
-    terms: Terms,
-    call: Call,
-  ): Promise<Written> {
-    const each = Array.isArray(parts);
-    const part = each ? sql`i.value` : sql`${JSON.stringify(parts)}`;
-    const set = sql`(${list(settable)}) = (select ${list(settable)} from json_populate_record(t, ${part}))`;
-    const from = each ? sql`from json_array_elements(${JSON.stringify(parts)}) i` : sql``;
-    const own = each ? [sql`t.${key} = (i.value->>${resource.key})::uuid`] : [];
-    const action = sql`update ${table} t set ${set} ${from}`;
-    return change(action, [...own, ...filters.map(test)], terms, call);
+  mergeMany(part: Row | Row[], filters: Filter[], terms: Terms, call: Call): Promise<Written> {
+    const { sql, parts, resource } = this;
+    const each = Array.isArray(part);
+    const json = JSON.stringify(part);
+    const set = sql`set ${this.setFrom(each ? sql`i.value` : sql`${json}`)}`;
+    const from = each ? sql`from json_array_elements(${json}) i` : sql``;
+    const own = each ? [sql`t.${parts.key} = (i.value->>${resource.key})::uuid`] : [];
+    const tests = [...own, ...filters.map((filter) => this.test(filter))];
+    return this.change(sql`update ${parts.table} t ${set} ${from}`, tests, terms, call);
   }
 
-  function removeMany(filters: Filter[], terms: Terms, call: Call): Promise<Written> {
-    return change(sql`delete from ${table} t`, filters.map(test), terms, call);
+  remove(uuid: string, versions: Versions, call: Call): Promise<Written> {
+    const ask = { uuid, call };
+    if (!Array.isArray(versions)) return this.database.admit(call, () => this.removes(ask));
+    const action = this.sql`delete from ${this.parts.table} t`;
+    return this.change(action, this.only(uuid, versions), {}, call, uuid);
   }
 
-  function byKey(uuid: string, versions: Versions): Fragment[] {
-    const known = Array.isArray(versions) ? [sql`t.xmin::text = any(${`{${versions}}`})`] : [];
-    return [sql`t.${key} = ${uuid}`, ...known];
-  }
-
-  function change(action: Fragment, tests: Fragment[], terms: Terms, call: Call, uuid?: string) {
-    const changed = sql`changed as (${action} ${where(tests)} ${returning}, null::boolean as flag)`;
-    return write('write', changed, terms, call, uuid);
-  }
-
-  /** Runs the CTEs, of which `changed` are the rows written; a failing term makes all of it fail. */
-  async function write(
-    kind: Kind,
-    ctes: Fragment,
-    terms: Terms,
-    call: Call,
-    uuid?: string,
-  ): Promise<Written> {
-    const { single = false, most } = terms;
-    const most_ = most === undefined ? sql`false` : sql`count(*) > ${most}`;
-    const broken = single ? sql`count(*) <> 1 or ${most_}` : most_;
-    const found = uuid
-      ? sql`(select count(*) from ${table} t where t.${key} = ${uuid})`
-      : sql`null`;
-    const [result] = await run(
-      kind,
+  removeMany(filters: Filter[], terms: Terms, call: Call): Promise<Written> {
+    const action = this.sql`delete from ${this.parts.table} t`;
+    return this.change(
+      action,
+      filters.map((filter) => this.test(filter)),
+      terms,
       call,
-      (sql) => sql`
-      with ${ctes}
-      select count(*) as rows, string_agg(${member(terms)}, ',') as body, min("#") as version,
-        bool_and(flag) as every, bool_or(flag) as some, ${found} as found,
-        case when ${broken} then ('!' || count(*))::int end as term
-      from changed t`,
-    ).catch((error) => {
-      const rows = Number(/"!(\d+)"/.exec(error.message)?.[1]);
-      if (codeOf(error) !== '22P02' || Number.isNaN(rows)) throw error;
-      throw single && rows !== 1 ? notOne(rows) : tooMany(rows);
-    });
-    return {
-      rows: Number(result?.rows),
-      body: result?.body ?? '',
-      version: result?.version ?? '',
-      created: result?.some === 't',
-      taken: result?.some !== null,
-      same: result?.every === 't',
-      found: result?.found === '1',
-    };
-  }
-
-  /** One page, with bodies unless it is for HEAD, with the total when `count`. */
-  async function page(
-    query: Query,
-    limit: number,
-    wants: { body: boolean; count: boolean },
-    call: Call,
-  ) {
-    const { after, ...whole } = query;
-    const values = query.order.map((by) => sql`${column(by.column)}::text`);
-    const next = isGrouped(query) ? sql`''` : sql`json_build_array(${commas(values)})::text`;
-    const bodies = sql`string_agg(${member(query)}, ',') filter (where "#" <= ${limit})`;
-    const total = wants.count ? sql`(select count(*) from ${source(whole, null, 0)} t)` : sql`null`;
-    const rows = sql`(select row_number() over () as "#", t.* from ${source(query, limit + 1, query.offset)} t)`;
-    const [result] = await run('read', call, (sql) =>
-      prepared(
-        query,
-        sql`
-      select count(*) as rows, ${wants.body ? bodies : sql`''`} as body, ${total} as total,
-        max(${next}) filter (where "#" = ${limit}) as next
-      from ${rows} t`,
-      ),
     );
-    const found = Number(result?.rows);
-    return {
-      rows: Math.min(found, limit),
-      body: result?.body ?? '',
-      more: limit > 0 && found > limit,
-      next: Buffer.from(result?.next ?? '').toString('base64url'),
-      ...(wants.count && { total: Number(result?.total) }),
-    };
   }
 
-  const shapes = new Set<string>();
-
-  /** Keeps a statement prepared unless its shape is one too many: each stays in every connection. */
-  function prepared(query: Query, statement: Pending): Pending {
-    const shape = JSON.stringify(query, (name, value) => {
-      if (name === 'after') return value?.map((one: string | null) => one === null);
-      return ['value', 'limit', 'offset', 'name'].includes(name) ? undefined : value;
-    });
-    if (shapes.size < MOST_SHAPES) shapes.add(shape);
-    if (!shapes.has(shape) && statement.options) statement.options.prepare = false;
-    return statement;
+  /** One page. Equal ones that are asked for at the same time are one statement. */
+  page(query: Query, wanted: Wanted, call: Call): Promise<Page> {
+    const key = JSON.stringify([query, wanted, call.sub]);
+    return this.database.admit(call, () => this.pages(key, { query, wanted, call }));
   }
 
   /** All rows of a list, in batches: as JSON texts, or as CSV lines. */
-  async function* stream(query: Query, csv: boolean, call: Call): AsyncGenerator<string[]> {
-    const { select = all.map((name): Member => ({ name, column: name })) } = query;
-    const values = select.map(
-      (one, at) => sql`${isGrouped(query) ? raw(`t.c${at}`) : expression(one)} as ${raw(`c${at}`)}`,
-    );
-    const wanted = csv ? commas(values) : sql`${member(query)} as body`;
-    const rows = source(query, query.limit ?? null, query.offset);
-    const batches = database.stream(call, (sql) => sql`select ${wanted} from ${rows} t`);
+  async *stream(query: Query, csv: boolean, call: Call): AsyncGenerator<string[]> {
+    const { sql, parts, resource } = this;
+    const { select = resource.names.map((name): Member => ({ name, column: name })) } = query;
+    const values = select.map((one, at) => {
+      return sql`${this.value(query, one, at)} as ${parts.raw(`c${at}`)}`;
+    });
+    const wanted = csv ? this.commas(values) : sql`${this.member(query)} as body`;
+    const rows = this.source(query, query.limit ?? null, query.offset);
+    const batches = this.database.stream(call, (sql) => sql`select ${wanted} from ${rows} t`);
+    const lineOf = (one: Result) => (csv ? csvLine(Object.values(one)) : (one.body ?? ''));
     let header = csv ? [csvLine(select.map(({ name }) => name))] : [];
     for await (const batch of batches) {
-      yield [
-        ...header,
-        ...batch.map((one) => (csv ? csvLine(Object.values(one)) : (one.body ?? ''))),
-      ];
+      yield [...header, ...batch.map(lineOf)];
       header = [];
     }
     if (header.length > 0) yield header; // not before the statement has begun: it may yet fail
   }
 
   /**
-   * COPYs CSV in and tells how many rows. What COPY does not check is checked in its WHERE, where
-   * a cast that fails names the column. Throws 400 or 409 with line and column.
+   * COPYs CSV in. What COPY does not check is checked in its WHERE, where a cast that fails names
+   * the column. Throws 400 or 409 with line and column.
    */
-  async function copy(csv: CsvReader): Promise<void> {
-    const names = csv.columns.map(quoted).join(', ');
-    const tests = Object.entries(resource.columns).map(([name, { nullable, check }]) => {
+  async copy(csv: CsvReader): Promise<void> {
+    const { table, columns } = this.resource;
+    const tests = Object.entries(columns).map(([name, { nullable, check }]) => {
       const fails = `(${check(quoted(name))}) is ${nullable ? 'false' : 'not true'}`;
       const message = `${literal(`!${name}`)} || coalesce(left(${quoted(name)}::text, 0), '')`;
       return `when ${fails} then (${message})::int is null`; // not constant, or it failed at once
     });
-    const statement = `copy ${quoted(resource.table)} (${names}) from stdin (format csv)
-      where case ${tests.join(' ')} else true end`;
-    await database.copy(statement, csv.lines).catch((error) => {
-      throw badLine(resource, error);
+    const statement = `copy ${quoted(table)} (${csv.columns.map(quoted).join(', ')})
+      from stdin (format csv) where case ${tests.join(' ')} else true end`;
+    await this.database.copy(statement, csv.lines).catch((error) => {
+      throw badLine(this.resource, error);
     });
   }
 
+  private async readAll(asks: Ask[], since: number): Promise<(Stored | undefined)[]> {
+    const { table, key, row } = this.parts;
+    const statement: Statement = (sql) => sql`
+      select t.${key}::text as key, t.xmin::text as version, ${row} as body
+      from ${table} t where t.${key} = any(${keysOf(asks)})`;
+    const found = await this.database.run('read', callOf(asks), statement, since);
+    const rows = new Map(found.map((one) => [one.key, one as unknown as Stored]));
+    return asks.map(({ uuid }) => rows.get(uuid));
+  }
+
+  private createAll(asks: Ask[], since: number): Promise<Written[]> {
+    return this.writeAll('keyed', asks, this.creation(rowsOf(asks), false), since);
+  }
+
+  private replaceAll(asks: Ask[], since: number): Promise<Written[]> {
+    const ctes = this.replacement(rowsOf(asks), this.resource.names);
+    return this.writeAll('write', asks, ctes, since);
+  }
+
+  private removeAll(asks: Ask[], since: number): Promise<Written[]> {
+    const { sql, parts } = this;
+    const passes = sql`where t.${parts.key} = any(${keysOf(asks)})`;
+    const removed = sql`delete from ${parts.table} t ${passes} ${parts.returning}, null::boolean as flag`;
+    return this.writeAll('write', asks, sql`changed as (${removed})`, since);
+  }
+
+  /** Runs the CTEs for a group; of each ask what became of its row. */
+  private async writeAll(kind: Kind, asks: Ask[], ctes: Fragment, since: number) {
+    const { key, row } = this.parts;
+    const call = callOf(asks);
+    const statement: Statement = (sql) => sql`
+      with ${ctes} select t.${key}::text as key, "#" as version, ${row} as body, flag
+      from changed t`;
+    const results = await this.database.run(kind, call, statement, since);
+    for (const ask of asks) ask.call.repeated ||= call.repeated;
+    const rows = new Map(results.map((one) => [one.key, one]));
+    return asks.map(({ uuid }) => {
+      const one = rows.get(uuid);
+      const flags = {
+        created: one?.flag === 't',
+        taken: one?.flag !== null,
+        same: one?.flag === 't',
+      };
+      const [body, version] = [one?.body ?? '', one?.version ?? ''];
+      return { rows: one ? 1 : 0, body, version, ...flags, found: false };
+    });
+  }
+
+  /** `changed` are the rows made, and those that were there, with a flag: as they were wanted. */
+  private creation(rows: Row[], together: boolean): Fragment {
+    const { sql, parts } = this;
+    const { table, key, all, same, returning } = parts;
+    const terms = together
+      ? sql`where not exists (select from there)`
+      : sql`on conflict (${key}) do nothing`;
+    return sql`
+      input as (select * from json_populate_recordset(null::${table}, ${JSON.stringify(rows)})),
+      there as (select t.*, t.xmin::text as "#", ${same} as flag from ${table} t join input i using (${key})),
+      made as (
+        insert into ${table} as t (${all}) select ${all} from input ${terms}
+        ${returning}, null::boolean as flag
+      ),
+      changed as (select * from made union all select * from there)`;
+  }
+
+  /** `changed` are the rows written, with a flag: they are new. */
+  private replacement(rows: Row[], set: string[]): Fragment {
+    const { sql, parts } = this;
+    const { table, key, all, list, returning } = parts;
+    const update = sql`update set (${list(set)}) = row(${list(set, 'excluded.')})`;
+    return sql`changed as (
+      insert into ${table} as t (${all})
+      select ${all} from json_populate_recordset(null::${table}, ${JSON.stringify(rows)})
+      on conflict (${key}) do ${set.length > 0 ? update : sql`nothing`} ${returning}, t.xmax = 0 as flag
+    )`;
+  }
+
+  private setFrom(json: Fragment): Fragment {
+    const { settable } = this.parts;
+    return this.sql`(${settable}) = (select ${settable} from json_populate_record(t, ${json}))`;
+  }
+
+  private only(uuid: string, versions: Versions): Fragment[] {
+    const { sql, parts } = this;
+    const known = Array.isArray(versions) ? [sql`t.xmin::text = any(${`{${versions}}`})`] : [];
+    return [sql`t.${parts.key} = ${uuid}`, ...known];
+  }
+
+  private change(action: Fragment, tests: Fragment[], terms: Terms, call: Call, uuid?: string) {
+    const { sql, parts } = this;
+    const changed = sql`${action} ${this.where(tests)} ${parts.returning}, null::boolean as flag`;
+    return this.write('write', sql`changed as (${changed})`, terms, call, uuid);
+  }
+
+  /** Runs the CTEs, of which `changed` are the rows written; a failing term makes all of it fail. */
+  private async write(kind: Kind, ctes: Fragment, terms: Terms, call: Call, uuid?: string) {
+    const { sql, parts } = this;
+    const { single = false, most = MOST_ROWS } = terms;
+    const broken = single ? sql`count(*) <> 1 or count(*) > ${most}` : sql`count(*) > ${most}`;
+    const found = sql`(select count(*) from ${parts.table} t where t.${parts.key} = ${uuid ?? null})`;
+    const statement: Statement = (sql) => sql`
+      with ${ctes}
+      select count(*) as rows, string_agg(${this.member(terms)}, ',') as body, min("#") as version,
+        bool_and(flag) as every, bool_or(flag) as some, ${uuid ? found : sql`null`} as found,
+        case when ${broken} then ('!' || count(*))::int end as term
+      from changed t`;
+    const answer = this.database.admit(call, () => this.database.run(kind, call, statement));
+    const [result] = await answer.catch((error) => {
+      const rows = Number(/"!(\d+)"/.exec(error.message)?.[1]);
+      if (codeOf(error) !== '22P02' || Number.isNaN(rows)) throw error;
+      throw single && rows !== 1 ? notOne(rows) : tooMany(rows);
+    });
+    return {
+      ...{ rows: Number(result?.rows), body: result?.body ?? '', version: result?.version ?? '' },
+      ...{
+        created: result?.some === 't',
+        taken: result?.some !== null,
+        same: result?.every === 't',
+      },
+      found: result?.found === '1',
+    };
+  }
+
+  /** Equal asks, one page. jsonb and row_to_json() print no line breaks: its rows can be told. */
+  private async readPages(asks: PageAsk[], since: number): Promise<Page[]> {
+    const [{ query, wanted }] = asks as [PageAsk];
+    const statement: Statement = (sql) => this.prepared(query, this.paging(sql, query, wanted));
+    const [result = {}] = await this.database.run('read', callOf(asks), statement, since);
+    const [found, all] = [Number(result.rows), result.body ?? ''];
+    const more = found > wanted.limit;
+    const body = more ? all.slice(0, Math.max(all.lastIndexOf(LINE), 0)) : all;
+    const page = {
+      rows: more ? wanted.limit : found,
+      body,
+      more: more && wanted.limit > 0,
+      next: more && wanted.limit > 0 ? cursorOf(query, body, result.next) : '',
+      ...(wanted.count && { total: Number(result.total) }),
+    };
+    return asks.map(() => page);
+  }
+
+  /** One row more than wanted tells that there are more. */
+  private paging(sql: Sql, query: Query, { limit, body, count }: Wanted) {
+    const { parts } = this;
+    const { after, ...whole } = query;
+    const seen = isGrouped(query) || (body && !query.select); // or the cursor is in no row
+    const values = query.order.map((by) => sql`${parts.column(by.column)}::text`);
+    const next = sql`(array_agg(json_build_array(${this.commas(values)})))[${limit}]`;
+    return sql`
+      select count(*) as rows,
+        ${body ? sql`string_agg(${this.member(query)}, E',\n')` : sql`null`} as body,
+        ${count ? sql`(select count(*) from ${this.source(whole, null, 0)} t)` : sql`null`} as total,
+        ${seen ? sql`null` : next} as next
+      from ${this.source(query, limit + 1, query.offset)} t` as ReturnType<Statement>;
+  }
+
+  /** Keeps a statement prepared unless its shape is one too many: each stays in every connection. */
+  private prepared(query: Query, statement: Pending): Pending {
+    const shape = JSON.stringify(query, (name, value) => {
+      if (name === 'after') return value?.map((one: string | null) => one === null);
+      return ['value', 'limit', 'offset', 'name'].includes(name) ? undefined : value;
+    });
+    if (this.shapes.size < MOST_SHAPES) this.shapes.add(shape);
+    if (!this.shapes.has(shape) && statement.options) statement.options.prepare = false;
+    return statement;
+  }
+
   /** The rows of a list as a table; groups have the columns c0, c1, … in the order of `select`. */
-  function source(query: Query, limit: number | null, offset: number): Fragment {
+  private source(query: Query, limit: number | null, offset: number): Fragment {
+    const { sql, parts } = this;
     const { select = [], filters, order, after } = query;
-    const groups = isGrouped(query) ? groupedBy(query).map(column) : [];
-    const members = select.map((one, at) => sql`${expression(one)} as ${raw(`c${at}`)}`);
-    const tests = [...filters.map(test), ...(after ? [behind(order, after)] : [])];
+    const groups = isGrouped(query) ? groupedBy(query).map(parts.column) : [];
+    const members = select.map((one, at) => sql`${this.expression(one)} as ${parts.raw(`c${at}`)}`);
+    const tests = filters.map((filter) => this.test(filter));
+    if (after) tests.push(this.behind(order, after));
     return sql`(
-      select ${isGrouped(query) ? commas(members) : sql`t.*`} from ${table} t
-      ${where(tests)}
-      ${groups.length > 0 ? sql`group by ${commas(groups)}` : sql``}
-      ${order.length > 0 ? sql`order by ${commas(order.map(direction))}` : sql``}
+      select ${isGrouped(query) ? this.commas(members) : sql`t.*`} from ${parts.table} t
+      ${this.where(tests)}
+      ${groups.length > 0 ? sql`group by ${this.commas(groups)}` : sql``}
+      ${order.length > 0 ? sql`order by ${this.commas(order.map((by) => this.direction(by)))}` : sql``}
       limit ${limit} offset ${offset})`;
   }
 
-  function where(tests: Fragment[]): Fragment {
-    return tests.length > 0 ? sql`where ${joined(tests, sql`and`)}` : sql``;
+  private where(tests: Fragment[]): Fragment {
+    return tests.length > 0 ? this.sql`where ${this.joined(tests, this.sql`and`)}` : this.sql``;
   }
 
   /** A row of source() as JSON text. Names are bound as values: they may be the caller's. */
-  function member(query: { select?: Member[] | undefined }): Fragment {
-    if (!query.select) return row;
-    const value = (one: Member, at: number) =>
-      isGrouped(query) ? raw(`t.c${at}`) : expression(one);
-    const members = query.select.map((one, at) => sql`${one.name}::text, ${value(one, at)}`);
-    return sql`json_build_object(${commas(members)})::text`;
+  private member(query: { select?: Member[] | undefined }): Fragment {
+    const { sql } = this;
+    if (!query.select) return this.parts.row;
+    const members = query.select.map((one, at) => {
+      return sql`${one.name}::text, ${this.value(query, one, at)}`;
+    });
+    return sql`json_build_object(${this.commas(members)})::text`;
   }
 
-  function expression({ column: name, inner, aggregate, cast }: Member): Fragment {
-    const as = (of: Fragment, type?: string) => (type ? sql`${of}::${raw(type)}` : of);
-    const plain = name ? as(column(name), inner) : sql`*`;
-    return as(aggregate ? sql`${raw(aggregate)}(${plain})` : plain, cast);
+  private value(query: { select?: Member[] | undefined }, one: Member, at: number): Fragment {
+    return isGrouped(query) ? this.parts.raw(`t.c${at}`) : this.expression(one);
   }
 
-  function direction({ column: name, descending, nullsFirst }: Order): Fragment {
-    const nulls = nullsFirst ? 'nulls first' : 'nulls last';
-    return sql`${column(name)} ${raw(`${descending ? 'desc' : 'asc'} ${nulls}`)}`;
+  private expression({ column, inner, aggregate, cast }: Member): Fragment {
+    const { sql, parts } = this;
+    const as = (of: Fragment, type?: string) => (type ? sql`${of}::${parts.raw(type)}` : of);
+    const plain = column ? as(parts.column(column), inner) : sql`*`;
+    return as(aggregate ? sql`${parts.raw(aggregate)}(${plain})` : plain, cast);
   }
 
-  function test(filter: Filter): Fragment {
-    if ('not' in filter) return sql`not (${test(filter.not)})`;
-    if ('tree' in filter) return sql`(${joined(filter.branches.map(test), raw(filter.tree))})`;
-    const { operator, modifier, value } = filter;
-    const [left, by] = [column(filter.column), raw(OPERATORS.get(operator) ?? '')];
-    if (operator === 'is') return sql`${left} is ${raw(value.replace('_', ' '))}`;
-    if (operator === 'in') return sql`${left} ${by}(${value})`;
-    if (!SEARCHING.test(operator)) {
-      return modifier ? sql`${left} ${by} ${raw(modifier)}(${value})` : sql`${left} ${by} ${value}`;
+  private direction({ column, descending, nullsFirst }: Order): Fragment {
+    const { raw, column: known } = this.parts;
+    const words = `${descending ? 'desc' : 'asc'} nulls ${nullsFirst ? 'first' : 'last'}`;
+    return this.sql`${known(column)} ${raw(words)}`;
+  }
+
+  private test(filter: Filter): Fragment {
+    const { sql, parts } = this;
+    if ('not' in filter) return sql`not (${this.test(filter.not)})`;
+    if ('tree' in filter) {
+      const branches = filter.branches.map((branch) => this.test(branch));
+      return sql`(${this.joined(branches, parts.raw(filter.tree))})`;
     }
+    const { operator, modifier, value } = filter;
+    const [left, by] = [parts.column(filter.column), parts.raw(OPERATORS.get(operator) ?? '')];
+    if (operator === 'is') return sql`${left} is ${parts.raw(value.replace('_', ' '))}`;
+    if (operator === 'in') return sql`${left} ${by}(${value})`;
     const config = modifier ? sql`${modifier}::text::regconfig, ` : sql``;
-    return sql`to_tsvector(${config}${left}) @@ ${by}(${config}${value})`;
+    if (SEARCHING.test(operator))
+      return sql`to_tsvector(${config}${left}) @@ ${by}(${config}${value})`;
+    return modifier
+      ? sql`${left} ${by} ${parts.raw(modifier)}(${value})`
+      : sql`${left} ${by} ${value}`;
   }
 
   /** Keyset: behind the given values in the given order. */
-  function behind(order: Order[], values: (string | null)[]): Fragment {
+  private behind(order: Order[], values: (string | null)[]): Fragment {
+    const { sql, parts } = this;
     return order.reduceRight((rest, by, at) => {
-      const [left, value = null] = [column(by.column), values[at]];
+      const [left, value = null] = [parts.column(by.column), values[at]];
       const same = value === null ? sql`${left} is null` : sql`${left} = ${value}`;
-      return sql`(${past(by, left, value)} or (${same} and ${rest}))`;
+      return sql`(${this.past(by, left, value)} or (${same} and ${rest}))`;
     }, sql`false` as Fragment);
   }
 
-  function past(
-    { descending, nullsFirst, column: name }: Order,
-    left: Fragment,
-    value: string | null,
-  ) {
+  private past({ descending, nullsFirst, column }: Order, left: Fragment, value: string | null) {
+    const { sql, parts } = this;
     if (value === null) return nullsFirst ? sql`${left} is not null` : sql`false`;
-    const further = sql`${left} ${raw(descending ? '<' : '>')} ${value}`;
-    return nullsFirst || name === resource.key ? further : sql`${further} or ${left} is null`;
+    const further = sql`${left} ${parts.raw(descending ? '<' : '>')} ${value}`;
+    const never = nullsFirst || column === this.resource.key;
+    return never ? further : sql`${further} or ${left} is null`;
   }
 
-  function joined(parts: Fragment[], by: Fragment): Fragment[] {
+  private joined(parts: Fragment[], by: Fragment): Fragment[] {
     return parts.flatMap((part, at) => (at > 0 ? [by, part] : [part]));
   }
 
-  function commas(parts: Fragment[]): Fragment[] {
-    return joined(parts, sql`,`);
+  private commas(parts: Fragment[]): Fragment[] {
+    return this.joined(parts, this.sql`,`);
   }
+}
 
-  return { ping, read, create, upsert, merge, mergeMany, remove, removeMany, page, stream, copy };
+/** Many asks are one statement; it is cancelled for a lone one whose client leaves. */
+function callOf(asks: { call: Call }[]): Call {
+  const { outgoing } = asks[0]?.call ?? {};
+  return { sub: '', ms: 0, repeated: false, ...(asks.length === 1 && outgoing && { outgoing }) };
+}
+
+/** By key, so that two groups lock their rows in the same order. */
+function rowsOf(asks: Ask[]): Row[] {
+  const sorted = asks.toSorted((a, b) => (a.uuid < b.uuid ? -1 : 1));
+  return sorted.map(({ row = {} }) => row);
+}
+
+function keysOf(asks: Ask[]): string {
+  return `{${asks.map(({ uuid }) => uuid)}}`;
+}
+
+/** The order's values in the last row of a page; of groups there are none. */
+function cursorOf(query: Query, body: string, next: string | null | undefined): string {
+  if (isGrouped(query)) return '';
+  const last = next ? {} : JSON.parse(body.slice(body.lastIndexOf(LINE) + 1));
+  const values = query.order.map(({ column }) =>
+    last[column] === null ? null : String(last[column]),
+  );
+  return Buffer.from(next ?? JSON.stringify(values)).toString('base64url');
 }
 
 function csvLine(values: (string | null)[]): string {
@@ -1456,6 +1655,106 @@ function badLine({ columns }: Resource, error: Error & { where?: string }): unkn
     details: where,
     errors,
   });
+}
+
+// --- Grouping -------------------------------------------------------------------
+
+/** How items are answered together. */
+export type Grouping<I, O> = {
+  /** Items of a group at most, and groups under way at once. */
+  most: number;
+  width: number;
+  /** Items of one key are never in one group. */
+  keyOf?: (item: I) => unknown;
+  /** An error for an item that is not to be run any more. */
+  refuse: (item: I) => unknown;
+  /** Tells whether the error left nothing behind, so that each item may be tried alone. */
+  isApart: (error: unknown) => boolean;
+  observe: (items: number) => void;
+  /** Outputs in the order of the items; `since` is when the first of them came, in ms. */
+  run: (items: I[], since: number) => Promise<O[]>;
+};
+
+type Waiter<I, O> = {
+  item: I;
+  since: number;
+  resolve: (output: O) => void;
+  reject: (error: unknown) => void;
+};
+
+/**
+ * Answers items in groups. What comes while `width` groups are under way goes into the next, so
+ * that each is answered by a run that began after it came; a lone one does not wait for others.
+ */
+export function group<I, O>(grouping: Grouping<I, O>): (item: I) => Promise<O> {
+  const { width, observe, run, isApart } = grouping;
+  const waiting: Waiter<I, O>[] = [];
+  let [running, due] = [0, false];
+
+  const settle = async (batch: Waiter<I, O>[]): Promise<void> => {
+    observe(batch.length);
+    try {
+      const outputs = await run(
+        batch.map(({ item }) => item),
+        batch[0]?.since ?? 0,
+      );
+      for (const [at, one] of batch.entries()) one.resolve(outputs[at] as O);
+    } catch (error) {
+      if (batch.length > 1 && isApart(error)) await Promise.all(batch.map((one) => settle([one])));
+      else for (const one of batch) one.reject(error);
+    }
+  };
+
+  const start = async (): Promise<void> => {
+    const batch = takeBatch(waiting, grouping);
+    due = false;
+    running += 1;
+    if (batch.length > 0) await settle(batch);
+    running -= 1;
+    schedule();
+  };
+
+  /** Behind what else this turn of the event loop brings. */
+  const schedule = (): void => {
+    if (due || running >= width || waiting.length === 0) return;
+    due = true;
+    setImmediate(start);
+  };
+
+  return (item) =>
+    new Promise((resolve, reject) => {
+      waiting.push({ item, since: performance.now(), resolve, reject });
+      schedule();
+    });
+}
+
+/** Takes the oldest out of those who wait, but for those whose key is in the batch already. */
+function takeBatch<I, O>(waiting: Waiter<I, O>[], grouping: Grouping<I, O>): Waiter<I, O>[] {
+  const batch = new Map<unknown, Waiter<I, O>>();
+  for (const one of waiting.splice(0)) {
+    const key = grouping.keyOf?.(one.item) ?? one;
+    const refusal = grouping.refuse(one.item);
+    if (refusal) one.reject(refusal);
+    else if (batch.size < grouping.most && !batch.has(key)) batch.set(key, one);
+    else waiting.push(one);
+  }
+  return [...batch.values()];
+}
+
+/** Gives all who ask the same while an answer is under way the next one, which is one run. */
+export function share<I, O>(grouping: Grouping<I, O>): (key: string, item: I) => Promise<O> {
+  const groups = new Map<string, { ask: (item: I) => Promise<O>; asking: number }>();
+  return async (key, item) => {
+    const shared = groups.get(key) ?? { ask: group({ ...grouping, width: 1 }), asking: 0 };
+    groups.set(key, shared);
+    shared.asking += 1;
+    try {
+      return await shared.ask(item);
+    } finally {
+      shared.asking -= 1;
+      if (shared.asking === 0) groups.delete(key);
+    }
+  };
 }
 
 // --- Auth -----------------------------------------------------------------------
@@ -1806,8 +2105,8 @@ function rowHandlers({ config, resource, store }: Service) {
     if (c.req.method !== 'HEAD' && (type === CSV || type === NDJSON))
       return streamed(c, type, query);
     const limit = Math.min(query.limit ?? config.MAX_ROWS, config.MAX_ROWS);
-    const wants = { body: c.req.method !== 'HEAD', count: 'count' in preferencesOf(c) };
-    return pageAnswer(c, type, query, await store.page(query, limit, wants, c.env.call));
+    const wanted = { limit, body: c.req.method !== 'HEAD', count: 'count' in preferencesOf(c) };
+    return pageAnswer(c, type, query, await store.page(query, wanted, c.env.call));
   }
 
   function listAll(c: Ctx): Promise<Answer> {
@@ -1848,7 +2147,10 @@ function rowHandlers({ config, resource, store }: Service) {
     for (const row of rows) row[resource.key] = keyed ?? row[resource.key] ?? uuidv7();
     const named = query.columns ?? bodies.flatMap((one) => Object.keys(Object(one)));
     if (asked.resolution) return upsert(c, query, rows, [...new Set(named)], shape, terms);
-    const made = await store.create(rows, terms, c.env.call);
+    const alone = !many && !query.select && terms.most === undefined;
+    const made = alone
+      ? await store.create(rows[0] ?? {}, c.env.call)
+      : await store.createMany(rows, terms, c.env.call);
     const mine = made.same && (keyed || c.env.call.repeated);
     if (made.taken && !mine) throw taken(keyed);
     const location = `${baseOf(c, resource)}/${rows[0]?.[resource.key]}`;
@@ -1890,7 +2192,7 @@ function rowHandlers({ config, resource, store }: Service) {
     const only = c.req.raw.headers.get('if-none-match') === '*';
     const stored = versions
       ? await store.merge(uuid, row, versions, c.env.call)
-      : await store.upsert([row], only ? [] : resource.names, {}, c.env.call);
+      : await (only ? store.upsert([row], [], {}, c.env.call) : store.replace(row, c.env.call));
     if (stored.rows === 0) throw preconditionFailed();
     const created = stored.created && { Location: `${baseOf(c, resource)}/${uuid}` };
     const headers = { ...tag(stored), ...created };
@@ -2604,8 +2906,8 @@ type Running = { url: string; failed: Promise<never>; stop: () => Promise<void> 
 /** Serves in this process. */
 async function serve(config: Config, resource: Resource, log: Logger): Promise<Running> {
   const life: Life = { stopping: false, prepared: false };
-  const database = openDatabase(config, log);
-  const store = createStore(resource, database);
+  const database = new Database(config, log);
+  const store = new Store(resource, database);
   const metrics = createMetrics(config, database);
   const authorize = createAuth(config, log);
   const server = createHttpServer(
@@ -2756,13 +3058,14 @@ async function embed(config: Config, resource: Resource, log: Logger) {
     throw error.name === 'EmbeddedError' ? new StartError(error.message) : error;
   });
   config.DATABASE_URL = embedded.url;
-  const database = openDatabase({ ...config, POOL_SIZE: 1 }, log);
-  const store = createStore(resource, database);
+  const database = new Database({ ...config, POOL_SIZE: 1 }, log);
+  const store = new Store(resource, database);
   const call: Call = { sub: '', ms: 0, repeated: false };
   await ensureTable(resource, database);
-  if (embedded.fresh && resource.sample) await store.create(await readSample(resource), {}, call);
-  const wants = { body: true, count: false };
-  const { body } = await store.page(parseQuery(resource, []), 1, wants, call);
+  if (embedded.fresh && resource.sample)
+    await store.createMany(await readSample(resource), {}, call);
+  const wanted = { limit: 1, body: true, count: false };
+  const { body } = await store.page(parseQuery(resource, []), wanted, call);
   await database.end();
   const { key, path } = resource;
   const greet = (url: string) => welcome(url, path, embedded.home, key, JSON.parse(body || '{}'));
