@@ -310,7 +310,11 @@ export class Problem extends Error {
 }
 
 /** What a handler answers, before the headers that every answer carries. */
-type Answer = { status: number; headers: Record<string, string>; body: string | Readable | null };
+type Answer = {
+  status: number;
+  headers: Record<string, string>;
+  body: string | Buffer | Readable | null;
+};
 
 function problemAnswer({ status, code, message, hint, extras }: Problem): Answer {
   const { details = null, errors, headers } = extras;
@@ -377,16 +381,55 @@ function pointer(name: string): string {
 
 // --- Database -------------------------------------------------------------------
 
-type Sql = postgres.Sql;
-type Fragment = postgres.PendingQuery<postgres.Row[]>;
+/** SQL text in which NUL stands for each value: PostgreSQL gets them apart from each other. */
+export class Sql {
+  text: string;
+  values: unknown[];
+  constructor(text: string, values: unknown[] = []) {
+    this.text = text;
+    this.values = values;
+  }
+}
+
+/** The one way to write SQL: what is put in is bound as a value, unless it is Sql itself. */
+export function sql(texts: TemplateStringsArray, ...parts: unknown[]): Sql {
+  const made = new Sql(texts[0] ?? '');
+  for (const [at, part] of parts.entries()) {
+    made.text += (part instanceof Sql ? part.text : '\0') + texts[at + 1];
+    if (part instanceof Sql) made.values.push(...part.values);
+    else made.values.push(part);
+  }
+  return made;
+}
+
+function joined(parts: Sql[], by = new Sql(', ')): Sql {
+  const text = parts.map((part) => part.text).join(by.text);
+  return new Sql(
+    text,
+    parts.flatMap(({ values }) => values),
+  );
+}
+
+/** An identifier. */
+function name(text: string): Sql {
+  return new Sql(quoted(text));
+}
+
+function names(all: string[], prefix = ''): Sql {
+  return new Sql(all.map((one) => prefix + quoted(one)).join(', '));
+}
+
+/** A word of a constant table of this file, never a caller's. */
+function word(text: string): Sql {
+  return new Sql(text);
+}
+
 /** One line of a result: each value as the text that PostgreSQL printed, or null. */
 type Result = Record<string, string | null>;
-type Statement = (sql: Sql) => postgres.PendingQuery<Result[]>;
 /** What postgres 3.4.9 keeps with a query: `state` once it is sent, `active` while it is run. */
-type Pending = ReturnType<Statement> & {
+type Pending = postgres.PendingQuery<Result[]> & {
   state?: { pid: number } | null;
   active?: boolean;
-  options?: { prepare?: boolean };
   reject?: (error: unknown) => void;
 };
 
@@ -397,9 +440,11 @@ type Kind = 'read' | 'keyed' | 'write';
 export type Call = { sub: string; ms: number; repeated: boolean; outgoing?: ServerResponse };
 
 /** One connection; it gets statements only while it is open, so that none waits for it to be made. */
-type Client = { sql: Sql; open: boolean; inFlight: Set<Pending>; retire: () => void };
+type Client = { sql: postgres.Sql; open: boolean; inFlight: Set<Pending>; retire: () => void };
 
+const RETURNING = sql`returning t.*, t.xmin::text as "#"`;
 const IN_FLIGHT_PER_CLIENT = 64;
+const MOST_SHAPES = 256; // of statements that stay prepared
 const STREAMS = 4;
 const STREAM_ROWS = 200;
 
@@ -411,8 +456,6 @@ const STREAM_ROWS = 200;
  * error of its old connection to the first statement on the new one.
  */
 export class Database {
-  /** Makes fragments; it never connects. */
-  readonly sql: Sql;
   readonly numbers = { inFlight: 0, waiting: 0, streams: 0 };
   /** Told of each group of requests that became one statement. */
   observe: (work: string, requests: number) => void = () => {};
@@ -422,13 +465,13 @@ export class Database {
   private ending = false;
   private events = new EventEmitter().setMaxListeners(0);
   private clients: Client[];
+  private shapes = new Map<string, string>();
 
   constructor(config: Config, log: Logger) {
     this.config = config;
     this.log = log;
-    this.sql = connect(config);
     this.clients = Array.from({ length: config.POOL_SIZE }, () => {
-      return { sql: this.sql, open: false, inFlight: new Set<Pending>(), retire() {} };
+      return { sql: connect(config), open: false, inFlight: new Set<Pending>(), retire() {} };
     });
     for (const client of this.clients) void this.keepOpen(client);
   }
@@ -501,12 +544,13 @@ export class Database {
    * Runs one statement, and again where it is known not to have run, or may run twice. Throws
    * Problem 503 or 504 within DEADLINE from `since` on, and what PostgreSQL says of the statement.
    */
-  async run(kind: Kind, call: Call, statement: Statement, since = performance.now()) {
+  async run(kind: Kind, call: Call, statement: Sql, since = performance.now(), raw = false) {
     const elapsed = () => performance.now() - since;
     for (let tries = this.config.POOL_SIZE + 2; ; tries -= 1) {
       const client = this.leastBusy() ?? (await this.firstOpen());
       if (elapsed() > DEADLINE) throw unavailable();
-      const query: Pending = statement(client.sql);
+      const query = this.send(client.sql, statement);
+      if (raw) query.raw();
       try {
         return await this.execute(client, query, DEADLINE - elapsed(), kind, call);
       } catch (error) {
@@ -515,6 +559,15 @@ export class Database {
         call.repeated ||= LOST.test(codeOf(error));
       }
     }
+  }
+
+  /** Keeps a statement prepared unless its text is one too many: each stays in every connection. */
+  private send(driver: postgres.Sql, { text, values }: Sql): Pending {
+    const prepare = this.shapes.has(text) || this.shapes.size < MOST_SHAPES;
+    let at = 0;
+    const numbered = this.shapes.get(text) ?? text.replace(/\0/g, () => `$${++at}`);
+    if (prepare) this.shapes.set(text, numbered);
+    return driver.unsafe(numbered, values as never[], { prepare });
   }
 
   /** Settles by the deadline; a reader that goes away takes its statement along. */
@@ -550,7 +603,7 @@ export class Database {
   }
 
   /** A connection of its own for what takes longer than a request may; at most STREAMS at once. */
-  private async *borrow(call?: Call): AsyncGenerator<Sql> {
+  private async *borrow(call?: Call): AsyncGenerator<postgres.Sql> {
     if (this.numbers.streams >= STREAMS || this.state === 'down') throw unavailable();
     this.numbers.streams += 1;
     const sql = connect(this.config, undefined, 0);
@@ -566,9 +619,9 @@ export class Database {
   }
 
   /** Lines in batches at constant memory. */
-  async *stream(call: Call, statement: Statement): AsyncGenerator<Result[]> {
-    for await (const sql of this.borrow(call)) {
-      const batches = statement(sql).cursor(STREAM_ROWS)[Symbol.asyncIterator]();
+  async *stream(call: Call, statement: Sql): AsyncGenerator<Result[]> {
+    for await (const driver of this.borrow(call)) {
+      const batches = this.send(driver, statement).cursor(STREAM_ROWS)[Symbol.asyncIterator]();
       for (;;) {
         const { done, value } = await within(DEADLINE, batches.next());
         if (done) return;
@@ -582,8 +635,8 @@ export class Database {
    * tells an error behind the last byte to the query alone, and writes until the stream is closed.
    */
   async copy(statement: string, bytes: AsyncIterable<Buffer>): Promise<void> {
-    for await (const sql of this.borrow()) {
-      const query: Pending = sql.unsafe(statement);
+    for await (const driver of this.borrow()) {
+      const query: Pending = driver.unsafe(statement);
       const refused = new Promise<never>((_, reject) => {
         query.reject = reject;
       });
@@ -624,7 +677,7 @@ function mayRepeat(kind: Kind, query: Pending, error: unknown): boolean {
 const TURNED = [16, 17, 20, 21, 23, 26, 114, 700, 701, 1082, 1114, 1184, 3802];
 
 /** Text goes in and comes out as it is: PostgreSQL judges it, not the driver. */
-function connect(config: Config, onclose = () => {}, timeout = STATEMENT_TIMEOUT): Sql {
+function connect(config: Config, onclose = () => {}, timeout = STATEMENT_TIMEOUT): postgres.Sql {
   const { DATABASE_URL, DB_PREPARE } = config;
   const limits = { lock_timeout: LOCK_TIMEOUT, statement_timeout: timeout };
   const pooled = DB_PREPARE === 'false'; // a pooler refuses the limits: the database has to set them
@@ -639,7 +692,7 @@ function connect(config: Config, onclose = () => {}, timeout = STATEMENT_TIMEOUT
     onnotice: () => {},
     onclose,
   };
-  return postgres(DATABASE_URL ?? '', options) as unknown as Sql;
+  return postgres(DATABASE_URL ?? '', options) as unknown as postgres.Sql;
 }
 
 /** The promise, or Problem 503 when it takes longer. */
@@ -658,7 +711,7 @@ async function within<T>(ms: number, promise: PromiseLike<T>): Promise<T> {
 export async function ensureTable(resource: Resource, database: Database): Promise<void> {
   const call: Call = { sub: '', ms: 0, repeated: false };
   for (const repaired of [false, true]) {
-    const found = await database.run('read', call, (sql) => describeTable(sql, resource.table));
+    const found = await database.run('read', call, describeTable(resource.table));
     const faults = compareTable(resource, found);
     const names = `table ${resource.table}: ${faults.map(({ fault }) => fault).join('; ')}`;
     const repairs = faults.flatMap(({ repair }) => repair ?? []);
@@ -666,17 +719,13 @@ export async function ensureTable(resource: Resource, database: Database): Promi
     if (repaired || repairs.length < faults.length) throw new StartError(names);
     const lock = `select pg_advisory_xact_lock(hashtext(${literal(resource.table)}))`;
     const batch = [lock, ...repairs].join('; '); // one simple query is one transaction
-    await database
-      .run('write', call, (sql) => sql.unsafe(batch))
-      .catch((error) => {
-        throw codeOf(error) === '42501'
-          ? new StartError(`${names}; the role may not add it`)
-          : error;
-      });
+    await database.run('write', call, new Sql(batch)).catch((error) => {
+      throw codeOf(error) === '42501' ? new StartError(`${names}; the role may not add it`) : error;
+    });
   }
 }
 
-function describeTable(sql: Sql, table: string): ReturnType<Statement> {
+function describeTable(table: string): Sql {
   return sql`
     select attname as name, format_type(atttypid, atttypmod) as type, exists (
       select from pg_index where indrelid = attrelid and indisunique and indkey::text = attnum::text
@@ -738,7 +787,7 @@ export type Member = {
 
 /** A list as it was asked for. `after`: the values of the row before it, in the terms of `order`. */
 export type Query = {
-  select?: Member[];
+  select?: Member[] | undefined;
   filters: Filter[];
   order: Order[];
   limit?: number;
@@ -773,9 +822,9 @@ const CASTS =
   /^(text|varchar|bool(ean)?|int(eger|2|4|8)?|(small|big)int|numeric|decimal|real|float[48]?|double precision|uuid|jsonb?|date|timestamp(tz)?)$/;
 const DEEPEST = 10;
 const MOST_MEMBERS = 50; // json_build_object() takes 100 arguments
-const MOST_SHAPES = 256; // of list statements that stay prepared
 const MOST_ROWS = 2 ** 31;
 const LINE = ',\n';
+const [OPENING, CLOSING] = [Buffer.from('['), Buffer.from(']')];
 const GROUPS = { most: 128, width: 2 };
 const UNDONE = /^(2[^58]|4|55)/; // SQLSTATE of what a row of its own may be the reason for
 
@@ -1063,13 +1112,8 @@ export type Stored = { body: string; version: string };
  * What a write did. `created`: some of its rows are new. Of a create, `taken`: a key was there;
  * `same`: all that was there is as it was wanted. `found`: the row of the key is there.
  */
-export type Written = Stored & {
-  rows: number;
-  created: boolean;
-  taken: boolean;
-  same: boolean;
-  found: boolean;
-};
+export type Written = Stored &
+  Record<'created' | 'taken' | 'same' | 'found', boolean> & { rows: number };
 
 /** What a write has to keep to, or nothing is changed: at most `most` rows, exactly one, `select`. */
 export type Terms = { select?: Member[] | undefined; single?: boolean; most?: number | undefined };
@@ -1077,41 +1121,27 @@ export type Terms = { select?: Member[] | undefined; single?: boolean; most?: nu
 /** What of a list is wanted at once: rows at most, their bodies (not for HEAD), how many in all. */
 export type Wanted = { limit: number; body: boolean; count: boolean };
 
-/** One page of a list: how many rows, their JSON between commas, the cursor behind them. */
-export type Page = { rows: number; body: string; more: boolean; next: string; total?: number };
+/** One page of a list: how many rows, their JSON array, the cursor behind them. */
+export type Page = { rows: number; body: Buffer; more: boolean; next: string; total?: number };
 
 /** The versions of If-Match; `*` and undefined allow any. */
 type Versions = string[] | '*' | undefined;
 
 /** A request for one row, and one for a page; others of their kind may go along. */
 type Ask = { uuid: string; call: Call; row?: Row };
-type PageAsk = { query: Query; wanted: Wanted; call: Call };
+/** A value as the bytes that PostgreSQL sent. */
+type Raw = Buffer | null | undefined;
+type PageAsk = { query: Query; wanted: Wanted; statement: Sql; call: Call };
 
-/** The parts of statements that the declaration gives. */
-function fragmentsOf({ table, key, names, columns }: Resource, sql: Sql) {
-  const raw = (text: string) => sql.unsafe(text) as unknown as Fragment;
-  const list = (of: string[], prefix = '') =>
-    raw(of.map((name) => prefix + quoted(name)).join(', '));
-  const known = new Map(names.map((name) => [name, raw(`t.${quoted(name)}`)]));
-  return {
-    raw,
-    list,
-    column: (name: string) => known.get(name) ?? raw('null'),
-    ...{ table: raw(quoted(table)), key: raw(quoted(key)) },
-    ...{ all: list(names), settable: list(Object.keys(columns)) },
-    row: sql`(select row_to_json(r) from (select ${list(names, 't.')}) r)::text`,
-    same: sql`row(${list(Object.keys(columns), 't.')}) is not distinct from row(${list(Object.keys(columns), 'i.')})`,
-    returning: sql`returning t.*, t.xmin::text as "#"`,
-  };
-}
-
-/** The statements of the service, one a request or a group of them. */
+/** The statements of the service, one a request or a group of requests. */
 export class Store {
   private resource: Resource;
   private database: Database;
-  private sql: Sql;
-  private parts: ReturnType<typeof fragmentsOf>;
-  private shapes = new Set<string>();
+  private table: Sql;
+  private key: Sql;
+  private row: Sql;
+  private all: Sql;
+  private settable: Sql;
   private reads = this.together('read', (asks: Ask[], since) => this.readAll(asks, since));
   private creates = this.together('create', (asks: Ask[], since) => this.createAll(asks, since));
   private replaces = this.together('replace', (asks: Ask[], since) => this.replaceAll(asks, since));
@@ -1123,30 +1153,15 @@ export class Store {
   constructor(resource: Resource, database: Database) {
     this.resource = resource;
     this.database = database;
-    this.sql = database.sql;
-    this.parts = fragmentsOf(resource, database.sql);
-  }
-
-  private together<O>(work: string, run: Grouping<Ask, O>['run']) {
-    const unique = work === 'read' ? {} : { keyOf: ({ uuid }: Ask) => uuid };
-    return group({ ...this.grouping(work, run), ...unique });
-  }
-
-  private grouping<I extends { call: Call }, O>(
-    work: string,
-    run: Grouping<I, O>['run'],
-  ): Grouping<I, O> {
-    return {
-      ...GROUPS,
-      refuse: ({ call }) => call.outgoing?.destroyed && gone(),
-      isApart: (error) => UNDONE.test(codeOf(error)),
-      observe: (requests) => this.database.observe(work, requests),
-      run,
-    };
+    this.table = name(resource.table);
+    this.key = name(resource.key);
+    this.row = sql`(select row_to_json(r) from (select ${names(resource.names, 't.')}) r)::text`;
+    this.all = names(resource.names);
+    this.settable = names(Object.keys(resource.columns));
   }
 
   ping(call: Call): Promise<unknown> {
-    return this.database.run('read', call, (sql) => sql`select 1`);
+    return this.database.run('read', call, sql`select 1`);
   }
 
   read(uuid: string, call: Call): Promise<Stored | undefined> {
@@ -1182,65 +1197,48 @@ export class Store {
 
   /** Sets what the part has and leaves the rest, all within the statement (RFC 7396). */
   merge(uuid: string, part: Row, versions: Versions, call: Call): Promise<Written> {
-    const { sql, parts } = this;
-    const set = sql`set ${this.setFrom(sql`${JSON.stringify(part)}`)}`;
-    return this.change(
-      sql`update ${parts.table} t ${set}`,
-      this.only(uuid, versions),
-      {},
-      call,
-      uuid,
-    );
+    const action = sql`update ${this.table} t set ${this.setFrom(sql`${JSON.stringify(part)}`)}`;
+    return this.change(action, this.only(uuid, versions), {}, call, uuid);
   }
 
   /** The same part for all rows that pass, or each of the given rows for its own. */
   mergeMany(part: Row | Row[], filters: Filter[], terms: Terms, call: Call): Promise<Written> {
-    const { sql, parts, resource } = this;
-    const each = Array.isArray(part);
-    const json = JSON.stringify(part);
-    const set = sql`set ${this.setFrom(each ? sql`i.value` : sql`${json}`)}`;
-    const from = each ? sql`from json_array_elements(${json}) i` : sql``;
-    const own = each ? [sql`t.${parts.key} = (i.value->>${resource.key})::uuid`] : [];
-    const tests = [...own, ...filters.map((filter) => this.test(filter))];
-    return this.change(sql`update ${parts.table} t ${set} ${from}`, tests, terms, call);
+    const json = sql`${JSON.stringify(part)}`;
+    const tests = filters.map(test);
+    if (!Array.isArray(part)) {
+      return this.change(sql`update ${this.table} t set ${this.setFrom(json)}`, tests, terms, call);
+    }
+    const from = sql`${this.setFrom(sql`i.value`)} from json_array_elements(${json}) i`;
+    const own = sql`t.${this.key} = (i.value->>${this.resource.key})::uuid`;
+    return this.change(sql`update ${this.table} t set ${from}`, [own, ...tests], terms, call);
   }
 
   remove(uuid: string, versions: Versions, call: Call): Promise<Written> {
-    const ask = { uuid, call };
-    if (!Array.isArray(versions)) return this.database.admit(call, () => this.removes(ask));
-    const action = this.sql`delete from ${this.parts.table} t`;
-    return this.change(action, this.only(uuid, versions), {}, call, uuid);
+    if (!Array.isArray(versions))
+      return this.database.admit(call, () => this.removes({ uuid, call }));
+    return this.change(sql`delete from ${this.table} t`, this.only(uuid, versions), {}, call, uuid);
   }
 
   removeMany(filters: Filter[], terms: Terms, call: Call): Promise<Written> {
-    const action = this.sql`delete from ${this.parts.table} t`;
-    return this.change(
-      action,
-      filters.map((filter) => this.test(filter)),
-      terms,
-      call,
-    );
+    return this.change(sql`delete from ${this.table} t`, filters.map(test), terms, call);
   }
 
   /** One page. Equal ones that are asked for at the same time are one statement. */
   page(query: Query, wanted: Wanted, call: Call): Promise<Page> {
-    const key = JSON.stringify([query, wanted, call.sub]);
-    return this.database.admit(call, () => this.pages(key, { query, wanted, call }));
+    const statement = this.paging(query, wanted);
+    const key = JSON.stringify(statement);
+    return this.database.admit(call, () => this.pages(key, { query, wanted, statement, call }));
   }
 
   /** All rows of a list, in batches: as JSON texts, or as CSV lines. */
   async *stream(query: Query, csv: boolean, call: Call): AsyncGenerator<string[]> {
-    const { sql, parts, resource } = this;
-    const { select = resource.names.map((name): Member => ({ name, column: name })) } = query;
-    const values = select.map((one, at) => {
-      return sql`${this.value(query, one, at)} as ${parts.raw(`c${at}`)}`;
-    });
-    const wanted = csv ? this.commas(values) : sql`${this.member(query)} as body`;
+    const { select = this.resource.names.map((name): Member => ({ name, column: name })) } = query;
+    const values = select.map((one, at) => sql`${shownOf(query, one, at)} as ${name(`c${at}`)}`);
+    const wanted = csv ? joined(values) : sql`${this.member(query)} as body`;
     const rows = this.source(query, query.limit ?? null, query.offset);
-    const batches = this.database.stream(call, (sql) => sql`select ${wanted} from ${rows} t`);
     const lineOf = (one: Result) => (csv ? csvLine(Object.values(one)) : (one.body ?? ''));
-    let header = csv ? [csvLine(select.map(({ name }) => name))] : [];
-    for await (const batch of batches) {
+    let header = csv ? [csvLine(select.map((one) => one.name))] : [];
+    for await (const batch of this.database.stream(call, sql`select ${wanted} from ${rows} t`)) {
       yield [...header, ...batch.map(lineOf)];
       header = [];
     }
@@ -1252,26 +1250,40 @@ export class Store {
    * the column. Throws 400 or 409 with line and column.
    */
   async copy(csv: CsvReader): Promise<void> {
-    const { table, columns } = this.resource;
-    const tests = Object.entries(columns).map(([name, { nullable, check }]) => {
-      const fails = `(${check(quoted(name))}) is ${nullable ? 'false' : 'not true'}`;
-      const message = `${literal(`!${name}`)} || coalesce(left(${quoted(name)}::text, 0), '')`;
+    const tests = Object.entries(this.resource.columns).map(([column, { nullable, check }]) => {
+      const fails = `(${check(quoted(column))}) is ${nullable ? 'false' : 'not true'}`;
+      const message = `${literal(`!${column}`)} || coalesce(left(${quoted(column)}::text, 0), '')`;
       return `when ${fails} then (${message})::int is null`; // not constant, or it failed at once
     });
-    const statement = `copy ${quoted(table)} (${csv.columns.map(quoted).join(', ')})
-      from stdin (format csv) where case ${tests.join(' ')} else true end`;
+    const into = `copy ${this.table.text} (${csv.columns.map(quoted).join(', ')})`;
+    const statement = `${into} from stdin (format csv) where case ${tests.join(' ')} else true end`;
     await this.database.copy(statement, csv.lines).catch((error) => {
       throw badLine(this.resource, error);
     });
   }
 
+  private together<O>(work: string, run: Grouping<Ask, O>['run']) {
+    const keyOf = work === 'read' ? () => undefined : ({ uuid }: Ask) => uuid;
+    return group({ ...this.grouping(work, run), keyOf });
+  }
+
+  private grouping<I extends { call: Call }, O>(work: string, run: Grouping<I, O>['run']) {
+    return {
+      ...GROUPS,
+      refuse: ({ call }: I) => call.outgoing?.destroyed && gone(),
+      isApart: (error: unknown) => UNDONE.test(codeOf(error)),
+      observe: (requests: number) => this.database.observe(work, requests),
+      run,
+    };
+  }
+
   private async readAll(asks: Ask[], since: number): Promise<(Stored | undefined)[]> {
-    const { table, key, row } = this.parts;
-    const statement: Statement = (sql) => sql`
+    const { table, key, row } = this;
+    const statement = sql`
       select t.${key}::text as key, t.xmin::text as version, ${row} as body
       from ${table} t where t.${key} = any(${keysOf(asks)})`;
     const found = await this.database.run('read', callOf(asks), statement, since);
-    const rows = new Map(found.map((one) => [one.key, one as unknown as Stored]));
+    const rows = new Map(found.map((one) => [one.key, one as Stored]));
     return asks.map(({ uuid }) => rows.get(uuid));
   }
 
@@ -1285,90 +1297,81 @@ export class Store {
   }
 
   private removeAll(asks: Ask[], since: number): Promise<Written[]> {
-    const { sql, parts } = this;
-    const passes = sql`where t.${parts.key} = any(${keysOf(asks)})`;
-    const removed = sql`delete from ${parts.table} t ${passes} ${parts.returning}, null::boolean as flag`;
-    return this.writeAll('write', asks, sql`changed as (${removed})`, since);
+    const removed = sql`delete from ${this.table} t where t.${this.key} = any(${keysOf(asks)})`;
+    const ctes = sql`changed as (${removed} ${RETURNING}, null::boolean as flag)`;
+    return this.writeAll('write', asks, ctes, since);
   }
 
   /** Runs the CTEs for a group; of each ask what became of its row. */
-  private async writeAll(kind: Kind, asks: Ask[], ctes: Fragment, since: number) {
-    const { key, row } = this.parts;
+  private async writeAll(kind: Kind, asks: Ask[], ctes: Sql, since: number): Promise<Written[]> {
     const call = callOf(asks);
-    const statement: Statement = (sql) => sql`
-      with ${ctes} select t.${key}::text as key, "#" as version, ${row} as body, flag
-      from changed t`;
+    const statement = sql`with ${ctes} select t.${this.key}::text as key, "#" as version,
+      ${this.row} as body, flag from changed t`;
     const results = await this.database.run(kind, call, statement, since);
     for (const ask of asks) ask.call.repeated ||= call.repeated;
     const rows = new Map(results.map((one) => [one.key, one]));
-    return asks.map(({ uuid }) => {
-      const one = rows.get(uuid);
-      const flags = {
-        created: one?.flag === 't',
-        taken: one?.flag !== null,
-        same: one?.flag === 't',
-      };
-      const [body, version] = [one?.body ?? '', one?.version ?? ''];
-      return { rows: one ? 1 : 0, body, version, ...flags, found: false };
-    });
+    return asks.map(({ uuid }) => writtenOf(rows.get(uuid)));
   }
 
   /** `changed` are the rows made, and those that were there, with a flag: as they were wanted. */
-  private creation(rows: Row[], together: boolean): Fragment {
-    const { sql, parts } = this;
-    const { table, key, all, same, returning } = parts;
-    const terms = together
-      ? sql`where not exists (select from there)`
-      : sql`on conflict (${key}) do nothing`;
+  private creation(rows: Row[], together: boolean): Sql {
+    const { table, key, all } = this;
+    const none = sql`where not exists (select from there)`;
+    const columns = Object.keys(this.resource.columns);
     return sql`
       input as (select * from json_populate_recordset(null::${table}, ${JSON.stringify(rows)})),
-      there as (select t.*, t.xmin::text as "#", ${same} as flag from ${table} t join input i using (${key})),
+      there as (
+        select t.*, t.xmin::text as "#",
+          row(${names(columns, 't.')}) is not distinct from row(${names(columns, 'i.')}) as flag
+        from ${table} t join input i using (${key})
+      ),
       made as (
-        insert into ${table} as t (${all}) select ${all} from input ${terms}
-        ${returning}, null::boolean as flag
+        insert into ${table} as t (${all}) select ${all} from input
+        ${together ? none : sql`on conflict (${key}) do nothing`} ${RETURNING}, null::boolean as flag
       ),
       changed as (select * from made union all select * from there)`;
   }
 
   /** `changed` are the rows written, with a flag: they are new. */
-  private replacement(rows: Row[], set: string[]): Fragment {
-    const { sql, parts } = this;
-    const { table, key, all, list, returning } = parts;
-    const update = sql`update set (${list(set)}) = row(${list(set, 'excluded.')})`;
+  private replacement(rows: Row[], set: string[]): Sql {
+    const { table, key, all } = this;
+    const update = sql`update set (${names(set)}) = row(${names(set, 'excluded.')})`;
     return sql`changed as (
       insert into ${table} as t (${all})
       select ${all} from json_populate_recordset(null::${table}, ${JSON.stringify(rows)})
-      on conflict (${key}) do ${set.length > 0 ? update : sql`nothing`} ${returning}, t.xmax = 0 as flag
+      on conflict (${key}) do ${set.length > 0 ? update : sql`nothing`} ${RETURNING}, t.xmax = 0 as flag
     )`;
   }
 
-  private setFrom(json: Fragment): Fragment {
-    const { settable } = this.parts;
-    return this.sql`(${settable}) = (select ${settable} from json_populate_record(t, ${json}))`;
+  private setFrom(json: Sql): Sql {
+    return sql`(${this.settable}) = (select ${this.settable} from json_populate_record(t, ${json}))`;
   }
 
-  private only(uuid: string, versions: Versions): Fragment[] {
-    const { sql, parts } = this;
+  private only(uuid: string, versions: Versions): Sql[] {
     const known = Array.isArray(versions) ? [sql`t.xmin::text = any(${`{${versions}}`})`] : [];
-    return [sql`t.${parts.key} = ${uuid}`, ...known];
+    return [sql`t.${this.key} = ${uuid}`, ...known];
   }
 
-  private change(action: Fragment, tests: Fragment[], terms: Terms, call: Call, uuid?: string) {
-    const { sql, parts } = this;
-    const changed = sql`${action} ${this.where(tests)} ${parts.returning}, null::boolean as flag`;
+  private change(action: Sql, tests: Sql[], terms: Terms, call: Call, uuid?: string) {
+    const changed = sql`${action} ${where(tests)} ${RETURNING}, null::boolean as flag`;
     return this.write('write', sql`changed as (${changed})`, terms, call, uuid);
   }
 
   /** Runs the CTEs, of which `changed` are the rows written; a failing term makes all of it fail. */
-  private async write(kind: Kind, ctes: Fragment, terms: Terms, call: Call, uuid?: string) {
-    const { sql, parts } = this;
+  private async write(
+    kind: Kind,
+    ctes: Sql,
+    terms: Terms,
+    call: Call,
+    uuid?: string,
+  ): Promise<Written> {
     const { single = false, most = MOST_ROWS } = terms;
-    const broken = single ? sql`count(*) <> 1 or count(*) > ${most}` : sql`count(*) > ${most}`;
-    const found = sql`(select count(*) from ${parts.table} t where t.${parts.key} = ${uuid ?? null})`;
-    const statement: Statement = (sql) => sql`
+    const broken = sql`count(*) > ${most} or (${single} and count(*) <> 1)`;
+    const found = sql`(select count(*) from ${this.table} t where t.${this.key} = ${uuid ?? null})`;
+    const statement = sql`
       with ${ctes}
       select count(*) as rows, string_agg(${this.member(terms)}, ',') as body, min("#") as version,
-        bool_and(flag) as every, bool_or(flag) as some, ${uuid ? found : sql`null`} as found,
+        bool_and(flag) as every, bool_or(flag) as flag, ${uuid ? found : sql`null`} as found,
         case when ${broken} then ('!' || count(*))::int end as term
       from changed t`;
     const answer = this.database.admit(call, () => this.database.run(kind, call, statement));
@@ -1377,155 +1380,64 @@ export class Store {
       if (codeOf(error) !== '22P02' || Number.isNaN(rows)) throw error;
       throw single && rows !== 1 ? notOne(rows) : tooMany(rows);
     });
-    return {
-      ...{ rows: Number(result?.rows), body: result?.body ?? '', version: result?.version ?? '' },
-      ...{
-        created: result?.some === 't',
-        taken: result?.some !== null,
-        same: result?.every === 't',
-      },
-      found: result?.found === '1',
-    };
+    return writtenOf(result);
   }
 
-  /** Equal asks, one page. jsonb and row_to_json() print no line breaks: its rows can be told. */
+  /** Equal asks, one page; its rows are passed on as the bytes that PostgreSQL sent. */
   private async readPages(asks: PageAsk[], since: number): Promise<Page[]> {
-    const [{ query, wanted }] = asks as [PageAsk];
-    const statement: Statement = (sql) => this.prepared(query, this.paging(sql, query, wanted));
-    const [result = {}] = await this.database.run('read', callOf(asks), statement, since);
-    const [found, all] = [Number(result.rows), result.body ?? ''];
-    const more = found > wanted.limit;
-    const body = more ? all.slice(0, Math.max(all.lastIndexOf(LINE), 0)) : all;
+    const [{ query, wanted, statement }] = asks as [PageAsk];
+    const results = await this.database.run('read', callOf(asks), statement, since, true);
+    const [count, total, next, bytes] = Object.values(results[0] ?? {}) as unknown as Raw[];
+    const [found, all] = [Number(count), bytes ?? Buffer.from('')];
+    const beyond = found > wanted.limit;
+    const more = beyond && wanted.limit > 0;
+    const body = beyond ? all.subarray(0, Math.max(all.lastIndexOf(LINE), 0)) : all;
     const page = {
-      rows: more ? wanted.limit : found,
-      body,
-      more: more && wanted.limit > 0,
-      next: more && wanted.limit > 0 ? cursorOf(query, body, result.next) : '',
-      ...(wanted.count && { total: Number(result.total) }),
+      rows: beyond ? wanted.limit : found,
+      body: Buffer.concat([OPENING, body, CLOSING]),
+      ...{ more, next: more ? cursorOf(query, body, next) : '' },
+      ...(wanted.count && { total: Number(total) }),
     };
     return asks.map(() => page);
   }
 
   /** One row more than wanted tells that there are more. */
-  private paging(sql: Sql, query: Query, { limit, body, count }: Wanted) {
-    const { parts } = this;
+  private paging(query: Query, { limit, body, count }: Wanted): Sql {
     const { after, ...whole } = query;
-    const seen = isGrouped(query) || (body && !query.select); // or the cursor is in no row
-    const values = query.order.map((by) => sql`${parts.column(by.column)}::text`);
-    const next = sql`(array_agg(json_build_array(${this.commas(values)})))[${limit}]`;
+    const seen = isGrouped(query) || (body && !query.select); // else the cursor is in no row
+    const values = query.order.map(({ column }) => sql`t.${name(column)}::text`);
+    const next = seen ? sql`null` : sql`(array_agg(json_build_array(${joined(values)})))[${limit}]`;
     return sql`
-      select count(*) as rows,
-        ${body ? sql`string_agg(${this.member(query)}, E',\n')` : sql`null`} as body,
-        ${count ? sql`(select count(*) from ${this.source(whole, null, 0)} t)` : sql`null`} as total,
-        ${seen ? sql`null` : next} as next
-      from ${this.source(query, limit + 1, query.offset)} t` as ReturnType<Statement>;
-  }
-
-  /** Keeps a statement prepared unless its shape is one too many: each stays in every connection. */
-  private prepared(query: Query, statement: Pending): Pending {
-    const shape = JSON.stringify(query, (name, value) => {
-      if (name === 'after') return value?.map((one: string | null) => one === null);
-      return ['value', 'limit', 'offset', 'name'].includes(name) ? undefined : value;
-    });
-    if (this.shapes.size < MOST_SHAPES) this.shapes.add(shape);
-    if (!this.shapes.has(shape) && statement.options) statement.options.prepare = false;
-    return statement;
+      select count(*),
+        ${count ? sql`(select count(*) from ${this.source(whole, null, 0)} t)` : sql`null`},
+        ${next}, ${body ? sql`string_agg(${this.member(query)}, E',\n')` : sql`null`}
+      from ${this.source(query, limit + 1, query.offset)} t`;
   }
 
   /** The rows of a list as a table; groups have the columns c0, c1, … in the order of `select`. */
-  private source(query: Query, limit: number | null, offset: number): Fragment {
-    const { sql, parts } = this;
+  private source(query: Query, limit: number | null, offset: number): Sql {
     const { select = [], filters, order, after } = query;
-    const groups = isGrouped(query) ? groupedBy(query).map(parts.column) : [];
-    const members = select.map((one, at) => sql`${this.expression(one)} as ${parts.raw(`c${at}`)}`);
-    const tests = filters.map((filter) => this.test(filter));
-    if (after) tests.push(this.behind(order, after));
+    const groups = isGrouped(query) ? groupedBy(query).map((column) => sql`t.${name(column)}`) : [];
+    const members = select.map((one, at) => sql`${expression(one)} as ${name(`c${at}`)}`);
+    const tests = [...filters.map(test), ...(after ? [behind(this.resource, order, after)] : [])];
     return sql`(
-      select ${isGrouped(query) ? this.commas(members) : sql`t.*`} from ${parts.table} t
-      ${this.where(tests)}
-      ${groups.length > 0 ? sql`group by ${this.commas(groups)}` : sql``}
-      ${order.length > 0 ? sql`order by ${this.commas(order.map((by) => this.direction(by)))}` : sql``}
+      select ${isGrouped(query) ? joined(members) : sql`t.*`} from ${this.table} t ${where(tests)}
+      ${groups.length > 0 ? sql`group by ${joined(groups)}` : sql``}
+      ${order.length > 0 ? sql`order by ${joined(order.map(direction))}` : sql``}
       limit ${limit} offset ${offset})`;
   }
 
-  private where(tests: Fragment[]): Fragment {
-    return tests.length > 0 ? this.sql`where ${this.joined(tests, this.sql`and`)}` : this.sql``;
-  }
-
   /** A row of source() as JSON text. Names are bound as values: they may be the caller's. */
-  private member(query: { select?: Member[] | undefined }): Fragment {
-    const { sql } = this;
-    if (!query.select) return this.parts.row;
-    const members = query.select.map((one, at) => {
-      return sql`${one.name}::text, ${this.value(query, one, at)}`;
-    });
-    return sql`json_build_object(${this.commas(members)})::text`;
-  }
-
-  private value(query: { select?: Member[] | undefined }, one: Member, at: number): Fragment {
-    return isGrouped(query) ? this.parts.raw(`t.c${at}`) : this.expression(one);
-  }
-
-  private expression({ column, inner, aggregate, cast }: Member): Fragment {
-    const { sql, parts } = this;
-    const as = (of: Fragment, type?: string) => (type ? sql`${of}::${parts.raw(type)}` : of);
-    const plain = column ? as(parts.column(column), inner) : sql`*`;
-    return as(aggregate ? sql`${parts.raw(aggregate)}(${plain})` : plain, cast);
-  }
-
-  private direction({ column, descending, nullsFirst }: Order): Fragment {
-    const { raw, column: known } = this.parts;
-    const words = `${descending ? 'desc' : 'asc'} nulls ${nullsFirst ? 'first' : 'last'}`;
-    return this.sql`${known(column)} ${raw(words)}`;
-  }
-
-  private test(filter: Filter): Fragment {
-    const { sql, parts } = this;
-    if ('not' in filter) return sql`not (${this.test(filter.not)})`;
-    if ('tree' in filter) {
-      const branches = filter.branches.map((branch) => this.test(branch));
-      return sql`(${this.joined(branches, parts.raw(filter.tree))})`;
-    }
-    const { operator, modifier, value } = filter;
-    const [left, by] = [parts.column(filter.column), parts.raw(OPERATORS.get(operator) ?? '')];
-    if (operator === 'is') return sql`${left} is ${parts.raw(value.replace('_', ' '))}`;
-    if (operator === 'in') return sql`${left} ${by}(${value})`;
-    const config = modifier ? sql`${modifier}::text::regconfig, ` : sql``;
-    if (SEARCHING.test(operator))
-      return sql`to_tsvector(${config}${left}) @@ ${by}(${config}${value})`;
-    return modifier
-      ? sql`${left} ${by} ${parts.raw(modifier)}(${value})`
-      : sql`${left} ${by} ${value}`;
-  }
-
-  /** Keyset: behind the given values in the given order. */
-  private behind(order: Order[], values: (string | null)[]): Fragment {
-    const { sql, parts } = this;
-    return order.reduceRight((rest, by, at) => {
-      const [left, value = null] = [parts.column(by.column), values[at]];
-      const same = value === null ? sql`${left} is null` : sql`${left} = ${value}`;
-      return sql`(${this.past(by, left, value)} or (${same} and ${rest}))`;
-    }, sql`false` as Fragment);
-  }
-
-  private past({ descending, nullsFirst, column }: Order, left: Fragment, value: string | null) {
-    const { sql, parts } = this;
-    if (value === null) return nullsFirst ? sql`${left} is not null` : sql`false`;
-    const further = sql`${left} ${parts.raw(descending ? '<' : '>')} ${value}`;
-    const never = nullsFirst || column === this.resource.key;
-    return never ? further : sql`${further} or ${left} is null`;
-  }
-
-  private joined(parts: Fragment[], by: Fragment): Fragment[] {
-    return parts.flatMap((part, at) => (at > 0 ? [by, part] : [part]));
-  }
-
-  private commas(parts: Fragment[]): Fragment[] {
-    return this.joined(parts, this.sql`,`);
+  private member(query: Pick<Terms, 'select'>): Sql {
+    if (!query.select) return this.row;
+    const members = query.select.map(
+      (one, at) => sql`${one.name}::text, ${shownOf(query, one, at)}`,
+    );
+    return sql`json_build_object(${joined(members)})::text`;
   }
 }
 
-/** Many asks are one statement; it is cancelled for a lone one whose client leaves. */
+/** A lone ask is cancelled when its client leaves; of many only who left goes without an answer. */
 function callOf(asks: { call: Call }[]): Call {
   const { outgoing } = asks[0]?.call ?? {};
   return { sub: '', ms: 0, repeated: false, ...(asks.length === 1 && outgoing && { outgoing }) };
@@ -1541,14 +1453,67 @@ function keysOf(asks: Ask[]): string {
   return `{${asks.map(({ uuid }) => uuid)}}`;
 }
 
+function writtenOf(result: Result = {}): Written {
+  const { rows = result.key ? 1 : 0, body, version, flag, every = flag, found } = result;
+  return {
+    ...{ rows: Number(rows), body: body ?? '', version: version ?? '' },
+    ...{ created: flag === 't', taken: flag !== null, same: every === 't', found: found === '1' },
+  };
+}
+
 /** The order's values in the last row of a page; of groups there are none. */
-function cursorOf(query: Query, body: string, next: string | null | undefined): string {
+function cursorOf(query: Query, body: Buffer, next: Raw): string {
   if (isGrouped(query)) return '';
-  const last = next ? {} : JSON.parse(body.slice(body.lastIndexOf(LINE) + 1));
-  const values = query.order.map(({ column }) =>
-    last[column] === null ? null : String(last[column]),
-  );
-  return Buffer.from(next ?? JSON.stringify(values)).toString('base64url');
+  const last = next ? {} : JSON.parse(body.toString('utf8', body.lastIndexOf(LINE) + 1));
+  const values = query.order.map(({ column }) => last[column]?.toString() ?? null);
+  return (next ?? Buffer.from(JSON.stringify(values))).toString('base64url');
+}
+
+function where(tests: Sql[]): Sql {
+  return tests.length > 0 ? sql`where ${joined(tests, sql` and `)}` : sql``;
+}
+
+function shownOf(query: Pick<Query, 'select'>, one: Member, at: number): Sql {
+  return isGrouped(query) ? sql`t.${name(`c${at}`)}` : expression(one);
+}
+
+function expression({ column, inner, aggregate, cast }: Member): Sql {
+  const as = (of: Sql, type?: string) => (type ? sql`${of}::${word(type)}` : of);
+  const plain = column ? as(sql`t.${name(column)}`, inner) : sql`*`;
+  return as(aggregate ? sql`${word(aggregate)}(${plain})` : plain, cast);
+}
+
+function direction({ column, descending, nullsFirst }: Order): Sql {
+  const words = `${descending ? 'desc' : 'asc'} nulls ${nullsFirst ? 'first' : 'last'}`;
+  return sql`t.${name(column)} ${word(words)}`;
+}
+
+function test(filter: Filter): Sql {
+  if ('not' in filter) return sql`not (${test(filter.not)})`;
+  if ('tree' in filter)
+    return sql`(${joined(filter.branches.map(test), word(` ${filter.tree} `))})`;
+  const { operator, modifier, value } = filter;
+  const [left, by] = [sql`t.${name(filter.column)}`, word(OPERATORS.get(operator) ?? '')];
+  if (operator === 'is') return sql`${left} is ${word(value.replace('_', ' '))}`;
+  if (operator === 'in') return sql`${left} ${by}(${value})`;
+  const config = modifier ? sql`${modifier}::text::regconfig, ` : sql``;
+  if (SEARCHING.test(operator))
+    return sql`to_tsvector(${config}${left}) @@ ${by}(${config}${value})`;
+  return modifier ? sql`${left} ${by} ${word(modifier)}(${value})` : sql`${left} ${by} ${value}`;
+}
+
+/** Keyset: behind the given values in the given order. */
+function behind({ key }: Resource, order: Order[], values: (string | null)[]): Sql {
+  return order.reduceRight((rest, { column, descending, nullsFirst }, at) => {
+    const [left, value = null] = [sql`t.${name(column)}`, values[at]];
+    const further = sql`${left} ${word(descending ? '<' : '>')} ${value}`;
+    const past = nullsFirst || column === key ? further : sql`${further} or ${left} is null`;
+    const [beyond, same] =
+      value === null
+        ? [nullsFirst ? sql`${left} is not null` : sql`false`, sql`${left} is null`]
+        : [past, sql`${left} = ${value}`];
+    return sql`(${beyond} or (${same} and ${rest}))`;
+  }, sql`false`);
 }
 
 function csvLine(values: (string | null)[]): string {
@@ -1714,11 +1679,12 @@ export function group<I, O>(grouping: Grouping<I, O>): (item: I) => Promise<O> {
     schedule();
   };
 
-  /** Behind what else this turn of the event loop brings. */
+  /** A lone one begins at once, others behind what else this turn of the event loop brings. */
   const schedule = (): void => {
     if (due || running >= width || waiting.length === 0) return;
     due = true;
-    setImmediate(start);
+    if (running === 0 && waiting.length === 1) void start();
+    else setImmediate(start);
   };
 
   return (item) =>
@@ -2022,10 +1988,12 @@ export function createApp(service: Service): App {
     const headers: Record<string, string> = { ...own, 'X-Request-Id': id };
     headers['Server-Timing'] = `db;dur=${call.ms.toFixed(1)}, total;dur=${ms.toFixed(1)}`;
     if (typeof body === 'string') headers['Content-Length'] = String(Buffer.byteLength(body));
+    if (body instanceof Uint8Array) headers['Content-Length'] = String(body.length);
     if (incoming.headers.origin)
       Object.assign(headers, crossOrigin(config, incoming.headers.origin));
     if (life.stopping) headers.Connection = 'close';
-    if (!(body instanceof Readable)) return new Response(body, { status, headers });
+    if (!(body instanceof Readable))
+      return new Response(body as BodyInit | null, { status, headers });
     outgoing.writeHead(status, headers);
     pipeline(
       body,
@@ -2530,7 +2498,7 @@ function pageAnswer(c: Ctx, type: string, query: Query, page: Page): Answer {
       ...applied(preferencesOf(c)),
       ...link,
     },
-    body: type === OBJECT ? body : `[${body}]`,
+    body: type === OBJECT ? body.subarray(1, -1) : body,
   };
 }
 
@@ -3068,7 +3036,8 @@ async function embed(config: Config, resource: Resource, log: Logger) {
   const { body } = await store.page(parseQuery(resource, []), wanted, call);
   await database.end();
   const { key, path } = resource;
-  const greet = (url: string) => welcome(url, path, embedded.home, key, JSON.parse(body || '{}'));
+  const [first = {}] = JSON.parse(String(body));
+  const greet = (url: string) => welcome(url, path, embedded.home, key, first);
   return { stop: embedded.stop, greet };
 }
 
