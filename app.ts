@@ -21,7 +21,7 @@ import {
   type ServerResponse,
   STATUS_CODES,
 } from 'node:http';
-import type { AddressInfo, Socket } from 'node:net';
+import { type AddressInfo, connect as dial, type Socket } from 'node:net';
 import { pipeline, Readable } from 'node:stream';
 import { pipeline as finished } from 'node:stream/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -430,6 +430,7 @@ type Result = Record<string, string | null>;
 type Pending = postgres.PendingQuery<Result[]> & {
   state?: { pid: number } | null;
   active?: boolean;
+  options?: { simple?: boolean };
   reject?: (error: unknown) => void;
 };
 
@@ -466,6 +467,7 @@ export class Database {
   private events = new EventEmitter().setMaxListeners(0);
   private clients: Client[];
   private shapes = new Map<string, string>();
+  private dismissed = new WeakSet<postgres.Sql>(); // that the server ended between two statements
 
   constructor(config: Config, log: Logger) {
     this.config = config;
@@ -481,7 +483,12 @@ export class Database {
       await sleep(pause);
       const closed = new Promise<void>((resolve) => {
         client.retire = resolve;
-        client.sql = connect(this.config, () => release(client));
+        const dismiss = () => {
+          client.open = false;
+          this.dismissed.add(driver);
+        };
+        const driver = connect(this.config, STATEMENT_TIMEOUT, () => release(client), dismiss);
+        client.sql = driver;
       });
       try {
         await within(CONNECT_TIMEOUT + 500, client.sql`select 1`);
@@ -504,10 +511,10 @@ export class Database {
     this.events.emit('change');
   }
 
-  private leastBusy(except?: Client): Client | undefined {
+  private leastBusy(): Client | undefined {
     let best: Client | undefined;
     for (const client of this.clients) {
-      if (!client.open || client === except) continue;
+      if (!client.open) continue;
       if (!best || client.inFlight.size < best.inFlight.size) best = client;
     }
     return best;
@@ -549,12 +556,15 @@ export class Database {
     for (let tries = this.config.POOL_SIZE + 2; ; tries -= 1) {
       const client = this.leastBusy() ?? (await this.firstOpen());
       if (elapsed() > DEADLINE) throw unavailable();
-      const query = this.send(client.sql, statement);
+      const { sql: driver } = client;
+      const query = this.send(driver, statement);
       if (raw) query.raw();
       try {
         return await this.execute(client, query, DEADLINE - elapsed(), kind, call);
       } catch (error) {
-        const last = tries === 1 || elapsed() > LOCK_TIMEOUT || !mayRepeat(kind, query, error);
+        const unread = this.dismissed.has(driver) && !query.options?.simple;
+        const mayRun = mayRepeat(unread ? 'read' : kind, query, error);
+        const last = tries === 1 || elapsed() > LOCK_TIMEOUT || !mayRun;
         if (last) throw query.state || codeOf(error) !== '57014' ? error : unavailable();
         call.repeated ||= LOST.test(codeOf(error));
       }
@@ -580,7 +590,7 @@ export class Database {
       };
       const leave = () => {
         reject(gone());
-        this.drop(client, query);
+        drop(query);
       };
       const timer = setTimeout(expire, ms);
       if (kind === 'read') outgoing?.once('close', leave);
@@ -593,20 +603,11 @@ export class Database {
     });
   }
 
-  /** Stops what nobody waits for; where it stands behind others in the pipeline, it is left to run. */
-  private drop(client: Client, query: Pending): void {
-    const other = this.leastBusy(client);
-    if (!query.state) query.cancel();
-    else if (query.active && other) {
-      other.sql`select pg_cancel_backend(${query.state.pid})`.catch(() => {});
-    }
-  }
-
   /** A connection of its own for what takes longer than a request may; at most STREAMS at once. */
   private async *borrow(call?: Call): AsyncGenerator<postgres.Sql> {
     if (this.numbers.streams >= STREAMS || this.state === 'down') throw unavailable();
     this.numbers.streams += 1;
-    const sql = connect(this.config, undefined, 0);
+    const sql = connect(this.config, 0);
     const leave = () => void sql.end({ timeout: 0 });
     call?.outgoing?.once('close', leave);
     try {
@@ -633,6 +634,7 @@ export class Database {
   /**
    * COPY … FROM STDIN, fed at the pace of the server; all of it or nothing is stored. postgres 3.4.9
    * tells an error behind the last byte to the query alone, and writes until the stream is closed.
+   * The caller may be slow; the server has DEADLINE for each piece, else this throws Problem 504.
    */
   async copy(statement: string, bytes: AsyncIterable<Buffer>): Promise<void> {
     for await (const driver of this.borrow()) {
@@ -640,9 +642,20 @@ export class Database {
       const refused = new Promise<never>((_, reject) => {
         query.reject = reject;
       });
+      const timer = setTimeout(() => query.reject?.(tooSlow()), DEADLINE);
+      const pieces = async function* watched() {
+        for await (const piece of bytes) {
+          timer.refresh();
+          yield piece;
+          clearTimeout(timer); // it was taken: now the caller is waited for
+        }
+        timer.refresh();
+      };
       const writable = await Promise.race([query.writable(), refused]);
+      clearTimeout(timer);
       const closed = once(writable, 'close');
-      await Promise.race([finished(Readable.from(bytes), writable), refused]).finally(() => {
+      await Promise.race([finished(Readable.from(pieces()), writable), refused]).finally(() => {
+        clearTimeout(timer);
         writable.destroy();
         return closed;
       });
@@ -653,6 +666,15 @@ export class Database {
     this.ending = true;
     await Promise.all(this.clients.map(({ sql }) => sql.end({ timeout: 1 })));
   }
+}
+
+/**
+ * Stops what nobody waits for, by a connection that the driver makes for it; where it stands behind
+ * others in the pipeline, it is left to run.
+ */
+function drop(query: Pending): void {
+  const cancelled: unknown = query.state && !query.active ? undefined : query.cancel();
+  Promise.resolve(cancelled).catch(() => {});
 }
 
 /** The connection closed: takes back what the driver would send over a new one of its making. */
@@ -677,22 +699,55 @@ function mayRepeat(kind: Kind, query: Pending, error: unknown): boolean {
 const TURNED = [16, 17, 20, 21, 23, 26, 114, 700, 701, 1082, 1114, 1184, 3802];
 
 /** Text goes in and comes out as it is: PostgreSQL judges it, not the driver. */
-function connect(config: Config, onclose = () => {}, timeout = STATEMENT_TIMEOUT): postgres.Sql {
-  const { DATABASE_URL, DB_PREPARE } = config;
+function connect(
+  { DATABASE_URL, DB_PREPARE }: Config,
+  timeout = STATEMENT_TIMEOUT,
+  onclose = () => {},
+  ondismissed = () => {},
+): postgres.Sql {
   const limits = { lock_timeout: LOCK_TIMEOUT, statement_timeout: timeout };
   const pooled = DB_PREPARE === 'false'; // a pooler refuses the limits: the database has to set them
   const options = {
-    max: 1,
-    prepare: !pooled,
-    fetch_types: false,
+    ...{ max: 1, prepare: !pooled, fetch_types: false, max_lifetime: null, onclose },
     connect_timeout: CONNECT_TIMEOUT / 1000,
-    max_lifetime: null,
     connection: pooled ? {} : { ...limits, client_connection_check_interval: 1000 },
     types: { text: { to: 25, from: TURNED, serialize: String, parse: (value: string) => value } },
     onnotice: () => {},
-    onclose,
+    socket: dialler(ondismissed),
   };
   return postgres(DATABASE_URL ?? '', options) as unknown as postgres.Sql;
+}
+
+const DISMISSED = /\0VFATAL\0C57P01\0/;
+
+/**
+ * Makes the sockets of postgres 3.4.9, which keeps to itself what the server said before it closed.
+ * Tells of a FATAL 57P01 where no BindComplete, which comes before any execution, stands behind the
+ * last ReadyForQuery. (Under TLS the driver takes this listener off: there a lost write is in doubt.)
+ */
+function dialler(ondismissed: () => void) {
+  let tries = 0;
+  return ({ host, port, path }: { host: string[]; port: number[]; path?: string }) => {
+    const [name = '', number = 0] = [host[tries % host.length], port[tries % port.length]];
+    const socket = path ? dial(path) : dial(number, name);
+    let [at, begun, head] = [0, true, Buffer.of()];
+    socket.on('data', (data: Buffer) => {
+      const bytes = head.length > 0 ? Buffer.concat([head, data]) : data;
+      while (at + 5 <= bytes.length) {
+        const type = String.fromCharCode(bytes[at] ?? 0);
+        const end = at + 1 + bytes.readUInt32BE(at + 1);
+        if (type === 'Z') begun = false;
+        else if (!'1tTnESN'.includes(type)) begun = true;
+        else if (type === 'E' && !begun && DISMISSED.test(bytes.toString('latin1', at, end)))
+          ondismissed();
+        at = end;
+      }
+      head = Buffer.from(bytes.subarray(at));
+      at = Math.max(at - bytes.length, 0);
+    });
+    tries += 1;
+    return Object.assign(socket, { host: name, port: number });
+  };
 }
 
 /** The promise, or Problem 503 when it takes longer. */
@@ -1674,6 +1729,7 @@ export function group<I, O>(grouping: Grouping<I, O>): (item: I) => Promise<O> {
     const batch = takeBatch(waiting, grouping);
     due = false;
     running += 1;
+    schedule(); // more wait than one group takes
     if (batch.length > 0) await settle(batch);
     running -= 1;
     schedule();
