@@ -2,7 +2,7 @@
  * The comparison: `npm run bench`, five minutes, or `npm run bench -- --quick`, one. It starts all
  * that it needs and ends it; README.md beside it says what is compared, why, and how to read it.
  */
-import { writeFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { startDatabase } from '../test/harness.ts';
 import { drawChart } from './chart.ts';
 import { MANY } from './database.ts';
@@ -18,12 +18,12 @@ const FULL: Scale = {
   plan: { rounds: 3, seconds: 2, warmUp: 1 },
   long: { seconds: 60, part: 5 },
   rows: MANY,
-  starts: 5,
+  starts: 3,
 };
 const QUICK: Scale = {
   plan: { rounds: 1, seconds: 1, warmUp: 0 },
   long: { seconds: 4, part: 1 },
-  rows: MANY,
+  rows: MANY / 4,
   starts: 1,
 };
 
@@ -49,6 +49,15 @@ function print({ figures, verdicts, start, memory }: report.Results): void {
   for (const lines of parts) console.log(`\n${lines.join('\n')}`);
 }
 
+/** The record of the last full run: the figures, the picture, and what README.md says of them. */
+async function keep(results: report.Results): Promise<void> {
+  const beside = (file: string) => new URL(file, import.meta.url);
+  const readme = await readFile(beside('README.md'), 'utf8');
+  await writeFile(beside('README.md'), report.record(readme, results));
+  await writeFile(beside('results.json'), `${JSON.stringify(results, null, 1)}\n`);
+  await writeFile(beside('results.svg'), drawChart(results));
+}
+
 const quick = process.argv.includes('--quick');
 const started = performance.now();
 const database = await startDatabase(''); // embedded, whatever DATABASE_URL says
@@ -60,11 +69,7 @@ try {
     const date = new Date().toISOString();
     const results: report.Results = { date, quick, machine, ...(await runAll(stage)) };
     print(results);
-    await writeFile(
-      new URL('results.json', import.meta.url),
-      `${JSON.stringify(results, null, 1)}\n`,
-    );
-    await writeFile(new URL('results.svg', import.meta.url), drawChart(results));
+    if (!quick) await keep(results);
   } finally {
     await stage.close();
   }

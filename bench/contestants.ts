@@ -50,7 +50,10 @@ export async function startFlask(url: string): Promise<Contestant | undefined> {
     return undefined;
   }
   const gunicorn = [python, '-m', 'gunicorn', '--workers', FLASK_WORKERS, '--chdir'];
-  return start('Flask', [...gunicorn, beside('peers'), 'flask_peer:app'], { DATABASE_URL: url });
+  return start('Flask', [...gunicorn, beside('peers'), 'flask_peer:app'], {
+    DATABASE_URL: url,
+    PYTHONDONTWRITEBYTECODE: '1',
+  });
 }
 
 async function succeeds(file: string, args: string[]): Promise<boolean> {

@@ -66,32 +66,34 @@ export function median(numbers: number[]): number {
 export function entryOf(
   contestant: Contestant,
   load: Omit<Load, 'url' | 'seconds'>,
-  database: () => Promise<number[]>,
+  server: () => Promise<number[]>,
 ): Entry {
   const take = async (seconds: number) => {
-    const [own, others] = [await contestant.pids(), await database()];
-    const before = await Promise.all([cpuOf(own), cpuOf(others)]);
+    const clocks = [await startClock(contestant.pids), await startClock(server)];
     const sample = await drive({ ...load, url: contestant.url, seconds });
-    const after = await Promise.all([cpuOf(own), cpuOf(others)]);
     const requests = sample.perSecond * seconds;
-    const [ownCpu, databaseCpu] = [0, 1].map(
-      (at) => ((after[at] ?? 0) - (before[at] ?? 0)) / requests,
-    );
-    return { ...sample, ownCpu: ownCpu ?? 0, databaseCpu: databaseCpu ?? 0 };
+    const [own = 0, database = 0] = await Promise.all(clocks.map((stop) => stop()));
+    return { ...sample, ownCpu: own / requests, databaseCpu: database / requests };
   };
   return { name: contestant.name, take };
 }
 
 const US_PER_TICK = 10_000; // Linux counts CPU time in hundredths of a second
 
-/** The µs that the processes have run so far; those that have ended count as none. */
-async function cpuOf(pids: number[]): Promise<number> {
-  const times = pids.map(async (pid) => {
-    const text = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '');
-    const fields = text.slice(text.lastIndexOf(')') + 2).split(' ');
-    return (Number(fields[11] ?? 0) + Number(fields[12] ?? 0)) * US_PER_TICK;
-  });
-  return (await Promise.all(times)).reduce((sum, us) => sum + us, 0);
+/** What it returns tells the µs of CPU since, also of processes that were born since. */
+async function startClock(pids: () => Promise<number[]>): Promise<() => Promise<number>> {
+  const before = new Map<number, number>();
+  for (const pid of await pids()) before.set(pid, await cpuOf(pid));
+  return async () => {
+    const since = (await pids()).map(async (pid) => (await cpuOf(pid)) - (before.get(pid) ?? 0));
+    return (await Promise.all(since)).reduce((sum, us) => sum + us, 0);
+  };
+}
+
+async function cpuOf(pid: number): Promise<number> {
+  const text = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '');
+  const fields = text.slice(text.lastIndexOf(')') + 2).split(' ');
+  return (Number(fields[11] ?? 0) + Number(fields[12] ?? 0)) * US_PER_TICK;
 }
 
 /** The resident memory of processes in MB. */

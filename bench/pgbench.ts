@@ -28,15 +28,28 @@ async function take(url: string, rows: number, seconds: number) {
     script,
     `\\set n random(1, ${rows})
      select t.xmin::text, (select row_to_json(r) from (select t.*) r)::text from titanic t
-     where uuid = ('${KEY_PREFIX}' || lpad(to_hex(:n), 12, '0'))::uuid;`,
+     where uuid = ('${KEY_PREFIX}' || lpad(to_hex(:n::int), 12, '0'))::uuid;`,
   );
   const shape = ['-n', '-M', 'prepared', '-c', POOL_SIZE, '-j', '1', '-T', `${seconds}`];
   try {
-    const { stdout } = await run('pgbench', [...shape, '-f', script, url]);
+    const env = { PATH: process.env.PATH, ...surroundings(url) };
+    const { stdout } = await run('pgbench', [...shape, '-f', script], { env });
     const perSecond = Number(/tps = ([\d.]+)/.exec(stdout)?.[1]);
     const p50 = Number(/latency average = ([\d.]+)/.exec(stdout)?.[1]);
     return { perSecond, p50, p99: Number.NaN, failed: 0 };
   } finally {
     await rm(directory, { recursive: true });
   }
+}
+
+/** The URL as libpq's variables: arguments are shown to everybody on the machine. */
+function surroundings(url: string): Record<string, string> {
+  const { hostname, port, username, password, pathname } = new URL(url);
+  return {
+    PGHOST: hostname,
+    PGPORT: port,
+    PGUSER: decodeURIComponent(username),
+    PGPASSWORD: decodeURIComponent(password),
+    PGDATABASE: pathname.slice(1),
+  };
 }

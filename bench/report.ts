@@ -2,7 +2,8 @@
 import { cpus, release, totalmem } from 'node:os';
 import type { Memory, Start } from './footprint.ts';
 import type { Figures } from './measure.ts';
-import { OURS, type Verdict } from './targets.ts';
+import type { Verdict } from './targets.ts';
+import * as rows from './targets.ts';
 
 export type Machine = {
   cpu: string;
@@ -58,16 +59,18 @@ export function figureLines(figures: Figures): string[] {
 
 /** Every target: ours, the peer's, their ratio, what it has to be, whether it is. */
 export function verdictLines(verdicts: Verdict[]): string[] {
+  return columns(verdictCells(verdicts));
+}
+
+function verdictCells(verdicts: Verdict[]): string[][] {
   const header = ['work', 'ours', 'peer', '', 'ratio', 'target', ''];
   const lines = verdicts.map(({ work, ours, peer, at, limit, of, is, than, ratio, met }) => {
-    const unit = of ? ' ms' : '/s';
-    const shown = (value = Number.NaN) => (of ? value.toFixed(2) : rounded(value)) + unit;
-    const target = `${at} ${limit}`;
-    const name = ours === OURS ? work : `${work}: ${ours}`;
+    const shown = (value = Number.NaN) => (of ? `${value.toFixed(2)} ms` : `${rounded(value)}/s`);
+    const [name, target] = [ours === rows.OURS ? work : `${work}: ${ours}`, `${at} ${limit}`];
     if (ratio === undefined) return [name, '', peer, '', '', target, 'not measured'];
     return [name, shown(is), peer, shown(than), ratio.toFixed(2), target, met ? 'met' : 'NOT MET'];
   });
-  return columns([header, ...lines]);
+  return [header, ...lines];
 }
 
 /** The parts of the start and the memory, each with its target where it has one. */
@@ -80,6 +83,53 @@ export function footprintLines(start: Start, memory: Memory): string[] {
     `resident: idle ${memory.idle.toFixed(0)} MB, under load ${memory.loaded.toFixed(0)} MB, ` +
       `a large table streamed ${memory.streamed.toFixed(0)} MB (${rounded(memory.streamedPerSecond)} rows/s)`,
   ];
+}
+
+const BUSY = 0.7; // of a core; beyond it waiting grows faster than work
+const RATES = [10_000, 100_000, 1_000_000];
+
+/** What the CPU times say of larger loads: of the service's cores, and of PostgreSQL's. */
+function capacityCells(figures: Figures): string[][] {
+  const shown = RATES.map((rate) => `${rounded(rate)}/s`);
+  const header = ['work', 'a core of the service', 'a core of PostgreSQL', ...shown];
+  const lines = [rows.READ, rows.LISTS, rows.CREATE, rows.REPLACE].flatMap((work) => {
+    const { ownCpu, databaseCpu } = figures[work]?.[rows.OURS] ?? {};
+    if (!ownCpu || !databaseCpu) return [];
+    const [own, database] = [perCore(ownCpu), perCore(databaseCpu)];
+    const needs = RATES.map((rate) => `${Math.ceil(rate / own)} + ${Math.ceil(rate / database)}`);
+    return [[work, `${rounded(own)}/s`, `${rounded(database)}/s`, ...needs]];
+  });
+  return [header, ...lines];
+}
+
+/** Requests per second of one core that is busy as it should be at most. */
+function perCore(cpu: number): number {
+  return (BUSY * 1_000_000) / cpu;
+}
+
+/** README.md with what its marked parts say of these results. */
+export function record(readme: string, results: Results): string {
+  const { figures, verdicts, start, memory, machine, date } = results;
+  const { cpu, cores, memoryGb, node, postgres, load } = machine;
+  const parts: Record<string, string[]> = {
+    machine: [
+      `${date.slice(0, 10)}, ${cores} cores of ${cpu}, ${memoryGb} GB, Linux ${machine.kernel}, ` +
+        `Node ${node}, PostgreSQL ${postgres}, load by ${load}.`,
+    ],
+    verdicts: markdown(verdictCells(verdicts)),
+    footprint: footprintLines(start, memory).map((line) => `- ${line.trim()}`),
+    capacity: markdown(capacityCells(figures)),
+    figures: ['```', ...figureLines(figures), '```'],
+  };
+  return Object.entries(parts).reduce((text, [name, lines]) => {
+    const place = new RegExp(`(<!-- ${name} -->\n)[^]*?(\n<!-- /${name} -->)`);
+    if (!place.test(text)) throw new Error(`README.md has no place for ${name}`);
+    return text.replace(place, (_, from, to) => `${from}\n${lines.join('\n')}\n${to}`);
+  }, readme);
+}
+
+function markdown([header = [], ...lines]: string[][]): string[] {
+  return [header, header.map(() => '---'), ...lines].map((cells) => `| ${cells.join(' | ')} |`);
 }
 
 /** Three digits, thousands apart. */

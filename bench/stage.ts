@@ -5,9 +5,11 @@ import { SignJWT } from 'jose';
 import { childrenOf, startDatabase, type TestDatabase } from '../test/harness.ts';
 import { type Contestant, POOL_SIZE, startFlask, startNodePeer, startOurs } from './contestants.ts';
 import { FEW, fillTable } from './database.ts';
+import { drive } from './load.ts';
 import type { Plan } from './measure.ts';
 import { startNginx } from './nginx.ts';
 import { BARE, EXPRESS, FASTIFY } from './targets.ts';
+import { read } from './works.ts';
 
 /** How much is measured. `long`: seconds of the long load, and of its first and last part. */
 export type Scale = {
@@ -64,6 +66,7 @@ export async function openStage(few: TestDatabase, scale: Scale): Promise<Stage>
     const nginx = await open(startNginx(ours));
     const server = () => serverPids(few);
     const contestants = { ours, oursOnMany, peers, bare, guarded, nginx };
+    await warm([ours, oursOnMany, ...peers, guarded.contestant], guarded.token);
     return { scale, few, many, ...contestants, server, reset, close };
   } catch (error) {
     await close();
@@ -71,9 +74,16 @@ export async function openStage(few: TestDatabase, scale: Scale): Promise<Stage>
   }
 }
 
+/** Compiled code before the first figure, for all of them at once. */
+async function warm(contestants: Contestant[], token: string): Promise<void> {
+  const request = { ...read.request, token };
+  const load = { request, connections: 8, rows: FEW, seconds: 2 };
+  await Promise.all(contestants.map(({ url }) => drive({ ...load, url })));
+}
+
 /** The service with AUTH=all, and a token for it. */
 async function startGuarded(url: string): Promise<Stage['guarded']> {
-  const secret = 'a secret of the bench alone, 32 bytes and more';
+  const secret = 'a secret of the bench alone which has enough bytes';
   const contestant = await startOurs(url, 'passengers', { AUTH: 'all', JWT_SECRET: secret });
   const token = new SignJWT().setProtectedHeader({ alg: 'HS256' }).setSubject('bench');
   return { contestant, token: await token.setExpirationTime('1h').sign(Buffer.from(secret)) };

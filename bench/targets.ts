@@ -1,4 +1,4 @@
-/** What the service is measured against: ratios of medians within one run. README.md has the same table. */
+/** What the service is measured against: ratios of medians within one run. */
 import type { Figure, Figures } from './measure.ts';
 
 export const OURS = 'passengers';
@@ -65,12 +65,5 @@ export function judge(figures: Figures, targets = TARGETS): Verdict[] {
     const ratio = is / than;
     const met = target.at === '>=' ? ratio >= target.limit : ratio <= target.limit;
     return { ...target, is, than, ratio, met };
-  });
-}
-
-/** The lines of the table in README.md. */
-export function targetRows(targets = TARGETS): string[] {
-  return targets.map(({ work, ours, peer, at, limit }) => {
-    return `| ${work} | ${ours === OURS ? '' : `${ours}: `}${at} ${limit} x ${peer} |`;
   });
 }

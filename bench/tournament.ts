@@ -3,9 +3,17 @@ import { expectEqualAnswers } from './answers.ts';
 import type { Contestant } from './contestants.ts';
 import { FEW } from './database.ts';
 import { drive, type Load } from './load.ts';
-import { type Entry, entryOf, type Figure, type Figures, measure, summary } from './measure.ts';
+import {
+  type Entry,
+  entryOf,
+  type Figure,
+  type Figures,
+  measure,
+  type Plan,
+  summary,
+} from './measure.ts';
 import { pgbenchEntry } from './pgbench.ts';
-import type { Stage } from './stage.ts';
+import type { Scale, Stage } from './stage.ts';
 import * as rows from './targets.ts';
 import * as works from './works.ts';
 
@@ -85,7 +93,12 @@ async function halfLoad(stage: Stage, reached: Taken): Promise<Taken> {
     entryFor(stage, one, works.read, { rate: rateOf(name) });
   const entries = [ours, ...fastify].map((one) => at(one, one.name));
   const slower = named(`${rows.OURS} at that rate of ${rows.FASTIFY}`, at(ours, rows.FASTIFY));
-  return measure([...entries, slower], { ...scale.plan, warmUp: 0 });
+  return measure([...entries, slower], warmed(scale));
+}
+
+/** The stage has warmed all of them with this kind of work. */
+function warmed({ plan }: Scale): Plan {
+  return { ...plan, warmUp: 0 };
 }
 
 function withTokens(stage: Stage): Promise<Taken> {
@@ -96,14 +109,14 @@ function withTokens(stage: Stage): Promise<Taken> {
     entryFor(stage, guarded.contestant, closed),
     named('AUTH=none', entryFor(stage, ours, open)),
   ];
-  return measure(entries, scale.plan);
+  return measure(entries, warmed(scale));
 }
 
 function throughNginx(stage: Stage): Promise<Taken> | undefined {
   const { ours, nginx, scale } = stage;
   if (!nginx) return undefined;
   const direct = named('direct', entryFor(stage, ours, works.read));
-  return measure([entryFor(stage, nginx, works.read), direct], scale.plan);
+  return measure([entryFor(stage, nginx, works.read), direct], warmed(scale));
 }
 
 function bySize(stage: Stage): Promise<Taken> {
@@ -112,7 +125,7 @@ function bySize(stage: Stage): Promise<Taken> {
     entryFor(stage, oursOnMany, works.read, { rows: scale.rows }),
     named(`at ${FEW} rows`, entryFor(stage, ours, works.read)),
   ];
-  return measure(entries, scale.plan);
+  return measure(entries, warmed(scale));
 }
 
 /** The cursor is that of the page before, as a client would have it. */
