@@ -3,12 +3,12 @@
  * first connection, the look at the table. main() makes all connections at once; here is the first.
  */
 const node = performance.now();
-const { ensureTable, openDatabase, passengers, readConfig } = await import('../app.ts');
+const { Database, ensureTable, passengers, readConfig } = await import('../app.ts');
 const { pino } = await import('pino');
 const imports = performance.now() - node;
 
 const config = { ...readConfig(process.env), POOL_SIZE: 1 };
-const database = openDatabase(config, pino({ level: 'silent' }));
+const database = new Database(config, pino({ level: 'silent' }));
 await database.run('read', { sub: '', ms: 0, repeated: false }, (sql) => sql`select 1`);
 const connect = performance.now() - imports - node;
 
