@@ -254,7 +254,7 @@ suite('Record', () => {
   test('capacity is 70 % of a core by the CPU time of a request', () => {
     const one = { ...figure(1), ownCpu: 70, databaseCpu: 7 };
     const marks = ['machine', 'verdicts', 'footprint', 'capacity', 'figures'];
-    const readme = marks.map((name) => `<!-- ${name} -->\n\n<!-- /${name} -->`).join('\n');
+    const readme = marks.map((name) => `<!-- ${name} -->\n<!-- /${name} -->`).join('\n');
     const numbers = { node: 1, imports: 1, connect: 1, schema: 1, ready: 1 };
     const memory = { idle: 1, loaded: 1, streamed: 1, streamedPerSecond: 1 };
     const results = { date: '', machine: {}, verdicts: [], start: numbers, memory };

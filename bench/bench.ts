@@ -52,10 +52,10 @@ function print({ figures, verdicts, start, memory }: report.Results): void {
 /** The record of the last full run: the figures, the picture, and what README.md says of them. */
 async function keep(results: report.Results): Promise<void> {
   const beside = (file: string) => new URL(file, import.meta.url);
+  await writeFile(beside('results.json'), `${JSON.stringify(results, null, 2)}\n`);
+  await writeFile(beside('results.svg'), drawChart(results));
   const readme = await readFile(beside('README.md'), 'utf8');
   await writeFile(beside('README.md'), report.record(readme, results));
-  await writeFile(beside('results.json'), `${JSON.stringify(results, null, 1)}\n`);
-  await writeFile(beside('results.svg'), drawChart(results));
 }
 
 const quick = process.argv.includes('--quick');

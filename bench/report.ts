@@ -122,9 +122,9 @@ export function record(readme: string, results: Results): string {
     figures: ['```', ...figureLines(figures), '```'],
   };
   return Object.entries(parts).reduce((text, [name, lines]) => {
-    const place = new RegExp(`(<!-- ${name} -->\n)[^]*?(\n<!-- /${name} -->)`);
+    const place = new RegExp(`(<!-- ${name} -->\\n)[^]*?(<!-- /${name} -->)`);
     if (!place.test(text)) throw new Error(`README.md has no place for ${name}`);
-    return text.replace(place, (_, from, to) => `${from}\n${lines.join('\n')}\n${to}`);
+    return text.replace(place, (_, from, to) => `${from}\n${lines.join('\n')}\n\n${to}`);
   }, readme);
 }
 
