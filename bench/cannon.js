@@ -43,6 +43,7 @@ process.stdout.write(
     requests: requests.total,
     seconds: duration,
     failed,
+    how: `${errors} errors, ${timeouts} timeouts, ${non2xx} by status`,
     p50: latency.p50,
     p99: latency.p99,
   }),

@@ -38,10 +38,10 @@ export function isInstalled(command: string, argument = '--version'): Promise<bo
 
 /** Rejects where answers fail: figures of errors are none. */
 export async function drive(load: Load): Promise<Sample> {
-  const { requests, seconds, failed, p50, p99 } = await ((await withWrk) ? wrk : cannon)(load);
+  const { requests, seconds, failed, how, p50, p99 } = await ((await withWrk) ? wrk : cannon)(load);
   if (failed > 0 || requests === 0) {
     const what = `${load.request.method} ${load.url}${load.request.path}`;
-    throw new Error(`${failed} of ${requests} answers to ${what} failed`);
+    throw new Error(`${failed} of ${requests} answers to ${what} failed: ${how}`);
   }
   return { perSecond: requests / seconds, p50, p99, failed };
 }
@@ -53,7 +53,8 @@ export async function loadTool(): Promise<string> {
   return (await withWrk) ? 'wrk' : 'autocannon';
 }
 
-type Outcome = { requests: number; seconds: number; failed: number; p50: number; p99: number };
+/** `how`: the kinds of failure, counted. */
+type Outcome = Omit<Sample, 'perSecond'> & { requests: number; seconds: number; how: string };
 
 async function wrk({ url, request, rows, connections, seconds, rate }: Load): Promise<Outcome> {
   const directory = await mkdtemp(join(tmpdir(), 'bench-'));

@@ -45,10 +45,13 @@ function request()
 end
 
 function done(summary, latency)
-  local errors = summary.errors
-  local failed = errors.connect + errors.read + errors.write + errors.status + errors.timeout
+  local failed, kinds = 0, {}
+  for kind, count in pairs(summary.errors) do
+    failed = failed + count
+    if count > 0 then table.insert(kinds, count .. ' by ' .. kind) end
+  end
   io.write(string.format(
-    '\n{"requests":%d,"seconds":%f,"failed":%d,"p50":%f,"p99":%f}\n',
-    summary.requests, summary.duration / 1e6, failed,
+    '\n{"requests":%d,"seconds":%f,"failed":%d,"how":"%s","p50":%f,"p99":%f}\n',
+    summary.requests, summary.duration / 1e6, failed, table.concat(kinds, ', '),
     latency:percentile(50) / 1e3, latency:percentile(99) / 1e3))
 end
