@@ -257,7 +257,7 @@ suite('Record', () => {
     const readme = marks.map((name) => `<!-- ${name} -->\n<!-- /${name} -->`).join('\n');
     const numbers = { node: 1, imports: 1, connect: 1, schema: 1, ready: 1 };
     const memory = { idle: 1, loaded: 1, streamed: 1, streamedPerSecond: 1 };
-    const results = { date: '', machine: {}, verdicts: [], start: numbers, memory };
+    const results = { date: '', machine: { busy: 0 }, verdicts: [], start: numbers, memory };
     const figures = { [rows.READ]: { [rows.OURS]: one } };
     const text = report.record(readme, { ...results, figures } as unknown as report.Results);
     assert.match(text, /\| 10 000\/s \| 100 000\/s \| 1 \+ 1 \| 10 \+ 1 \| 100 \+ 10 \|/);

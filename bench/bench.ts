@@ -3,6 +3,7 @@
  * that it needs and ends it; README.md beside it says what is compared, why, and how to read it.
  */
 import { readFile, writeFile } from 'node:fs/promises';
+import { loadavg } from 'node:os';
 import { startDatabase } from '../test/harness.ts';
 import { drawChart } from './chart.ts';
 import { MANY } from './database.ts';
@@ -60,12 +61,13 @@ async function keep(results: report.Results): Promise<void> {
 
 const quick = process.argv.includes('--quick');
 const started = performance.now();
+const [busy = 0] = loadavg(); // before the run makes its own
 const database = await startDatabase(''); // embedded, whatever DATABASE_URL says
 try {
   const stage = await openStage(database, quick ? QUICK : FULL);
   try {
     const [shown] = await database.sql`show server_version`;
-    const machine = report.describeMachine(shown?.server_version, await loadTool());
+    const machine = report.describeMachine(shown?.server_version, await loadTool(), busy);
     const date = new Date().toISOString();
     const results: report.Results = { date, quick, machine, ...(await runAll(stage)) };
     print(results);

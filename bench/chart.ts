@@ -82,7 +82,7 @@ function barsOf(work: string, of: Figures[string] = {}) {
     const itemStyle = { color: given(colour) };
     return [{ value: perSecond / unit, itemStyle, label: { ...label, formatter } }];
   });
-  return [{ value: 0, label: name }, ...bars];
+  return [{ value: 0, label: name, itemStyle: { color: given('paper') } }, ...bars];
 }
 
 /** Colours as variables, of which a style says the values for light and for dark. */

@@ -22,8 +22,8 @@ export type Load = {
   rate?: number;
 };
 
-/** Latencies are in ms. */
-export type Sample = { perSecond: number; p50: number; p99: number; failed: number };
+/** Latencies are in ms; pgbench tells no p99. */
+export type Sample = { perSecond: number; p50: number; p99?: number; failed: number };
 
 const run = promisify(execFile);
 const beside = (file: string) => fileURLToPath(new URL(file, import.meta.url));
@@ -54,7 +54,11 @@ export async function loadTool(): Promise<string> {
 }
 
 /** `how`: the kinds of failure, counted. */
-type Outcome = Omit<Sample, 'perSecond'> & { requests: number; seconds: number; how: string };
+type Outcome = Required<Omit<Sample, 'perSecond'>> & {
+  requests: number;
+  seconds: number;
+  how: string;
+};
 
 async function wrk({ url, request, rows, connections, seconds, rate }: Load): Promise<Outcome> {
   const directory = await mkdtemp(join(tmpdir(), 'bench-'));

@@ -13,7 +13,7 @@ export type Cpu = { ownCpu: number; databaseCpu: number };
 export type Figure = {
   perSecond: number;
   p50: number;
-  p99: number;
+  p99?: number;
   spread: number;
   ownCpu?: number;
   databaseCpu?: number;
@@ -43,11 +43,12 @@ export function summary(samples: (Sample & Partial<Cpu>)[]): Figure {
   const perSecond = median(rates);
   const middle = (pick: (sample: Sample & Partial<Cpu>) => number | undefined) =>
     median(samples.flatMap((sample) => pick(sample) ?? []));
+  const p99 = middle((sample) => sample.p99);
   const measured = samples.some(({ ownCpu }) => ownCpu !== undefined);
   return {
     perSecond,
     p50: middle(({ p50 }) => p50),
-    p99: middle(({ p99 }) => p99),
+    ...(Number.isNaN(p99) ? {} : { p99 }),
     spread: (Math.max(...rates) - Math.min(...rates)) / perSecond,
     ...(measured && {
       ownCpu: middle(({ ownCpu }) => ownCpu),

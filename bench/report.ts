@@ -13,6 +13,8 @@ export type Machine = {
   node: string;
   postgres: string;
   load: string;
+  /** What others had to run in the minute before; near 0 on a quiet machine. */
+  busy: number;
 };
 
 /** The whole of results.json. */
@@ -26,7 +28,7 @@ export type Results = {
   memory: Memory;
 };
 
-export function describeMachine(postgres: string, load: string): Machine {
+export function describeMachine(postgres: string, load: string, busy: number): Machine {
   const [{ model = '' } = {}, ...others] = cpus();
   return {
     cpu: model,
@@ -36,6 +38,7 @@ export function describeMachine(postgres: string, load: string): Machine {
     node: process.version,
     postgres,
     load,
+    busy,
   };
 }
 
@@ -48,7 +51,7 @@ export function figureLines(figures: Figures): string[] {
       `  ${name}`,
       rounded(figure.perSecond),
       figure.p50.toFixed(2),
-      figure.p99.toFixed(2),
+      figure.p99?.toFixed(2) ?? '',
       `${(figure.spread * 100).toFixed(0)} %`,
       figure.ownCpu?.toFixed(0) ?? '',
       figure.databaseCpu?.toFixed(0) ?? '',
@@ -114,7 +117,7 @@ export function record(readme: string, results: Results): string {
   const parts: Record<string, string[]> = {
     machine: [
       `${date.slice(0, 10)}, ${cores} cores of ${cpu}, ${memoryGb} GB, Linux ${machine.kernel}, ` +
-        `Node ${node}, PostgreSQL ${postgres}, load by ${load}.`,
+        `Node ${node}, PostgreSQL ${postgres}, load by ${load}; load average of the minute before: ${machine.busy.toFixed(1)}.`,
     ],
     verdicts: markdown(verdictCells(verdicts)),
     footprint: footprintLines(start, memory).map((line) => `- ${line.trim()}`),

@@ -61,7 +61,10 @@ export function judge(figures: Figures, targets = TARGETS): Verdict[] {
     const of = (name: string): Figure | undefined => figures[target.work]?.[name];
     const [ours, peer] = [of(target.ours), of(target.peer)];
     if (!ours || !peer) return target;
-    const [is, than] = [ours[target.of ?? 'perSecond'], peer[target.of ?? 'perSecond']];
+    const [is = Number.NaN, than = Number.NaN] = [
+      ours[target.of ?? 'perSecond'],
+      peer[target.of ?? 'perSecond'],
+    ];
     const ratio = is / than;
     const met = target.at === '>=' ? ratio >= target.limit : ratio <= target.limit;
     return { ...target, is, than, ratio, met };
