@@ -58,16 +58,18 @@ function placeOf(url: string): [home: string, file: string] {
 
 async function profile(work: Work, url: string): Promise<Profile> {
   const directory = await mkdtemp(join(tmpdir(), 'bench-'));
-  const ours = await startOurs(url, 'passengers', {
-    NODE_OPTIONS: `--cpu-prof --cpu-prof-dir=${directory}`,
-  });
-  const sample = await drive({ ...work, url: ours.url, rows: FEW, seconds: SECONDS });
-  await ours.stop();
-  const [file = ''] = await readdir(directory);
-  const text = await readFile(join(directory, file), 'utf8');
-  await rm(directory, { recursive: true });
-  console.log(`${Math.round(sample.perSecond)}/s under the profiler`);
-  return JSON.parse(text);
+  try {
+    const ours = await startOurs(url, 'passengers', {
+      NODE_OPTIONS: `--cpu-prof --cpu-prof-dir=${directory}`,
+    });
+    const load = drive({ ...work, url: ours.url, rows: FEW, seconds: SECONDS });
+    const { perSecond } = await load.finally(() => ours.stop()); // its end writes the profile
+    console.log(`${Math.round(perSecond)}/s under the profiler`);
+    const [file = ''] = await readdir(directory);
+    return JSON.parse(await readFile(join(directory, file), 'utf8'));
+  } finally {
+    await rm(directory, { recursive: true });
+  }
 }
 
 if (import.meta.main) {
