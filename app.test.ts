@@ -6,6 +6,7 @@
  */
 import assert from 'node:assert/strict';
 import { type SpawnSyncReturns, spawnSync } from 'node:child_process';
+import { randomUUID } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
 import { request as httpRequest } from 'node:http';
 import { connect } from 'node:net';
@@ -14,7 +15,7 @@ import { after, before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import fc from 'fast-check';
 import { decodeJwt, SignJWT } from 'jose';
-import { Config, parseQuery, passengers, readConfig, toUuid } from './app.ts';
+import { Config, group, parseQuery, passengers, readConfig, share, toUuid } from './app.ts';
 import {
   inherited,
   nodeArguments,
@@ -260,7 +261,7 @@ describe('Resource', () => {
   ];
   for (const [column, value, fits] of edges) {
     test(`${column} ${JSON.stringify(value).slice(0, 40)} is ${fits ? '' : 'not '}for the validator and the CHECK alike`, async () => {
-      const row = { uuid: crypto.randomUUID(), ...BRAUND, [column]: value };
+      const row = { uuid: randomUUID(), ...BRAUND, [column]: value };
       assert.equal(passengers.row.safeParse(row).success, fits);
       const insert = database.sql`insert into titanic select * from json_populate_record(null::titanic, ${JSON.stringify(row)}::text::json)`;
       assert.equal(
@@ -961,6 +962,158 @@ describe('Query', () => {
   });
 });
 
+// --- Grouping -------------------------------------------------------------------
+
+describe('Grouping', () => {
+  type Item = { key: number; bad: boolean; left: boolean };
+  const items = fc.array(fc.record({ key: fc.nat(3), bad: fc.boolean(), left: fc.boolean() }), {
+    maxLength: 40,
+  });
+  const grouping = { most: 1, width: 1, refuse: () => undefined, observe: () => {} };
+
+  for (const [most, width] of [
+    [1, 1],
+    [2, 1],
+    [5, 2],
+    [64, 3],
+  ] as const) {
+    test(`group() of ${most}, ${width} at once, in any order of events, gives each its own`, async () => {
+      await fc.assert(
+        fc.asyncProperty(items, fc.scheduler(), async (asked, scheduler) => {
+          let [version, running] = [0, 0];
+          const ask = group<Item, { item: Item; seen: number }>({
+            ...{ most, width, keyOf: ({ key }) => key, observe: (size) => assert.ok(size <= most) },
+            refuse: ({ left }) => left && new Error('left'),
+            isApart: () => true,
+            run: async (batch) => {
+              const seen = version; // what a statement sees is what was there when it began
+              running += 1;
+              assert.ok(batch.length === 1 || running <= width);
+              assert.equal(new Set(batch.map(({ key }) => key)).size, batch.length);
+              await scheduler.schedule(Promise.resolve());
+              running -= 1;
+              if (batch.some(({ bad }) => bad)) throw new Error('bad');
+              return batch.map((item) => ({ item, seen }));
+            },
+          });
+          const asking = asked.map(async (item) => {
+            await scheduler.schedule(Promise.resolve());
+            version += 1;
+            const since = version;
+            const answer = await ask(item).catch((error: Error) => error.message);
+            if (item.left) return assert.equal(answer, 'left');
+            if (item.bad) return assert.equal(answer, 'bad');
+            assert.ok(typeof answer === 'object' && answer.item === item);
+            assert.ok(answer.seen >= since, 'answered by what began before it was asked');
+          });
+          await scheduler.waitFor(Promise.all(asking));
+          assert.equal(running, 0);
+        }),
+        { numRuns: 100 },
+      );
+    });
+  }
+
+  test('group() fails all of a group where the error may have left something behind', async () => {
+    let runs = 0;
+    const run = async () => {
+      runs += 1;
+      throw new Error('lost');
+    };
+    const ask = group({ ...grouping, most: 9, isApart: () => false, run });
+    const asked = await Promise.allSettled([1, 2, 3, 4].map((item) => ask(item)));
+    assert.deepEqual(new Set(asked.map(({ status }) => status)), new Set(['rejected']));
+    assert.equal(runs, 2); // the first alone, the others together
+  });
+
+  test('share() answers equal asks by one run that began after them, and keeps no group', async () => {
+    let runs = 0;
+    const run = async (batch: string[]) => {
+      runs += 1;
+      const mine = runs;
+      await new Promise(setImmediate);
+      return batch.map((item) => `${item} ${mine}`);
+    };
+    const ask = share<string, string>({ ...grouping, most: 9, isApart: () => false, run });
+    const asked = ['a', 'a', 'b', 'a'].map((item) => ask(item, item));
+    assert.deepEqual(await Promise.all(asked), ['a 1', 'a 3', 'b 2', 'a 3']);
+    assert.equal(await ask('a', 'a'), 'a 4');
+  });
+
+  for (const clients of [1, 8, 64, 200]) {
+    test(`${clients} clients at once read what they wrote, alone and in equal lists`, async () => {
+      const mark = unique();
+      const path = `/passengers?select=name&name=like.${encodeURIComponent(`${mark}*`)}`;
+      await Promise.all(
+        Array.from({ length: clients }, async (_, at) => {
+          const name = `${mark} ${at}.`;
+          const { uuid } = await create({ name });
+          assert.equal((await service.get(`/passengers/${uuid}`)).json.name, name);
+          assert.ok(
+            (await service.get(path)).json.some((row: { name: string }) => row.name === name),
+          );
+          const renamed = { ...BRAUND, name: `${name} again` };
+          assert.equal((await service.request('PUT', `/passengers/${uuid}`, renamed)).status, 200);
+          assert.equal((await service.get(`/passengers/${uuid}`)).json.name, renamed.name);
+          assert.equal((await service.request('DELETE', `/passengers/${uuid}`)).status, 204);
+          assert.equal((await service.get(`/passengers/${uuid}`)).status, 404);
+        }),
+      );
+      assert.deepEqual((await service.get(path)).json, []);
+    });
+
+    test(`of ${clients} creates and replaces at once the bad rows alone fail`, async (t) => {
+      const mark = unique();
+      await database.sql`alter table titanic add constraint no_evil check (name not like '%evil%')`;
+      t.after(() => database.sql`alter table titanic drop constraint no_evil`);
+      const rows = Array.from({ length: clients }, (_, at) => ({
+        ...BRAUND,
+        name: `${mark} ${at % 3 === 0 ? 'evil' : 'good'} ${at}`,
+      }));
+      const replies = await Promise.all(
+        rows.map((row, at) => {
+          const [method, path] = at % 2 ? ['POST', ''] : ['PUT', `/${randomUUID()}`];
+          return service.request(String(method), `/passengers${path}`, row);
+        }),
+      );
+      for (const [at, { status, json }] of replies.entries()) {
+        assert.equal(status, at % 3 === 0 ? 400 : 201);
+        assert.equal(at % 3 === 0 ? json.code : json.name, at % 3 === 0 ? '23514' : rows[at]?.name);
+      }
+      const [row] = await database.sql`
+        select count(*)::int as count from titanic where name like ${`${mark}%`}`;
+      assert.equal(row?.count, rows.filter(({ name }) => name.includes('good')).length);
+    });
+  }
+
+  test('of 50 equal creates at once with one Idempotency-Key one makes the row', async () => {
+    const [name, key] = [unique(), unique()];
+    const replies = await Promise.all(
+      Array.from({ length: 50 }, () =>
+        service.request('POST', '/passengers', { ...BRAUND, name }, { 'Idempotency-Key': key }),
+      ),
+    );
+    assert.deepEqual(new Set(replies.map(({ status }) => status)), new Set([201]));
+    assert.equal(new Set(replies.map(({ json }) => json.uuid)).size, 1);
+    const replayed = replies.filter(({ headers }) => headers.get('idempotent-replayed') === 'true');
+    assert.equal(replayed.length, 49);
+  });
+
+  test('a reader that leaves takes nothing from those in its group', async () => {
+    const { uuid } = await create();
+    const leaving = new AbortController();
+    const asked = Array.from({ length: 60 }, (_, at) =>
+      fetch(`${service.url}/passengers/${uuid}`, at % 2 ? {} : { signal: leaving.signal }).then(
+        ({ status }) => status,
+        () => 'left',
+      ),
+    );
+    setImmediate(() => leaving.abort());
+    const answers = await Promise.all(asked);
+    for (const [at, answer] of answers.entries()) assert.ok(answer === 200 || at % 2 === 0);
+  });
+});
+
 // --- Auth -----------------------------------------------------------------------
 
 describe('Auth', () => {
@@ -1363,7 +1516,7 @@ describe('Routes', () => {
   });
 
   test('PUT creates what is not there, with 201 and Location', async () => {
-    const uuid = crypto.randomUUID();
+    const uuid = randomUUID();
     const { status, json, headers } = await service.request('PUT', `/passengers/${uuid}`, BRAUND);
     assert.deepEqual([status, json], [201, { uuid, ...BRAUND }]);
     assert.equal(headers.get('location'), `/passengers/${uuid}`);
@@ -1435,7 +1588,7 @@ describe('Routes', () => {
     }
 
     test('keeps the keys that it has', async () => {
-      const uuid = crypto.randomUUID();
+      const uuid = randomUUID();
       assert.equal((await post(`uuid,${HEADER}\n${uuid},${line(unique())}\n`)).status, 201);
       assert.equal((await service.get(`/passengers/${uuid}`)).status, 200);
       const again = await post(`uuid,${HEADER}\n${uuid},${line(unique())}\n`);
@@ -1763,7 +1916,7 @@ describe('Routes', () => {
     });
 
     test('PUT with If-None-Match: * creates only', async () => {
-      const uuid = crypto.randomUUID();
+      const uuid = randomUUID();
       const only = { 'if-none-match': '*' };
       assert.equal((await service.request('PUT', `/passengers/${uuid}`, BRAUND, only)).status, 201);
       const again = await service.request(

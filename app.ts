@@ -21,7 +21,7 @@ import {
   type ServerResponse,
   STATUS_CODES,
 } from 'node:http';
-import type { AddressInfo, Socket } from 'node:net';
+import { type AddressInfo, connect as dial, type Socket } from 'node:net';
 import { pipeline, Readable } from 'node:stream';
 import { pipeline as finished } from 'node:stream/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -310,7 +310,11 @@ export class Problem extends Error {
 }
 
 /** What a handler answers, before the headers that every answer carries. */
-type Answer = { status: number; headers: Record<string, string>; body: string | Readable | null };
+type Answer = {
+  status: number;
+  headers: Record<string, string>;
+  body: string | Buffer | Readable | null;
+};
 
 function problemAnswer({ status, code, message, hint, extras }: Problem): Answer {
   const { details = null, errors, headers } = extras;
@@ -353,6 +357,10 @@ function unavailable(detail = 'The database is not available.'): Problem {
   return new Problem(503, '08006', detail, 'Try again.', { headers });
 }
 
+function gone(): Problem {
+  return new Problem(499, '57014', 'The client went away.');
+}
+
 function tooSlow(): Problem {
   return new Problem(504, '57014', 'The database took too long and was told to stop.');
 }
@@ -373,16 +381,56 @@ function pointer(name: string): string {
 
 // --- Database -------------------------------------------------------------------
 
-type Sql = postgres.Sql;
-type Fragment = postgres.PendingQuery<postgres.Row[]>;
+/** SQL text in which NUL stands for each value: PostgreSQL gets them apart from each other. */
+export class Sql {
+  text: string;
+  values: unknown[];
+  constructor(text: string, values: unknown[] = []) {
+    this.text = text;
+    this.values = values;
+  }
+}
+
+/** The one way to write SQL: what is put in is bound as a value, unless it is Sql itself. */
+export function sql(texts: TemplateStringsArray, ...parts: unknown[]): Sql {
+  const made = new Sql(texts[0] ?? '');
+  for (const [at, part] of parts.entries()) {
+    made.text += (part instanceof Sql ? part.text : '\0') + texts[at + 1];
+    if (part instanceof Sql) made.values.push(...part.values);
+    else made.values.push(part);
+  }
+  return made;
+}
+
+function joined(parts: Sql[], by = new Sql(', ')): Sql {
+  const text = parts.map((part) => part.text).join(by.text);
+  return new Sql(
+    text,
+    parts.flatMap(({ values }) => values),
+  );
+}
+
+/** An identifier. */
+function name(text: string): Sql {
+  return new Sql(quoted(text));
+}
+
+function names(all: string[], prefix = ''): Sql {
+  return new Sql(all.map((one) => prefix + quoted(one)).join(', '));
+}
+
+/** A word of a constant table of this file, never a caller's. */
+function word(text: string): Sql {
+  return new Sql(text);
+}
+
 /** One line of a result: each value as the text that PostgreSQL printed, or null. */
 type Result = Record<string, string | null>;
-type Statement = (sql: Sql) => postgres.PendingQuery<Result[]>;
 /** What postgres 3.4.9 keeps with a query: `state` once it is sent, `active` while it is run. */
-type Pending = ReturnType<Statement> & {
+type Pending = postgres.PendingQuery<Result[]> & {
   state?: { pid: number } | null;
   active?: boolean;
-  options?: { prepare?: boolean };
+  options?: { simple?: boolean };
   reject?: (error: unknown) => void;
 };
 
@@ -393,13 +441,13 @@ type Kind = 'read' | 'keyed' | 'write';
 export type Call = { sub: string; ms: number; repeated: boolean; outgoing?: ServerResponse };
 
 /** One connection; it gets statements only while it is open, so that none waits for it to be made. */
-type Client = { sql: Sql; open: boolean; inFlight: Set<Pending>; retire: () => void };
+type Client = { sql: postgres.Sql; open: boolean; inFlight: Set<Pending>; retire: () => void };
 
+const RETURNING = sql`returning t.*, t.xmin::text as "#"`;
 const IN_FLIGHT_PER_CLIENT = 64;
+const MOST_SHAPES = 256; // of statements that stay prepared
 const STREAMS = 4;
 const STREAM_ROWS = 200;
-
-export type Database = ReturnType<typeof openDatabase>;
 
 /**
  * POOL_SIZE connections, made at once and made again for ever, until end().
@@ -408,106 +456,132 @@ export type Database = ReturnType<typeof openDatabase>;
  * of one with many connections slows down for good under load, and one that reconnects hands the
  * error of its old connection to the first statement on the new one.
  */
-export function openDatabase(config: Config, log: Logger) {
-  const events = new EventEmitter().setMaxListeners(0);
-  const numbers = { inFlight: 0, waiting: 0, streams: 0 };
-  let state: 'starting' | 'up' | 'down' = 'starting';
-  let ending = false;
-  const clients = Array.from({ length: config.POOL_SIZE }, newClient);
+export class Database {
+  readonly numbers = { inFlight: 0, waiting: 0, streams: 0 };
+  /** Told of each group of requests that became one statement. */
+  observe: (work: string, requests: number) => void = () => {};
+  private config: Config;
+  private log: Logger;
+  private state: 'starting' | 'up' | 'down' = 'starting';
+  private ending = false;
+  private events = new EventEmitter().setMaxListeners(0);
+  private clients: Client[];
+  private shapes = new Map<string, string>();
+  private dismissed = new WeakSet<postgres.Sql>(); // that the server ended between two statements
 
-  function newClient(): Client {
-    const client = { sql: connect(config), open: false, inFlight: new Set<Pending>(), retire() {} };
-    void keepOpen(client);
-    return client;
+  constructor(config: Config, log: Logger) {
+    this.config = config;
+    this.log = log;
+    this.clients = Array.from({ length: config.POOL_SIZE }, () => {
+      return { sql: connect(config), open: false, inFlight: new Set<Pending>(), retire() {} };
+    });
+    for (const client of this.clients) void this.keepOpen(client);
   }
 
-  async function keepOpen(client: Client): Promise<void> {
-    for (let pause = 0; !ending; pause = Math.min(pause * 2 + 25, 500)) {
+  private async keepOpen(client: Client): Promise<void> {
+    for (let pause = 0; !this.ending; pause = Math.min(pause * 2 + 25, 500)) {
       await sleep(pause);
       const closed = new Promise<void>((resolve) => {
         client.retire = resolve;
-        client.sql = connect(config, () => release(client));
+        const dismiss = () => {
+          client.open = false;
+          this.dismissed.add(driver);
+        };
+        const driver = connect(this.config, STATEMENT_TIMEOUT, () => release(client), dismiss);
+        client.sql = driver;
       });
       try {
         await within(CONNECT_TIMEOUT + 500, client.sql`select 1`);
         client.open = true;
         pause = 0;
-        change('up');
+        this.change('up');
         await closed;
       } catch (error) {
-        const refused = !LOST.test(codeOf(error)) && !clients.some(({ open }) => open);
-        if (refused) change('down', codeOf(error));
+        const refused = !LOST.test(codeOf(error)) && !this.clients.some(({ open }) => open);
+        if (refused) this.change('down', codeOf(error));
       }
       client.open = false;
       void client.sql.end({ timeout: 0 });
     }
   }
 
-  /** Its connection closed: takes back what the driver would send over a new one of its making. */
-  function release(client: Client): void {
-    client.open = false;
-    for (const query of client.inFlight) if (!query.state) query.cancel();
-    client.retire();
+  private change(to: 'up' | 'down', code?: string): void {
+    if (this.state !== to) this.log[to === 'up' ? 'info' : 'warn']({ code }, `database ${to}`);
+    this.state = to;
+    this.events.emit('change');
   }
 
-  function change(to: 'up' | 'down', code?: string): void {
-    if (state !== to) log[to === 'up' ? 'info' : 'warn']({ code }, `database ${to}`);
-    state = to;
-    events.emit('change');
-  }
-
-  function leastBusy(except?: Client): Client | undefined {
+  private leastBusy(): Client | undefined {
     let best: Client | undefined;
-    for (const client of clients) {
-      if (!client.open || client === except) continue;
+    for (const client of this.clients) {
+      if (!client.open) continue;
       if (!best || client.inFlight.size < best.inFlight.size) best = client;
     }
     return best;
   }
 
   /** Waits while connections are being made, not while the database refuses them. */
-  async function firstOpen(): Promise<Client> {
+  private async firstOpen(): Promise<Client> {
     const end = performance.now() + CONNECT_TIMEOUT;
-    numbers.waiting += 1;
-    while (!leastBusy() && state !== 'down' && performance.now() < end) {
-      await within(end - performance.now(), once(events, 'change')).catch(() => {});
+    this.numbers.waiting += 1;
+    while (!this.leastBusy() && this.state !== 'down' && performance.now() < end) {
+      await within(end - performance.now(), once(this.events, 'change')).catch(() => {});
     }
-    numbers.waiting -= 1;
-    const client = leastBusy();
+    this.numbers.waiting -= 1;
+    const client = this.leastBusy();
     if (!client) throw unavailable();
     return client;
   }
 
-  /**
-   * Runs one statement, and again where it is known not to have run, or may run twice.
-   * Throws Problem 503 or 504 within DEADLINE, and what PostgreSQL says of the statement.
-   */
-  async function run(kind: Kind, call: Call, statement: Statement): Promise<Result[]> {
-    if (numbers.inFlight >= config.POOL_SIZE * IN_FLIGHT_PER_CLIENT) throw unavailable();
+  /** Lets a request wait for the database; past the cap it is refused at once. */
+  async admit<T>(call: Call, answer: () => Promise<T>): Promise<T> {
+    const { numbers } = this;
+    if (numbers.inFlight >= this.config.POOL_SIZE * IN_FLIGHT_PER_CLIENT) throw unavailable();
     const started = performance.now();
-    const elapsed = () => performance.now() - started;
     numbers.inFlight += 1;
     try {
-      for (let tries = config.POOL_SIZE + 2; ; tries -= 1) {
-        const client = leastBusy() ?? (await firstOpen());
-        const query: Pending = statement(client.sql);
-        try {
-          return await execute(client, query, DEADLINE - elapsed(), kind, call);
-        } catch (error) {
-          const late = elapsed() > LOCK_TIMEOUT;
-          const last = tries === 1 || late || !mayRepeat(kind, query, error);
-          if (last) throw query.state || codeOf(error) !== '57014' ? error : unavailable();
-          call.repeated ||= LOST.test(codeOf(error));
-        }
-      }
+      return await answer();
     } finally {
       numbers.inFlight -= 1;
-      call.ms += elapsed();
+      call.ms += performance.now() - started;
     }
   }
 
+  /**
+   * Runs one statement, and again where it is known not to have run, or may run twice. Throws
+   * Problem 503 or 504 within DEADLINE from `since` on, and what PostgreSQL says of the statement.
+   */
+  async run(kind: Kind, call: Call, statement: Sql, since = performance.now(), raw = false) {
+    const elapsed = () => performance.now() - since;
+    for (let tries = this.config.POOL_SIZE + 2; ; tries -= 1) {
+      const client = this.leastBusy() ?? (await this.firstOpen());
+      if (elapsed() > DEADLINE) throw unavailable();
+      const { sql: driver } = client;
+      const query = this.send(driver, statement);
+      if (raw) query.raw();
+      try {
+        return await this.execute(client, query, DEADLINE - elapsed(), kind, call);
+      } catch (error) {
+        const unread = this.dismissed.has(driver) && !query.options?.simple;
+        const mayRun = mayRepeat(unread ? 'read' : kind, query, error);
+        const last = tries === 1 || elapsed() > LOCK_TIMEOUT || !mayRun;
+        if (last) throw query.state || codeOf(error) !== '57014' ? error : unavailable();
+        call.repeated ||= LOST.test(codeOf(error));
+      }
+    }
+  }
+
+  /** Keeps a statement prepared unless its text is one too many: each stays in every connection. */
+  private send(driver: postgres.Sql, { text, values }: Sql): Pending {
+    const prepare = this.shapes.has(text) || this.shapes.size < MOST_SHAPES;
+    let at = 0;
+    const numbered = this.shapes.get(text) ?? text.replace(/\0/g, () => `$${++at}`);
+    if (prepare) this.shapes.set(text, numbered);
+    return driver.unsafe(numbered, values as never[], { prepare });
+  }
+
   /** Settles by the deadline; a reader that goes away takes its statement along. */
-  function execute(client: Client, query: Pending, ms: number, kind: Kind, { outgoing }: Call) {
+  private execute(client: Client, query: Pending, ms: number, kind: Kind, { outgoing }: Call) {
     return new Promise<Result[]>((resolve, reject) => {
       const expire = () => {
         reject(query.state ? tooSlow() : unavailable());
@@ -515,8 +589,8 @@ export function openDatabase(config: Config, log: Logger) {
         else query.cancel();
       };
       const leave = () => {
-        reject(new Problem(499, '57014', 'The client went away.'));
-        drop(client, query);
+        reject(gone());
+        drop(query);
       };
       const timer = setTimeout(expire, ms);
       if (kind === 'read') outgoing?.once('close', leave);
@@ -529,35 +603,26 @@ export function openDatabase(config: Config, log: Logger) {
     });
   }
 
-  /** Stops what nobody waits for; where it stands behind others in the pipeline, it is left to run. */
-  function drop(client: Client, query: Pending): void {
-    const other = leastBusy(client);
-    if (!query.state) query.cancel();
-    else if (query.active && other) {
-      other.sql`select pg_cancel_backend(${query.state.pid})`.catch(() => {});
-    }
-  }
-
   /** A connection of its own for what takes longer than a request may; at most STREAMS at once. */
-  async function* borrow(call?: Call): AsyncGenerator<Sql> {
-    if (numbers.streams >= STREAMS || state === 'down') throw unavailable();
-    numbers.streams += 1;
-    const sql = connect(config, undefined, 0);
+  private async *borrow(call?: Call): AsyncGenerator<postgres.Sql> {
+    if (this.numbers.streams >= STREAMS || this.state === 'down') throw unavailable();
+    this.numbers.streams += 1;
+    const sql = connect(this.config, 0);
     const leave = () => void sql.end({ timeout: 0 });
     call?.outgoing?.once('close', leave);
     try {
       yield sql;
     } finally {
-      numbers.streams -= 1;
+      this.numbers.streams -= 1;
       call?.outgoing?.off('close', leave);
       leave();
     }
   }
 
   /** Lines in batches at constant memory. */
-  async function* stream(call: Call, statement: Statement): AsyncGenerator<Result[]> {
-    for await (const sql of borrow(call)) {
-      const batches = statement(sql).cursor(STREAM_ROWS)[Symbol.asyncIterator]();
+  async *stream(call: Call, statement: Sql): AsyncGenerator<Result[]> {
+    for await (const driver of this.borrow(call)) {
+      const batches = this.send(driver, statement).cursor(STREAM_ROWS)[Symbol.asyncIterator]();
       for (;;) {
         const { done, value } = await within(DEADLINE, batches.next());
         if (done) return;
@@ -569,28 +634,54 @@ export function openDatabase(config: Config, log: Logger) {
   /**
    * COPY … FROM STDIN, fed at the pace of the server; all of it or nothing is stored. postgres 3.4.9
    * tells an error behind the last byte to the query alone, and writes until the stream is closed.
+   * The caller may be slow; the server has DEADLINE for each piece, else this throws Problem 504.
    */
-  async function copy(statement: string, bytes: AsyncIterable<Buffer>): Promise<void> {
-    for await (const sql of borrow()) {
-      const query: Pending = sql.unsafe(statement);
+  async copy(statement: string, bytes: AsyncIterable<Buffer>): Promise<void> {
+    for await (const driver of this.borrow()) {
+      const query: Pending = driver.unsafe(statement);
       const refused = new Promise<never>((_, reject) => {
         query.reject = reject;
       });
+      const timer = setTimeout(() => query.reject?.(tooSlow()), DEADLINE);
+      const pieces = async function* watched() {
+        for await (const piece of bytes) {
+          timer.refresh();
+          yield piece;
+          clearTimeout(timer); // it was taken: now the caller is waited for
+        }
+        timer.refresh();
+      };
       const writable = await Promise.race([query.writable(), refused]);
+      clearTimeout(timer);
       const closed = once(writable, 'close');
-      await Promise.race([finished(Readable.from(bytes), writable), refused]).finally(() => {
+      await Promise.race([finished(Readable.from(pieces()), writable), refused]).finally(() => {
+        clearTimeout(timer);
         writable.destroy();
         return closed;
       });
     }
   }
 
-  async function end(): Promise<void> {
-    ending = true;
-    await Promise.all(clients.map(({ sql }) => sql.end({ timeout: 1 })));
+  async end(): Promise<void> {
+    this.ending = true;
+    await Promise.all(this.clients.map(({ sql }) => sql.end({ timeout: 1 })));
   }
+}
 
-  return { template: connect(config), run, stream, copy, end, numbers };
+/**
+ * Stops what nobody waits for, by a connection that the driver makes for it; where it stands behind
+ * others in the pipeline, it is left to run.
+ */
+function drop(query: Pending): void {
+  const cancelled: unknown = query.state && !query.active ? undefined : query.cancel();
+  Promise.resolve(cancelled).catch(() => {});
+}
+
+/** The connection closed: takes back what the driver would send over a new one of its making. */
+function release(client: Client): void {
+  client.open = false;
+  for (const query of client.inFlight) if (!query.state) query.cancel();
+  client.retire();
 }
 
 /**
@@ -608,22 +699,55 @@ function mayRepeat(kind: Kind, query: Pending, error: unknown): boolean {
 const TURNED = [16, 17, 20, 21, 23, 26, 114, 700, 701, 1082, 1114, 1184, 3802];
 
 /** Text goes in and comes out as it is: PostgreSQL judges it, not the driver. */
-function connect(config: Config, onclose = () => {}, timeout = STATEMENT_TIMEOUT): Sql {
-  const { DATABASE_URL, DB_PREPARE } = config;
+function connect(
+  { DATABASE_URL, DB_PREPARE }: Config,
+  timeout = STATEMENT_TIMEOUT,
+  onclose = () => {},
+  ondismissed = () => {},
+): postgres.Sql {
   const limits = { lock_timeout: LOCK_TIMEOUT, statement_timeout: timeout };
   const pooled = DB_PREPARE === 'false'; // a pooler refuses the limits: the database has to set them
   const options = {
-    max: 1,
-    prepare: !pooled,
-    fetch_types: false,
+    ...{ max: 1, prepare: !pooled, fetch_types: false, max_lifetime: null, onclose },
     connect_timeout: CONNECT_TIMEOUT / 1000,
-    max_lifetime: null,
     connection: pooled ? {} : { ...limits, client_connection_check_interval: 1000 },
     types: { text: { to: 25, from: TURNED, serialize: String, parse: (value: string) => value } },
     onnotice: () => {},
-    onclose,
+    socket: dialler(ondismissed),
   };
-  return postgres(DATABASE_URL ?? '', options) as unknown as Sql;
+  return postgres(DATABASE_URL ?? '', options) as unknown as postgres.Sql;
+}
+
+const DISMISSED = /\0VFATAL\0C57P01\0/;
+
+/**
+ * Makes the sockets of postgres 3.4.9, which keeps to itself what the server said before it closed.
+ * Tells of a FATAL 57P01 where no BindComplete, which comes before any execution, stands behind the
+ * last ReadyForQuery. (Under TLS the driver takes this listener off: there a lost write is in doubt.)
+ */
+function dialler(ondismissed: () => void) {
+  let tries = 0;
+  return ({ host, port, path }: { host: string[]; port: number[]; path?: string }) => {
+    const [name = '', number = 0] = [host[tries % host.length], port[tries % port.length]];
+    const socket = path ? dial(path) : dial(number, name);
+    let [at, begun, head] = [0, true, Buffer.of()];
+    socket.on('data', (data: Buffer) => {
+      const bytes = head.length > 0 ? Buffer.concat([head, data]) : data;
+      while (at + 5 <= bytes.length) {
+        const type = String.fromCharCode(bytes[at] ?? 0);
+        const end = at + 1 + bytes.readUInt32BE(at + 1);
+        if (type === 'Z') begun = false;
+        else if (!'1tTnESN'.includes(type)) begun = true;
+        else if (type === 'E' && !begun && DISMISSED.test(bytes.toString('latin1', at, end)))
+          ondismissed();
+        at = end;
+      }
+      head = Buffer.from(bytes.subarray(at));
+      at = Math.max(at - bytes.length, 0);
+    });
+    tries += 1;
+    return Object.assign(socket, { host: name, port: number });
+  };
 }
 
 /** The promise, or Problem 503 when it takes longer. */
@@ -639,10 +763,10 @@ async function within<T>(ms: number, promise: PromiseLike<T>): Promise<T> {
  * Creates the table or its missing columns, under an advisory lock; issues no DDL where all is
  * there. Throws StartError that names what differs, Problem while the database is away.
  */
-export async function ensureTable(resource: Resource, { run }: Database): Promise<void> {
+export async function ensureTable(resource: Resource, database: Database): Promise<void> {
   const call: Call = { sub: '', ms: 0, repeated: false };
   for (const repaired of [false, true]) {
-    const found = await run('read', call, (sql) => describeTable(sql, resource.table));
+    const found = await database.run('read', call, describeTable(resource.table));
     const faults = compareTable(resource, found);
     const names = `table ${resource.table}: ${faults.map(({ fault }) => fault).join('; ')}`;
     const repairs = faults.flatMap(({ repair }) => repair ?? []);
@@ -650,13 +774,13 @@ export async function ensureTable(resource: Resource, { run }: Database): Promis
     if (repaired || repairs.length < faults.length) throw new StartError(names);
     const lock = `select pg_advisory_xact_lock(hashtext(${literal(resource.table)}))`;
     const batch = [lock, ...repairs].join('; '); // one simple query is one transaction
-    await run('write', call, (sql) => sql.unsafe(batch)).catch((error) => {
+    await database.run('write', call, new Sql(batch)).catch((error) => {
       throw codeOf(error) === '42501' ? new StartError(`${names}; the role may not add it`) : error;
     });
   }
 }
 
-function describeTable(sql: Sql, table: string): ReturnType<Statement> {
+function describeTable(table: string): Sql {
   return sql`
     select attname as name, format_type(atttypid, atttypmod) as type, exists (
       select from pg_index where indrelid = attrelid and indisunique and indkey::text = attnum::text
@@ -718,7 +842,7 @@ export type Member = {
 
 /** A list as it was asked for. `after`: the values of the row before it, in the terms of `order`. */
 export type Query = {
-  select?: Member[];
+  select?: Member[] | undefined;
   filters: Filter[];
   order: Order[];
   limit?: number;
@@ -753,7 +877,11 @@ const CASTS =
   /^(text|varchar|bool(ean)?|int(eger|2|4|8)?|(small|big)int|numeric|decimal|real|float[48]?|double precision|uuid|jsonb?|date|timestamp(tz)?)$/;
 const DEEPEST = 10;
 const MOST_MEMBERS = 50; // json_build_object() takes 100 arguments
-const MOST_SHAPES = 256; // of list statements that stay prepared
+const MOST_ROWS = 2 ** 31;
+const LINE = ',\n';
+const [OPENING, CLOSING] = [Buffer.from('['), Buffer.from(']')];
+const GROUPS = { most: 128, width: 2 };
+const UNDONE = /^(2[^58]|4|55)/; // SQLSTATE of what a row of its own may be the reason for
 
 const NAME = String.raw`("(?:[^"\\]|\\.)*"|(?:(?!->)[^\s".,:()*])+)`;
 const CAST = String.raw`(?:::([\w ]+))?`;
@@ -1036,320 +1164,411 @@ function groupedBy({ select = [] }: Query): string[] {
 export type Stored = { body: string; version: string };
 
 /**
- * What a write did. `created`: some of its rows are new. For create(), `taken`: a key was there;
+ * What a write did. `created`: some of its rows are new. Of a create, `taken`: a key was there;
  * `same`: all that was there is as it was wanted. `found`: the row of the key is there.
  */
-export type Written = Stored & {
-  rows: number;
-  created: boolean;
-  taken: boolean;
-  same: boolean;
-  found: boolean;
-};
+export type Written = Stored &
+  Record<'created' | 'taken' | 'same' | 'found', boolean> & { rows: number };
 
 /** What a write has to keep to, or nothing is changed: at most `most` rows, exactly one, `select`. */
 export type Terms = { select?: Member[] | undefined; single?: boolean; most?: number | undefined };
 
-/** One page of a list: how many rows, their JSON between commas, the cursor behind them. */
-export type Page = { rows: number; body: string; more: boolean; next: string; total?: number };
+/** What of a list is wanted at once: rows at most, their bodies (not for HEAD), how many in all. */
+export type Wanted = { limit: number; body: boolean; count: boolean };
+
+/** One page of a list: how many rows, their JSON array, the cursor behind them. */
+export type Page = { rows: number; body: Buffer; more: boolean; next: string; total?: number };
 
 /** The versions of If-Match; `*` and undefined allow any. */
 type Versions = string[] | '*' | undefined;
 
-export type Store = ReturnType<typeof createStore>;
+/** A request for one row, and one for a page; others of their kind may go along. */
+type Ask = { uuid: string; call: Call; row?: Row };
+/** A value as the bytes that PostgreSQL sent. */
+type Raw = Buffer | null | undefined;
+type PageAsk = { query: Query; wanted: Wanted; statement: Sql; call: Call };
 
-/** The statements of the service, one a request; identifiers come from the declaration alone. */
-export function createStore(resource: Resource, database: Database) {
-  const { template: sql, run } = database;
-  const raw = (text: string) => sql.unsafe(text) as unknown as Fragment;
-  const list = (names: string[], of = '') => raw(names.map((name) => of + quoted(name)).join(', '));
-  const columns = new Map(resource.names.map((name) => [name, raw(`t.${quoted(name)}`)]));
-  const column = (name: string) => columns.get(name) ?? raw('null');
-  const [all, settable] = [resource.names, Object.keys(resource.columns)];
-  const [table, key] = [raw(quoted(resource.table)), raw(quoted(resource.key))];
-  const row = sql`(select row_to_json(r) from (select ${list(all, 't.')}) r)::text`;
-  const returning = sql`returning t.*, t.xmin::text as "#"`;
+/** The statements of the service, one a request or a group of requests. */
+export class Store {
+  private resource: Resource;
+  private database: Database;
+  private table: Sql;
+  private key: Sql;
+  private row: Sql;
+  private all: Sql;
+  private settable: Sql;
+  private reads = this.together('read', (asks: Ask[], since) => this.readAll(asks, since));
+  private creates = this.together('create', (asks: Ask[], since) => this.createAll(asks, since));
+  private replaces = this.together('replace', (asks: Ask[], since) => this.replaceAll(asks, since));
+  private removes = this.together('delete', (asks: Ask[], since) => this.removeAll(asks, since));
+  private pages = share(
+    this.grouping('list', (asks: PageAsk[], since) => this.readPages(asks, since)),
+  );
 
-  async function ping(call: Call): Promise<void> {
-    await run('read', call, (sql) => sql`select 1`);
+  constructor(resource: Resource, database: Database) {
+    this.resource = resource;
+    this.database = database;
+    this.table = name(resource.table);
+    this.key = name(resource.key);
+    this.row = sql`(select row_to_json(r) from (select ${names(resource.names, 't.')}) r)::text`;
+    this.all = names(resource.names);
+    this.settable = names(Object.keys(resource.columns));
   }
 
-  async function read(uuid: string, call: Call): Promise<Stored | undefined> {
-    const [found] = await run('read', call, (sql) => {
-      return sql`select t.xmin::text as version, ${row} as body from ${table} t where t.${key} = ${uuid}`;
+  ping(call: Call): Promise<unknown> {
+    return this.database.run('read', call, sql`select 1`);
+  }
+
+  read(uuid: string, call: Call): Promise<Stored | undefined> {
+    return this.database.admit(call, () => this.reads({ uuid, call }));
+  }
+
+  /** Inserts the row; where its key is taken, nothing. */
+  create(row: Row, call: Call): Promise<Written> {
+    const ask = { uuid: String(row[this.resource.key]), row, call };
+    return this.database.admit(call, async () => {
+      for (let tries = 2; ; tries -= 1) {
+        const made = await this.creates(ask); // no row: its key came in between
+        if (made.rows > 0 || tries === 0) return made;
+      }
     });
-    return found && { body: found.body ?? '', version: found.version ?? '' };
+  }
+
+  /** Inserts the row, or puts it in the place of the one with its key. */
+  replace(row: Row, call: Call): Promise<Written> {
+    const ask = { uuid: String(row[this.resource.key]), row, call };
+    return this.database.admit(call, () => this.replaces(ask));
   }
 
   /** Inserts all rows, or none where a key is taken; the flag tells whether by what was wanted. */
-  function create(rows: Row[], terms: Terms, call: Call): Promise<Written> {
-    const same = sql`row(${list(settable, 't.')}) is not distinct from row(${list(settable, 'i.')})`;
-    const ctes = sql`
-      input as (select * from json_populate_recordset(null::${table}, ${JSON.stringify(rows)})),
-      there as (select t.*, t.xmin::text as "#", ${same} as flag from ${table} t join input i using (${key})),
-      made as (
-        insert into ${table} as t (${list(all)}) select ${list(all)} from input
-        where not exists (select from there) ${returning}, null::boolean as flag
-      ),
-      changed as (select * from made union all select * from there)`;
-    return write('keyed', ctes, terms, call);
+  createMany(rows: Row[], terms: Terms, call: Call): Promise<Written> {
+    return this.write('keyed', this.creation(rows, true), terms, call);
   }
 
   /** Inserts rows; where the key is taken, `set` columns replace what is there, or nothing does. */
-  function upsert(rows: Row[], set: string[], terms: Terms, call: Call): Promise<Written> {
-    const update = sql`update set (${list(set)}) = row(${list(set, 'excluded.')})`;
-    const ctes = sql`
-      changed as (
-        insert into ${table} as t (${list(all)})
-        select ${list(all)} from json_populate_recordset(null::${table}, ${JSON.stringify(rows)})
-        on conflict (${key}) do ${set.length > 0 ? update : sql`nothing`} ${returning}, t.xmax = 0 as flag
-      )`;
-    return write('write', ctes, terms, call);
+  upsert(rows: Row[], set: string[], terms: Terms, call: Call): Promise<Written> {
+    return this.write('write', this.replacement(rows, set), terms, call);
   }
 
   /** Sets what the part has and leaves the rest, all within the statement (RFC 7396). */
-  function merge(uuid: string, part: Row, versions: Versions, call: Call): Promise<Written> {
-    const source = sql`json_populate_record(t, ${JSON.stringify(part)})`;
-    const set = sql`set (${list(settable)}) = (select ${list(settable)} from ${source})`;
-    return change(sql`update ${table} t ${set}`, byKey(uuid, versions), {}, call, uuid);
-  }
-
-  function remove(uuid: string, versions: Versions, call: Call): Promise<Written> {
-    return change(sql`delete from ${table} t`, byKey(uuid, versions), {}, call, uuid);
+  merge(uuid: string, part: Row, versions: Versions, call: Call): Promise<Written> {
+    const action = sql`update ${this.table} t set ${this.setFrom(sql`${JSON.stringify(part)}`)}`;
+    return this.change(action, this.only(uuid, versions), {}, call, uuid);
   }
 
   /** The same part for all rows that pass, or each of the given rows for its own. */
-  function mergeMany(
-    parts: Row | Row[],
-    filters: Filter[],
-    terms: Terms,
-    call: Call,
-  ): Promise<Written> {
-    const each = Array.isArray(parts);
-    const part = each ? sql`i.value` : sql`${JSON.stringify(parts)}`;
-    const set = sql`(${list(settable)}) = (select ${list(settable)} from json_populate_record(t, ${part}))`;
-    const from = each ? sql`from json_array_elements(${JSON.stringify(parts)}) i` : sql``;
-    const own = each ? [sql`t.${key} = (i.value->>${resource.key})::uuid`] : [];
-    const action = sql`update ${table} t set ${set} ${from}`;
-    return change(action, [...own, ...filters.map(test)], terms, call);
+  mergeMany(part: Row | Row[], filters: Filter[], terms: Terms, call: Call): Promise<Written> {
+    const json = sql`${JSON.stringify(part)}`;
+    const tests = filters.map(test);
+    if (!Array.isArray(part)) {
+      return this.change(sql`update ${this.table} t set ${this.setFrom(json)}`, tests, terms, call);
+    }
+    const from = sql`${this.setFrom(sql`i.value`)} from json_array_elements(${json}) i`;
+    const own = sql`t.${this.key} = (i.value->>${this.resource.key})::uuid`;
+    return this.change(sql`update ${this.table} t set ${from}`, [own, ...tests], terms, call);
   }
 
-  function removeMany(filters: Filter[], terms: Terms, call: Call): Promise<Written> {
-    return change(sql`delete from ${table} t`, filters.map(test), terms, call);
+  remove(uuid: string, versions: Versions, call: Call): Promise<Written> {
+    if (!Array.isArray(versions))
+      return this.database.admit(call, () => this.removes({ uuid, call }));
+    return this.change(sql`delete from ${this.table} t`, this.only(uuid, versions), {}, call, uuid);
   }
 
-  function byKey(uuid: string, versions: Versions): Fragment[] {
-    const known = Array.isArray(versions) ? [sql`t.xmin::text = any(${`{${versions}}`})`] : [];
-    return [sql`t.${key} = ${uuid}`, ...known];
+  removeMany(filters: Filter[], terms: Terms, call: Call): Promise<Written> {
+    return this.change(sql`delete from ${this.table} t`, filters.map(test), terms, call);
   }
 
-  function change(action: Fragment, tests: Fragment[], terms: Terms, call: Call, uuid?: string) {
-    const changed = sql`changed as (${action} ${where(tests)} ${returning}, null::boolean as flag)`;
-    return write('write', changed, terms, call, uuid);
-  }
-
-  /** Runs the CTEs, of which `changed` are the rows written; a failing term makes all of it fail. */
-  async function write(
-    kind: Kind,
-    ctes: Fragment,
-    terms: Terms,
-    call: Call,
-    uuid?: string,
-  ): Promise<Written> {
-    const { single = false, most } = terms;
-    const most_ = most === undefined ? sql`false` : sql`count(*) > ${most}`;
-    const broken = single ? sql`count(*) <> 1 or ${most_}` : most_;
-    const found = uuid
-      ? sql`(select count(*) from ${table} t where t.${key} = ${uuid})`
-      : sql`null`;
-    const [result] = await run(
-      kind,
-      call,
-      (sql) => sql`
-      with ${ctes}
-      select count(*) as rows, string_agg(${member(terms)}, ',') as body, min("#") as version,
-        bool_and(flag) as every, bool_or(flag) as some, ${found} as found,
-        case when ${broken} then ('!' || count(*))::int end as term
-      from changed t`,
-    ).catch((error) => {
-      const rows = Number(/"!(\d+)"/.exec(error.message)?.[1]);
-      if (codeOf(error) !== '22P02' || Number.isNaN(rows)) throw error;
-      throw single && rows !== 1 ? notOne(rows) : tooMany(rows);
-    });
-    return {
-      rows: Number(result?.rows),
-      body: result?.body ?? '',
-      version: result?.version ?? '',
-      created: result?.some === 't',
-      taken: result?.some !== null,
-      same: result?.every === 't',
-      found: result?.found === '1',
-    };
-  }
-
-  /** One page, with bodies unless it is for HEAD, with the total when `count`. */
-  async function page(
-    query: Query,
-    limit: number,
-    wants: { body: boolean; count: boolean },
-    call: Call,
-  ) {
-    const { after, ...whole } = query;
-    const values = query.order.map((by) => sql`${column(by.column)}::text`);
-    const next = isGrouped(query) ? sql`''` : sql`json_build_array(${commas(values)})::text`;
-    const bodies = sql`string_agg(${member(query)}, ',') filter (where "#" <= ${limit})`;
-    const total = wants.count ? sql`(select count(*) from ${source(whole, null, 0)} t)` : sql`null`;
-    const rows = sql`(select row_number() over () as "#", t.* from ${source(query, limit + 1, query.offset)} t)`;
-    const [result] = await run('read', call, (sql) =>
-      prepared(
-        query,
-        sql`
-      select count(*) as rows, ${wants.body ? bodies : sql`''`} as body, ${total} as total,
-        max(${next}) filter (where "#" = ${limit}) as next
-      from ${rows} t`,
-      ),
-    );
-    const found = Number(result?.rows);
-    return {
-      rows: Math.min(found, limit),
-      body: result?.body ?? '',
-      more: limit > 0 && found > limit,
-      next: Buffer.from(result?.next ?? '').toString('base64url'),
-      ...(wants.count && { total: Number(result?.total) }),
-    };
-  }
-
-  const shapes = new Set<string>();
-
-  /** Keeps a statement prepared unless its shape is one too many: each stays in every connection. */
-  function prepared(query: Query, statement: Pending): Pending {
-    const shape = JSON.stringify(query, (name, value) => {
-      if (name === 'after') return value?.map((one: string | null) => one === null);
-      return ['value', 'limit', 'offset', 'name'].includes(name) ? undefined : value;
-    });
-    if (shapes.size < MOST_SHAPES) shapes.add(shape);
-    if (!shapes.has(shape) && statement.options) statement.options.prepare = false;
-    return statement;
+  /** One page. Equal ones that are asked for at the same time are one statement. */
+  page(query: Query, wanted: Wanted, call: Call): Promise<Page> {
+    const statement = this.paging(query, wanted);
+    const key = JSON.stringify(statement);
+    return this.database.admit(call, () => this.pages(key, { query, wanted, statement, call }));
   }
 
   /** All rows of a list, in batches: as JSON texts, or as CSV lines. */
-  async function* stream(query: Query, csv: boolean, call: Call): AsyncGenerator<string[]> {
-    const { select = all.map((name): Member => ({ name, column: name })) } = query;
-    const values = select.map(
-      (one, at) => sql`${isGrouped(query) ? raw(`t.c${at}`) : expression(one)} as ${raw(`c${at}`)}`,
-    );
-    const wanted = csv ? commas(values) : sql`${member(query)} as body`;
-    const rows = source(query, query.limit ?? null, query.offset);
-    const batches = database.stream(call, (sql) => sql`select ${wanted} from ${rows} t`);
-    let header = csv ? [csvLine(select.map(({ name }) => name))] : [];
-    for await (const batch of batches) {
-      yield [
-        ...header,
-        ...batch.map((one) => (csv ? csvLine(Object.values(one)) : (one.body ?? ''))),
-      ];
+  async *stream(query: Query, csv: boolean, call: Call): AsyncGenerator<string[]> {
+    const { select = this.resource.names.map((name): Member => ({ name, column: name })) } = query;
+    const values = select.map((one, at) => sql`${shownOf(query, one, at)} as ${name(`c${at}`)}`);
+    const wanted = csv ? joined(values) : sql`${this.member(query)} as body`;
+    const rows = this.source(query, query.limit ?? null, query.offset);
+    const lineOf = (one: Result) => (csv ? csvLine(Object.values(one)) : (one.body ?? ''));
+    let header = csv ? [csvLine(select.map((one) => one.name))] : [];
+    for await (const batch of this.database.stream(call, sql`select ${wanted} from ${rows} t`)) {
+      yield [...header, ...batch.map(lineOf)];
       header = [];
     }
     if (header.length > 0) yield header; // not before the statement has begun: it may yet fail
   }
 
   /**
-   * COPYs CSV in and tells how many rows. What COPY does not check is checked in its WHERE, where
-   * a cast that fails names the column. Throws 400 or 409 with line and column.
+   * COPYs CSV in. What COPY does not check is checked in its WHERE, where a cast that fails names
+   * the column. Throws 400 or 409 with line and column.
    */
-  async function copy(csv: CsvReader): Promise<void> {
-    const names = csv.columns.map(quoted).join(', ');
-    const tests = Object.entries(resource.columns).map(([name, { nullable, check }]) => {
-      const fails = `(${check(quoted(name))}) is ${nullable ? 'false' : 'not true'}`;
-      const message = `${literal(`!${name}`)} || coalesce(left(${quoted(name)}::text, 0), '')`;
+  async copy(csv: CsvReader): Promise<void> {
+    const tests = Object.entries(this.resource.columns).map(([column, { nullable, check }]) => {
+      const fails = `(${check(quoted(column))}) is ${nullable ? 'false' : 'not true'}`;
+      const message = `${literal(`!${column}`)} || coalesce(left(${quoted(column)}::text, 0), '')`;
       return `when ${fails} then (${message})::int is null`; // not constant, or it failed at once
     });
-    const statement = `copy ${quoted(resource.table)} (${names}) from stdin (format csv)
-      where case ${tests.join(' ')} else true end`;
-    await database.copy(statement, csv.lines).catch((error) => {
-      throw badLine(resource, error);
+    const into = `copy ${this.table.text} (${csv.columns.map(quoted).join(', ')})`;
+    const statement = `${into} from stdin (format csv) where case ${tests.join(' ')} else true end`;
+    await this.database.copy(statement, csv.lines).catch((error) => {
+      throw badLine(this.resource, error);
     });
+  }
+
+  private together<O>(work: string, run: Grouping<Ask, O>['run']) {
+    const keyOf = work === 'read' ? () => undefined : ({ uuid }: Ask) => uuid;
+    return group({ ...this.grouping(work, run), keyOf });
+  }
+
+  private grouping<I extends { call: Call }, O>(work: string, run: Grouping<I, O>['run']) {
+    return {
+      ...GROUPS,
+      refuse: ({ call }: I) => call.outgoing?.destroyed && gone(),
+      isApart: (error: unknown) => UNDONE.test(codeOf(error)),
+      observe: (requests: number) => this.database.observe(work, requests),
+      run,
+    };
+  }
+
+  private async readAll(asks: Ask[], since: number): Promise<(Stored | undefined)[]> {
+    const { table, key, row } = this;
+    const statement = sql`
+      select t.${key}::text as key, t.xmin::text as version, ${row} as body
+      from ${table} t where t.${key} = any(${keysOf(asks)})`;
+    const found = await this.database.run('read', callOf(asks), statement, since);
+    const rows = new Map(found.map((one) => [one.key, one as Stored]));
+    return asks.map(({ uuid }) => rows.get(uuid));
+  }
+
+  private createAll(asks: Ask[], since: number): Promise<Written[]> {
+    return this.writeAll('keyed', asks, this.creation(rowsOf(asks), false), since);
+  }
+
+  private replaceAll(asks: Ask[], since: number): Promise<Written[]> {
+    const ctes = this.replacement(rowsOf(asks), this.resource.names);
+    return this.writeAll('write', asks, ctes, since);
+  }
+
+  private removeAll(asks: Ask[], since: number): Promise<Written[]> {
+    const removed = sql`delete from ${this.table} t where t.${this.key} = any(${keysOf(asks)})`;
+    const ctes = sql`changed as (${removed} ${RETURNING}, null::boolean as flag)`;
+    return this.writeAll('write', asks, ctes, since);
+  }
+
+  /** Runs the CTEs for a group; of each ask what became of its row. */
+  private async writeAll(kind: Kind, asks: Ask[], ctes: Sql, since: number): Promise<Written[]> {
+    const call = callOf(asks);
+    const statement = sql`with ${ctes} select t.${this.key}::text as key, "#" as version,
+      ${this.row} as body, flag from changed t`;
+    const results = await this.database.run(kind, call, statement, since);
+    for (const ask of asks) ask.call.repeated ||= call.repeated;
+    const rows = new Map(results.map((one) => [one.key, one]));
+    return asks.map(({ uuid }) => writtenOf(rows.get(uuid)));
+  }
+
+  /** `changed` are the rows made, and those that were there, with a flag: as they were wanted. */
+  private creation(rows: Row[], together: boolean): Sql {
+    const { table, key, all } = this;
+    const none = sql`where not exists (select from there)`;
+    const columns = Object.keys(this.resource.columns);
+    return sql`
+      input as (select * from json_populate_recordset(null::${table}, ${JSON.stringify(rows)})),
+      there as (
+        select t.*, t.xmin::text as "#",
+          row(${names(columns, 't.')}) is not distinct from row(${names(columns, 'i.')}) as flag
+        from ${table} t join input i using (${key})
+      ),
+      made as (
+        insert into ${table} as t (${all}) select ${all} from input
+        ${together ? none : sql`on conflict (${key}) do nothing`} ${RETURNING}, null::boolean as flag
+      ),
+      changed as (select * from made union all select * from there)`;
+  }
+
+  /** `changed` are the rows written, with a flag: they are new. */
+  private replacement(rows: Row[], set: string[]): Sql {
+    const { table, key, all } = this;
+    const update = sql`update set (${names(set)}) = row(${names(set, 'excluded.')})`;
+    return sql`changed as (
+      insert into ${table} as t (${all})
+      select ${all} from json_populate_recordset(null::${table}, ${JSON.stringify(rows)})
+      on conflict (${key}) do ${set.length > 0 ? update : sql`nothing`} ${RETURNING}, t.xmax = 0 as flag
+    )`;
+  }
+
+  private setFrom(json: Sql): Sql {
+    return sql`(${this.settable}) = (select ${this.settable} from json_populate_record(t, ${json}))`;
+  }
+
+  private only(uuid: string, versions: Versions): Sql[] {
+    const known = Array.isArray(versions) ? [sql`t.xmin::text = any(${`{${versions}}`})`] : [];
+    return [sql`t.${this.key} = ${uuid}`, ...known];
+  }
+
+  private change(action: Sql, tests: Sql[], terms: Terms, call: Call, uuid?: string) {
+    const changed = sql`${action} ${where(tests)} ${RETURNING}, null::boolean as flag`;
+    return this.write('write', sql`changed as (${changed})`, terms, call, uuid);
+  }
+
+  /** Runs the CTEs, of which `changed` are the rows written; a failing term makes all of it fail. */
+  private async write(
+    kind: Kind,
+    ctes: Sql,
+    terms: Terms,
+    call: Call,
+    uuid?: string,
+  ): Promise<Written> {
+    const { single = false, most = MOST_ROWS } = terms;
+    const broken = sql`count(*) > ${most} or (${single} and count(*) <> 1)`;
+    const found = sql`(select count(*) from ${this.table} t where t.${this.key} = ${uuid ?? null})`;
+    const statement = sql`
+      with ${ctes}
+      select count(*) as rows, string_agg(${this.member(terms)}, ',') as body, min("#") as version,
+        bool_and(flag) as every, bool_or(flag) as flag, ${uuid ? found : sql`null`} as found,
+        case when ${broken} then ('!' || count(*))::int end as term
+      from changed t`;
+    const answer = this.database.admit(call, () => this.database.run(kind, call, statement));
+    const [result] = await answer.catch((error) => {
+      const rows = Number(/"!(\d+)"/.exec(error.message)?.[1]);
+      if (codeOf(error) !== '22P02' || Number.isNaN(rows)) throw error;
+      throw single && rows !== 1 ? notOne(rows) : tooMany(rows);
+    });
+    return writtenOf(result);
+  }
+
+  /** Equal asks, one page; its rows are passed on as the bytes that PostgreSQL sent. */
+  private async readPages(asks: PageAsk[], since: number): Promise<Page[]> {
+    const [{ query, wanted, statement }] = asks as [PageAsk];
+    const results = await this.database.run('read', callOf(asks), statement, since, true);
+    const [count, total, next, bytes] = Object.values(results[0] ?? {}) as unknown as Raw[];
+    const [found, all] = [Number(count), bytes ?? Buffer.from('')];
+    const beyond = found > wanted.limit;
+    const more = beyond && wanted.limit > 0;
+    const body = beyond ? all.subarray(0, Math.max(all.lastIndexOf(LINE), 0)) : all;
+    const page = {
+      rows: beyond ? wanted.limit : found,
+      body: Buffer.concat([OPENING, body, CLOSING]),
+      ...{ more, next: more ? cursorOf(query, body, next) : '' },
+      ...(wanted.count && { total: Number(total) }),
+    };
+    return asks.map(() => page);
+  }
+
+  /** One row more than wanted tells that there are more. */
+  private paging(query: Query, { limit, body, count }: Wanted): Sql {
+    const { after, ...whole } = query;
+    const seen = isGrouped(query) || (body && !query.select); // else the cursor is in no row
+    const values = query.order.map(({ column }) => sql`t.${name(column)}::text`);
+    const next = seen ? sql`null` : sql`(array_agg(json_build_array(${joined(values)})))[${limit}]`;
+    return sql`
+      select count(*),
+        ${count ? sql`(select count(*) from ${this.source(whole, null, 0)} t)` : sql`null`},
+        ${next}, ${body ? sql`string_agg(${this.member(query)}, E',\n')` : sql`null`}
+      from ${this.source(query, limit + 1, query.offset)} t`;
   }
 
   /** The rows of a list as a table; groups have the columns c0, c1, … in the order of `select`. */
-  function source(query: Query, limit: number | null, offset: number): Fragment {
+  private source(query: Query, limit: number | null, offset: number): Sql {
     const { select = [], filters, order, after } = query;
-    const groups = isGrouped(query) ? groupedBy(query).map(column) : [];
-    const members = select.map((one, at) => sql`${expression(one)} as ${raw(`c${at}`)}`);
-    const tests = [...filters.map(test), ...(after ? [behind(order, after)] : [])];
+    const groups = isGrouped(query) ? groupedBy(query).map((column) => sql`t.${name(column)}`) : [];
+    const members = select.map((one, at) => sql`${expression(one)} as ${name(`c${at}`)}`);
+    const tests = [...filters.map(test), ...(after ? [behind(this.resource, order, after)] : [])];
     return sql`(
-      select ${isGrouped(query) ? commas(members) : sql`t.*`} from ${table} t
-      ${where(tests)}
-      ${groups.length > 0 ? sql`group by ${commas(groups)}` : sql``}
-      ${order.length > 0 ? sql`order by ${commas(order.map(direction))}` : sql``}
+      select ${isGrouped(query) ? joined(members) : sql`t.*`} from ${this.table} t ${where(tests)}
+      ${groups.length > 0 ? sql`group by ${joined(groups)}` : sql``}
+      ${order.length > 0 ? sql`order by ${joined(order.map(direction))}` : sql``}
       limit ${limit} offset ${offset})`;
   }
 
-  function where(tests: Fragment[]): Fragment {
-    return tests.length > 0 ? sql`where ${joined(tests, sql`and`)}` : sql``;
-  }
-
   /** A row of source() as JSON text. Names are bound as values: they may be the caller's. */
-  function member(query: { select?: Member[] | undefined }): Fragment {
-    if (!query.select) return row;
-    const value = (one: Member, at: number) =>
-      isGrouped(query) ? raw(`t.c${at}`) : expression(one);
-    const members = query.select.map((one, at) => sql`${one.name}::text, ${value(one, at)}`);
-    return sql`json_build_object(${commas(members)})::text`;
+  private member(query: Pick<Terms, 'select'>): Sql {
+    if (!query.select) return this.row;
+    const members = query.select.map(
+      (one, at) => sql`${one.name}::text, ${shownOf(query, one, at)}`,
+    );
+    return sql`json_build_object(${joined(members)})::text`;
   }
+}
 
-  function expression({ column: name, inner, aggregate, cast }: Member): Fragment {
-    const as = (of: Fragment, type?: string) => (type ? sql`${of}::${raw(type)}` : of);
-    const plain = name ? as(column(name), inner) : sql`*`;
-    return as(aggregate ? sql`${raw(aggregate)}(${plain})` : plain, cast);
-  }
+/** A lone ask is cancelled when its client leaves; of many only who left goes without an answer. */
+function callOf(asks: { call: Call }[]): Call {
+  const { outgoing } = asks[0]?.call ?? {};
+  return { sub: '', ms: 0, repeated: false, ...(asks.length === 1 && outgoing && { outgoing }) };
+}
 
-  function direction({ column: name, descending, nullsFirst }: Order): Fragment {
-    const nulls = nullsFirst ? 'nulls first' : 'nulls last';
-    return sql`${column(name)} ${raw(`${descending ? 'desc' : 'asc'} ${nulls}`)}`;
-  }
+/** By key, so that two groups lock their rows in the same order. */
+function rowsOf(asks: Ask[]): Row[] {
+  const sorted = asks.toSorted((a, b) => (a.uuid < b.uuid ? -1 : 1));
+  return sorted.map(({ row = {} }) => row);
+}
 
-  function test(filter: Filter): Fragment {
-    if ('not' in filter) return sql`not (${test(filter.not)})`;
-    if ('tree' in filter) return sql`(${joined(filter.branches.map(test), raw(filter.tree))})`;
-    const { operator, modifier, value } = filter;
-    const [left, by] = [column(filter.column), raw(OPERATORS.get(operator) ?? '')];
-    if (operator === 'is') return sql`${left} is ${raw(value.replace('_', ' '))}`;
-    if (operator === 'in') return sql`${left} ${by}(${value})`;
-    if (!SEARCHING.test(operator)) {
-      return modifier ? sql`${left} ${by} ${raw(modifier)}(${value})` : sql`${left} ${by} ${value}`;
-    }
-    const config = modifier ? sql`${modifier}::text::regconfig, ` : sql``;
+function keysOf(asks: Ask[]): string {
+  return `{${asks.map(({ uuid }) => uuid)}}`;
+}
+
+function writtenOf(result: Result = {}): Written {
+  const { rows = result.key ? 1 : 0, body, version, flag, every = flag, found } = result;
+  return {
+    ...{ rows: Number(rows), body: body ?? '', version: version ?? '' },
+    ...{ created: flag === 't', taken: flag !== null, same: every === 't', found: found === '1' },
+  };
+}
+
+/** The order's values in the last row of a page; of groups there are none. */
+function cursorOf(query: Query, body: Buffer, next: Raw): string {
+  if (isGrouped(query)) return '';
+  const last = next ? {} : JSON.parse(body.toString('utf8', body.lastIndexOf(LINE) + 1));
+  const values = query.order.map(({ column }) => last[column]?.toString() ?? null);
+  return (next ?? Buffer.from(JSON.stringify(values))).toString('base64url');
+}
+
+function where(tests: Sql[]): Sql {
+  return tests.length > 0 ? sql`where ${joined(tests, sql` and `)}` : sql``;
+}
+
+function shownOf(query: Pick<Query, 'select'>, one: Member, at: number): Sql {
+  return isGrouped(query) ? sql`t.${name(`c${at}`)}` : expression(one);
+}
+
+function expression({ column, inner, aggregate, cast }: Member): Sql {
+  const as = (of: Sql, type?: string) => (type ? sql`${of}::${word(type)}` : of);
+  const plain = column ? as(sql`t.${name(column)}`, inner) : sql`*`;
+  return as(aggregate ? sql`${word(aggregate)}(${plain})` : plain, cast);
+}
+
+function direction({ column, descending, nullsFirst }: Order): Sql {
+  const words = `${descending ? 'desc' : 'asc'} nulls ${nullsFirst ? 'first' : 'last'}`;
+  return sql`t.${name(column)} ${word(words)}`;
+}
+
+function test(filter: Filter): Sql {
+  if ('not' in filter) return sql`not (${test(filter.not)})`;
+  if ('tree' in filter)
+    return sql`(${joined(filter.branches.map(test), word(` ${filter.tree} `))})`;
+  const { operator, modifier, value } = filter;
+  const [left, by] = [sql`t.${name(filter.column)}`, word(OPERATORS.get(operator) ?? '')];
+  if (operator === 'is') return sql`${left} is ${word(value.replace('_', ' '))}`;
+  if (operator === 'in') return sql`${left} ${by}(${value})`;
+  const config = modifier ? sql`${modifier}::text::regconfig, ` : sql``;
+  if (SEARCHING.test(operator))
     return sql`to_tsvector(${config}${left}) @@ ${by}(${config}${value})`;
-  }
+  return modifier ? sql`${left} ${by} ${word(modifier)}(${value})` : sql`${left} ${by} ${value}`;
+}
 
-  /** Keyset: behind the given values in the given order. */
-  function behind(order: Order[], values: (string | null)[]): Fragment {
-    return order.reduceRight((rest, by, at) => {
-      const [left, value = null] = [column(by.column), values[at]];
-      const same = value === null ? sql`${left} is null` : sql`${left} = ${value}`;
-      return sql`(${past(by, left, value)} or (${same} and ${rest}))`;
-    }, sql`false` as Fragment);
-  }
-
-  function past(
-    { descending, nullsFirst, column: name }: Order,
-    left: Fragment,
-    value: string | null,
-  ) {
-    if (value === null) return nullsFirst ? sql`${left} is not null` : sql`false`;
-    const further = sql`${left} ${raw(descending ? '<' : '>')} ${value}`;
-    return nullsFirst || name === resource.key ? further : sql`${further} or ${left} is null`;
-  }
-
-  function joined(parts: Fragment[], by: Fragment): Fragment[] {
-    return parts.flatMap((part, at) => (at > 0 ? [by, part] : [part]));
-  }
-
-  function commas(parts: Fragment[]): Fragment[] {
-    return joined(parts, sql`,`);
-  }
-
-  return { ping, read, create, upsert, merge, mergeMany, remove, removeMany, page, stream, copy };
+/** Keyset: behind the given values in the given order. */
+function behind({ key }: Resource, order: Order[], values: (string | null)[]): Sql {
+  return order.reduceRight((rest, { column, descending, nullsFirst }, at) => {
+    const [left, value = null] = [sql`t.${name(column)}`, values[at]];
+    const further = sql`${left} ${word(descending ? '<' : '>')} ${value}`;
+    const past = nullsFirst || column === key ? further : sql`${further} or ${left} is null`;
+    const [beyond, same] =
+      value === null
+        ? [nullsFirst ? sql`${left} is not null` : sql`false`, sql`${left} is null`]
+        : [past, sql`${left} = ${value}`];
+    return sql`(${beyond} or (${same} and ${rest}))`;
+  }, sql`false`);
 }
 
 function csvLine(values: (string | null)[]): string {
@@ -1456,6 +1675,108 @@ function badLine({ columns }: Resource, error: Error & { where?: string }): unkn
     details: where,
     errors,
   });
+}
+
+// --- Grouping -------------------------------------------------------------------
+
+/** How items are answered together. */
+export type Grouping<I, O> = {
+  /** Items of a group at most, and groups under way at once. */
+  most: number;
+  width: number;
+  /** Items of one key are never in one group. */
+  keyOf?: (item: I) => unknown;
+  /** An error for an item that is not to be run any more. */
+  refuse: (item: I) => unknown;
+  /** Tells whether the error left nothing behind, so that each item may be tried alone. */
+  isApart: (error: unknown) => boolean;
+  observe: (items: number) => void;
+  /** Outputs in the order of the items; `since` is when the first of them came, in ms. */
+  run: (items: I[], since: number) => Promise<O[]>;
+};
+
+type Waiter<I, O> = {
+  item: I;
+  since: number;
+  resolve: (output: O) => void;
+  reject: (error: unknown) => void;
+};
+
+/**
+ * Answers items in groups. What comes while `width` groups are under way goes into the next, so
+ * that each is answered by a run that began after it came; a lone one does not wait for others.
+ */
+export function group<I, O>(grouping: Grouping<I, O>): (item: I) => Promise<O> {
+  const { width, observe, run, isApart } = grouping;
+  const waiting: Waiter<I, O>[] = [];
+  let [running, due] = [0, false];
+
+  const settle = async (batch: Waiter<I, O>[]): Promise<void> => {
+    observe(batch.length);
+    try {
+      const outputs = await run(
+        batch.map(({ item }) => item),
+        batch[0]?.since ?? 0,
+      );
+      for (const [at, one] of batch.entries()) one.resolve(outputs[at] as O);
+    } catch (error) {
+      if (batch.length > 1 && isApart(error)) await Promise.all(batch.map((one) => settle([one])));
+      else for (const one of batch) one.reject(error);
+    }
+  };
+
+  const start = async (): Promise<void> => {
+    const batch = takeBatch(waiting, grouping);
+    due = false;
+    running += 1;
+    schedule(); // more wait than one group takes
+    if (batch.length > 0) await settle(batch);
+    running -= 1;
+    schedule();
+  };
+
+  /** A lone one begins at once, others behind what else this turn of the event loop brings. */
+  const schedule = (): void => {
+    if (due || running >= width || waiting.length === 0) return;
+    due = true;
+    if (running === 0 && waiting.length === 1) void start();
+    else setImmediate(start);
+  };
+
+  return (item) =>
+    new Promise((resolve, reject) => {
+      waiting.push({ item, since: performance.now(), resolve, reject });
+      schedule();
+    });
+}
+
+/** Takes the oldest out of those who wait, but for those whose key is in the batch already. */
+function takeBatch<I, O>(waiting: Waiter<I, O>[], grouping: Grouping<I, O>): Waiter<I, O>[] {
+  const batch = new Map<unknown, Waiter<I, O>>();
+  for (const one of waiting.splice(0)) {
+    const key = grouping.keyOf?.(one.item) ?? one;
+    const refusal = grouping.refuse(one.item);
+    if (refusal) one.reject(refusal);
+    else if (batch.size < grouping.most && !batch.has(key)) batch.set(key, one);
+    else waiting.push(one);
+  }
+  return [...batch.values()];
+}
+
+/** Gives all who ask the same while an answer is under way the next one, which is one run. */
+export function share<I, O>(grouping: Grouping<I, O>): (key: string, item: I) => Promise<O> {
+  const groups = new Map<string, { ask: (item: I) => Promise<O>; asking: number }>();
+  return async (key, item) => {
+    const shared = groups.get(key) ?? { ask: group({ ...grouping, width: 1 }), asking: 0 };
+    groups.set(key, shared);
+    shared.asking += 1;
+    try {
+      return await shared.ask(item);
+    } finally {
+      shared.asking -= 1;
+      if (shared.asking === 0) groups.delete(key);
+    }
+  };
 }
 
 // --- Auth -----------------------------------------------------------------------
@@ -1723,10 +2044,12 @@ export function createApp(service: Service): App {
     const headers: Record<string, string> = { ...own, 'X-Request-Id': id };
     headers['Server-Timing'] = `db;dur=${call.ms.toFixed(1)}, total;dur=${ms.toFixed(1)}`;
     if (typeof body === 'string') headers['Content-Length'] = String(Buffer.byteLength(body));
+    if (body instanceof Uint8Array) headers['Content-Length'] = String(body.length);
     if (incoming.headers.origin)
       Object.assign(headers, crossOrigin(config, incoming.headers.origin));
     if (life.stopping) headers.Connection = 'close';
-    if (!(body instanceof Readable)) return new Response(body, { status, headers });
+    if (!(body instanceof Readable))
+      return new Response(body as BodyInit | null, { status, headers });
     outgoing.writeHead(status, headers);
     pipeline(
       body,
@@ -1806,8 +2129,8 @@ function rowHandlers({ config, resource, store }: Service) {
     if (c.req.method !== 'HEAD' && (type === CSV || type === NDJSON))
       return streamed(c, type, query);
     const limit = Math.min(query.limit ?? config.MAX_ROWS, config.MAX_ROWS);
-    const wants = { body: c.req.method !== 'HEAD', count: 'count' in preferencesOf(c) };
-    return pageAnswer(c, type, query, await store.page(query, limit, wants, c.env.call));
+    const wanted = { limit, body: c.req.method !== 'HEAD', count: 'count' in preferencesOf(c) };
+    return pageAnswer(c, type, query, await store.page(query, wanted, c.env.call));
   }
 
   function listAll(c: Ctx): Promise<Answer> {
@@ -1848,7 +2171,10 @@ function rowHandlers({ config, resource, store }: Service) {
     for (const row of rows) row[resource.key] = keyed ?? row[resource.key] ?? uuidv7();
     const named = query.columns ?? bodies.flatMap((one) => Object.keys(Object(one)));
     if (asked.resolution) return upsert(c, query, rows, [...new Set(named)], shape, terms);
-    const made = await store.create(rows, terms, c.env.call);
+    const alone = !many && !query.select && terms.most === undefined;
+    const made = alone
+      ? await store.create(rows[0] ?? {}, c.env.call)
+      : await store.createMany(rows, terms, c.env.call);
     const mine = made.same && (keyed || c.env.call.repeated);
     if (made.taken && !mine) throw taken(keyed);
     const location = `${baseOf(c, resource)}/${rows[0]?.[resource.key]}`;
@@ -1890,7 +2216,7 @@ function rowHandlers({ config, resource, store }: Service) {
     const only = c.req.raw.headers.get('if-none-match') === '*';
     const stored = versions
       ? await store.merge(uuid, row, versions, c.env.call)
-      : await store.upsert([row], only ? [] : resource.names, {}, c.env.call);
+      : await (only ? store.upsert([row], [], {}, c.env.call) : store.replace(row, c.env.call));
     if (stored.rows === 0) throw preconditionFailed();
     const created = stored.created && { Location: `${baseOf(c, resource)}/${uuid}` };
     const headers = { ...tag(stored), ...created };
@@ -2228,7 +2554,7 @@ function pageAnswer(c: Ctx, type: string, query: Query, page: Page): Answer {
       ...applied(preferencesOf(c)),
       ...link,
     },
-    body: type === OBJECT ? body : `[${body}]`,
+    body: type === OBJECT ? body.subarray(1, -1) : body,
   };
 }
 
@@ -2604,8 +2930,8 @@ type Running = { url: string; failed: Promise<never>; stop: () => Promise<void> 
 /** Serves in this process. */
 async function serve(config: Config, resource: Resource, log: Logger): Promise<Running> {
   const life: Life = { stopping: false, prepared: false };
-  const database = openDatabase(config, log);
-  const store = createStore(resource, database);
+  const database = new Database(config, log);
+  const store = new Store(resource, database);
   const metrics = createMetrics(config, database);
   const authorize = createAuth(config, log);
   const server = createHttpServer(
@@ -2756,16 +3082,18 @@ async function embed(config: Config, resource: Resource, log: Logger) {
     throw error.name === 'EmbeddedError' ? new StartError(error.message) : error;
   });
   config.DATABASE_URL = embedded.url;
-  const database = openDatabase({ ...config, POOL_SIZE: 1 }, log);
-  const store = createStore(resource, database);
+  const database = new Database({ ...config, POOL_SIZE: 1 }, log);
+  const store = new Store(resource, database);
   const call: Call = { sub: '', ms: 0, repeated: false };
   await ensureTable(resource, database);
-  if (embedded.fresh && resource.sample) await store.create(await readSample(resource), {}, call);
-  const wants = { body: true, count: false };
-  const { body } = await store.page(parseQuery(resource, []), 1, wants, call);
+  if (embedded.fresh && resource.sample)
+    await store.createMany(await readSample(resource), {}, call);
+  const wanted = { limit: 1, body: true, count: false };
+  const { body } = await store.page(parseQuery(resource, []), wanted, call);
   await database.end();
   const { key, path } = resource;
-  const greet = (url: string) => welcome(url, path, embedded.home, key, JSON.parse(body || '{}'));
+  const [first = {}] = JSON.parse(String(body));
+  const greet = (url: string) => welcome(url, path, embedded.home, key, first);
   return { stop: embedded.stop, greet };
 }
 
