@@ -13,7 +13,7 @@ import { after, before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { parse } from 'yaml';
 import { freePort } from '../test/embedded.ts';
-import { ask, isRunning, startService, until } from '../test/harness.ts';
+import { ask, inherited, isRunning, nodeArguments, startService, until } from '../test/harness.ts';
 
 const COMPONENT = fileURLToPath(new URL('./components/postgres/', import.meta.url));
 
@@ -221,16 +221,22 @@ describe('components/postgres/start.sh', { skip: skip || false }, () => {
     assert.equal(code, 0);
   });
 
-  test('the service runs on it with what the component gives it', async () => {
+  test('the service runs on it with what the component gives it, and README.md gets a token', async () => {
     await start('first');
-    const service = await startService({
-      ...(await given()),
-      PGHOST: '127.0.0.1',
-      PGPORT: String(port),
-    });
+    const environment = { ...(await given()), PGHOST: '127.0.0.1', PGPORT: String(port) };
+    const service = await startService(environment);
     await until(async () => (await service.get('/readyz')).status === 200);
     assert.equal((await service.get('/passengers')).status, 200);
-    assert.equal((await service.request('POST', '/passengers', {})).status, 401);
+    const readme = await readFile(new URL('../README.md', import.meta.url), 'utf8');
+    const [, section = ''] = readme.split('## On Kubernetes');
+    const [, row = ''] = /-d '(\{.*\})'/.exec(section) ?? [];
+    assert.equal((await service.request('POST', '/passengers', row)).status, 401);
+    const [, command = ''] = /-- node app\.ts (token .*)\)/.exec(section) ?? [];
+    const args = [...nodeArguments, 'app.ts', ...command.split(' ')];
+    const options = { env: { ...inherited(), ...environment }, cwd: join(COMPONENT, '../../..') };
+    const token = spawnSync(process.execPath, args, options).stdout.toString().trim();
+    const headers = { authorization: `Bearer ${token}` };
+    assert.equal((await service.request('POST', '/passengers', row, headers)).status, 201);
     await service.stop();
   });
 
