@@ -107,6 +107,7 @@ describe('Config', () => {
   const refused: [string, Record<string, string>, RegExp][] = [
     ['PORT that is no number', { PORT: 'abc' }, /^PORT expected a whole number/],
     ['PORT past 65535', { PORT: '65536' }, /^PORT/],
+    ['BASE_PATH with a slash at the end', { BASE_PATH: '/a/' }, /^BASE_PATH/],
     ['PORT with a blank', { PORT: ' 80' }, /^PORT/],
     ['POOL_SIZE of 0', { POOL_SIZE: '0' }, /^POOL_SIZE/],
     ['MAX_ROWS in hexadecimal', { MAX_ROWS: '0x10' }, /^MAX_ROWS/],
@@ -1366,6 +1367,42 @@ describe('Routes', () => {
   test('OPTIONS of a path that is none names OPTIONS alone', async () => {
     const { status, headers, json } = await service.request('OPTIONS', '/nope');
     assert.deepEqual([status, headers.get('allow'), json.methods], [200, 'OPTIONS', []]);
+  });
+
+  test('HEAD of a stream has its type and no body', async () => {
+    const { status, headers, text } = await service.request('HEAD', '/passengerlist');
+    assert.deepEqual([status, headers.get('content-type'), text], [200, 'application/json', '']);
+  });
+
+  test('a write whose answer no one could take is 406 and changes nothing', async () => {
+    const { uuid, ...row } = await create({ age: 5 });
+    const asked = { prefer: 'return=representation', accept: 'text/html' };
+    for (const [method, body] of [
+      ['PUT', { ...row, age: 6 }],
+      ['PATCH', { age: 6 }],
+      ['DELETE', undefined],
+    ] as const) {
+      const reply = await service.request(method, `/passengers/${uuid}`, body, asked);
+      assertProblem(reply, 406, 'PGRST107');
+    }
+    assert.equal((await service.get(`/passengers/${uuid}`)).json.age, 5);
+  });
+
+  test('BASE_PATH stands before every path, in Location, Link and the document too', async () => {
+    const own = await startService({ DATABASE_URL: database.url, BASE_PATH: '/ws/rows' });
+    await until(async () => (await own.get('/ws/rows/readyz')).status === 200);
+    assertProblem(await own.get('/hello'), 404, 'PGRST125');
+    assertProblem(await own.get('/ws/rows/rest/v1/nope'), 404, 'PGRST205');
+    for (const path of ['/ws/rows/passengers', '/ws/rows/rest/v1/passengers']) {
+      const location = (await own.request('POST', path, BRAUND)).headers.get('location') ?? '';
+      assert.ok(location.startsWith(`${path}/`), location);
+      assert.equal((await own.get(location)).status, 200);
+      const link = (await own.get(`${path}?limit=1`)).headers.get('link') ?? '';
+      assert.equal((await own.get(/<(.*)>/.exec(link)?.[1] ?? '')).json.length, 1);
+    }
+    const { servers, paths } = (await own.get('/ws/rows/openapi.json')).json;
+    assert.deepEqual([servers, '/hello' in paths], [[{ url: '/ws/rows' }], true]);
+    await own.stop();
   });
 
   const misplaced: [string, string, string, RegExp][] = [

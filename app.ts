@@ -11,16 +11,10 @@
 import { isUtf8 } from 'node:buffer';
 import cluster from 'node:cluster';
 import { randomUUID } from 'node:crypto';
-import { EventEmitter, once } from 'node:events';
+import { EventEmitter, on, once } from 'node:events';
 import { readFileSync, realpathSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
-import {
-  createServer,
-  type IncomingMessage,
-  type Server,
-  type ServerResponse,
-  STATUS_CODES,
-} from 'node:http';
+import { createServer, type Server, type ServerResponse, STATUS_CODES } from 'node:http';
 import { type AddressInfo, connect as dial, type Socket } from 'node:net';
 import { pipeline, Readable } from 'node:stream';
 import { pipeline as finished } from 'node:stream/promises';
@@ -28,9 +22,10 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { setFlagsFromString } from 'node:v8';
-import { getRequestListener } from '@hono/node-server';
+import { getRequestListener, type HttpBindings } from '@hono/node-server';
 import { RESPONSE_ALREADY_SENT } from '@hono/node-server/utils/response';
 import { type Context, Hono } from 'hono';
+import { parseAccept } from 'hono/utils/accept';
 import * as jose from 'jose';
 import { type Logger, pino } from 'pino';
 import postgres from 'postgres';
@@ -44,6 +39,10 @@ import { z } from 'zod';
 export const Config = z.object({
   PORT: whole(0, 65_535).default(8000),
   HOST: z.string().default('127.0.0.1'),
+  BASE_PATH: z
+    .string()
+    .regex(/^(\/[\w.~-]+)*$/, 'expected /a/b')
+    .default(''),
   DATABASE_URL: z.url({ protocol: /^postgres(ql)?$/, error: 'expected postgres://…' }).optional(),
   PGHOST: z.string().optional(),
   DATA_DIR: z.string().default('.data'),
@@ -1891,19 +1890,6 @@ const TEXT = { type: 'string' } as const;
 
 // --- Routes ---------------------------------------------------------------------
 
-/** What @hono/node-server gives to a handler, and what begin() adds to it. */
-type Exchange = {
-  incoming: IncomingMessage;
-  outgoing: ServerResponse;
-  call: Call;
-  id: string;
-  route: string;
-  started: number;
-};
-type Ctx = Context<{ Bindings: Exchange }>;
-type App = Hono<{ Bindings: Exchange }>;
-type Route = [method: string, path: string, handler: (c: Ctx) => Answer | Promise<Answer>];
-
 /** What createApp() needs; main() makes it. */
 export type Service = {
   config: Config;
@@ -1915,198 +1901,256 @@ export type Service = {
   life: Life;
 };
 
-const OPEN = [
-  '/hello',
-  '/zero',
-  '/healthz',
-  '/readyz',
-  '/openapi.json',
-  '/docs',
-  '/docs/:file',
-  '*',
-];
-const METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'];
+/** One request, read once, and what it takes. `key`: what the path has for :key, or for :file. */
+type Visit = HttpBindings & {
+  route: Route;
+  headers: Record<string, string | undefined>;
+  path: string;
+  key: string;
+  query: Query;
+  prefer: Preferences;
+  call: Call;
+  id: string;
+  started: number;
+};
+type Handler = (service: Service, visit: Visit) => Answer | Promise<Answer>;
+type Ctx = Context<{ Bindings: HttpBindings }>;
+type App = Hono<{ Bindings: HttpBindings }>;
+
+/** `of`: rows, the same as PostgREST has them, or the service. `plain`: the query of no parameters. */
+type Route = {
+  method: string;
+  path: string;
+  handler: Handler;
+  of: keyof typeof TAGS;
+  secured: boolean;
+  plain: Query;
+  summary: string;
+  takes: string[];
+  allowed: string[];
+  body: string;
+  statuses: string[];
+  answer: string;
+};
+/** `takes`: parameters, those with a capital are headers. `shows`: `body > statuses answer`. */
+type Line = [string, path: string, Handler, summary: string, takes: string, shows: string];
+
 const JSON_TYPE = 'application/json';
+const PATCH = 'application/merge-patch+json';
 const OBJECT = 'application/vnd.pgrst.object+json';
 const CSV = 'text/csv';
 const NDJSON = 'application/x-ndjson';
-const MOST_FAULTS = 100;
+/** The types of a body, or of an answer, the first for any Accept; by the names that `shows` has. */
+const MEDIA: Record<string, string[]> = {
+  ...{ new: [JSON_TYPE, CSV], whole: [JSON_TYPE], part: [JSON_TYPE, PATCH] },
+  ...{ parts: [JSON_TYPE, PATCH], row: [JSON_TYPE, OBJECT], made: [JSON_TYPE, OBJECT] },
+  ...{ rows: [JSON_TYPE, OBJECT, CSV, NDJSON], all: [JSON_TYPE, CSV, NDJSON] },
+};
+
+const PAGE = 'filter select order limit offset after';
+const ROWS: Line[] = [
+  ['GET', '', list, 'List rows', `${PAGE} Range`, '> 200 206 rows'],
+  [
+    'POST',
+    '',
+    create,
+    'Create rows',
+    'select columns on_conflict Idempotency-Key',
+    'new > 201 200 made',
+  ],
+  ['PATCH', '', mergeMany, 'Change rows', 'filter select columns', 'parts > 200 204 made'],
+  ['DELETE', '', removeMany, 'Delete rows', 'filter select', '> 200 204 made'],
+  ['GET', '/:key', read, 'Read a row', 'If-None-Match', '> 200 304 row'],
+  ['PUT', '/:key', replace, 'Put a row', 'If-Match If-None-Match', 'whole > 200 201 204 row'],
+  ['PATCH', '/:key', merge, 'Change a row', 'If-Match', 'part > 200 204 row'],
+  ['DELETE', '/:key', remove, 'Delete a row', 'If-Match', '> 200 204 row'],
+];
+const HEADER = /^[A-Z]/;
+const LIST: Line = ['GET', '', listAll, 'Stream rows', PAGE, '> 200 all'];
+const SERVICE: Line[] = [
+  ['GET', '/hello', show, 'Say ok', '', '> 200 {"message":"ok"}'],
+  ['GET', '/zero', show, 'Say nothing', '', '> 200 {"0":""}'],
+  ['GET', '/healthz', show, 'The process answers', '', '> 200 {"status":"alive"}'],
+  ['GET', '/readyz', ready, 'The database answers too', '', '> 200 {"status":"ready"}'],
+  ['GET', '/metrics', measure, 'Metrics for Prometheus', '', '> 200 text/plain'],
+  ['GET', '/openapi.json', document, 'This document', '', '> 200 application/json'],
+  ['GET', '/docs', page, 'This document as a page', '', '> 200 text/html'],
+  ['GET', '/docs/:file', file, 'A file of the page', '', '> 200 text/*'],
+];
+const TAGS = { rows: 'As they are', PostgREST: "With its clients' defaults", service: 'Itself' };
+const METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'];
 const MAX_HEAD = 128 * 1024; // bytes of a request's head, and of its target: 800 UUIDs in in.(…)
 
-/** The routes of a service. */
+/** Every route of a service, those of python-crud-api among them. */
 function routesOf(service: Service): Route[] {
-  const { resource, metrics } = service;
-  const { legacy } = resource;
-  const rows = rowHandlers(service);
-  const api = apiHandlers(service, () => routes);
-  const bases = [`/${resource.path}`, `/rest/v1/${resource.path}`];
-  const legacyRoutes: Route[] = legacy
-    ? [
-        ['GET', legacy.list, rows.listAll],
-        ['POST', legacy.create, rows.create],
-        ['GET', `${legacy.read}/:key`, rows.read],
-        ['PUT', `${legacy.replace}/:key`, rows.replace],
-        ['DELETE', `${legacy.remove}/:key`, rows.remove],
-      ]
-    : [];
-  const routes: Route[] = [
-    ['GET', '/hello', () => json('{"message":"ok"}')],
-    ['GET', '/zero', () => json('{"0":""}')],
-    ...bases.flatMap((base): Route[] => [
-      ['GET', base, rows.list],
-      ['POST', base, rows.create],
-      ['PATCH', base, rows.mergeMany],
-      ['DELETE', base, rows.removeMany],
-      ['GET', `${base}/:key`, rows.read],
-      ['PUT', `${base}/:key`, rows.replace],
-      ['PATCH', `${base}/:key`, rows.merge],
-      ['DELETE', `${base}/:key`, rows.remove],
-    ]),
-    ...legacyRoutes,
-    ['GET', '/healthz', () => json('{"status":"alive"}')],
-    ['GET', '/readyz', (c) => ready(c, service)],
-    ['GET', '/openapi.json', api.document],
-    ['GET', '/docs', api.page],
-    ['GET', '/docs/:file', api.file],
-    [
-      'GET',
-      '/metrics',
-      async () => ({ status: 200, headers: metrics.headers, body: await metrics.print() }),
-    ],
-  ];
-  return routes;
-}
-
-/** The service behind one fetch(): its routes, and what every answer carries. */
-export function createApp(service: Service): App {
-  const { config, authorize, metrics, life, log } = service;
-  const app: App = new Hono();
-  for (const [method, route, handler] of routesOf(service)) {
-    app.on(method, route, async (c) => {
-      begin(c, route);
-      const writes = method !== 'GET';
-      if (!OPEN.includes(route))
-        c.env.call.sub = await authorize(c.req.raw.headers.get('authorization'), writes);
-      const needsTable = route !== '/metrics' && !OPEN.includes(route);
-      if (needsTable && !life.prepared) throw unavailable();
-      return finish(c, await handler(c));
-    });
-  }
-  app.options('*', (c) => {
-    begin(c, 'OPTIONS');
-    return finish(c, describe(c, service, methodsAt(c)));
-  });
-  app.notFound((c) => {
-    begin(c, 'unmatched');
-    return finish(c, problemAnswer(noRoute(c, methodsAt(c))));
-  });
-  app.onError((error, c) => {
-    const problem = toProblem(error);
-    const { id } = c.env;
-    if (problem.status === 500)
-      log.error(
-        { id, code: codeOf(error), stack: error.stack?.replace(error.message, '') },
-        'failed',
+  const { path, legacy } = service.resource;
+  const named: Record<string, Handler> = { list: listAll, create, read, replace, remove };
+  const below = (of: Route['of'], base: string, lines: Line[]) =>
+    lines.map((line) => toRoute(service, of, base, line));
+  return [
+    ...below('service', '', SERVICE),
+    ...below('rows', `/${path}`, ROWS),
+    ...below('PostgREST', `/rest/v1/${path}`, ROWS),
+    ...Object.entries<string>(legacy ?? {}).flatMap(([name, base]) => {
+      return below(
+        'rows',
+        base,
+        [...ROWS, LIST].filter(([, , handler]) => handler === named[name]),
       );
-    else if (problem.status > 500) log.warn({ id, code: codeOf(error) }, 'failed');
-    return finish(c, problemAnswer(problem));
-  });
-  return app;
-
-  function methodsAt(c: Ctx): string[] {
-    const found = METHODS.slice(0, -1).filter((method) => {
-      return app.router.match(method.replace('HEAD', 'GET'), c.req.path)[0].length > 0;
-    });
-    return found.length > 0 ? [...found, 'OPTIONS'] : [];
-  }
-
-  function begin(c: Ctx, route: string): void {
-    const { incoming, outgoing } = c.env;
-    const call: Call = { sub: '', ms: 0, repeated: false, outgoing };
-    const id = requestId(incoming.headers['x-request-id']);
-    Object.assign(c.env, { call, id, route, started: performance.now() });
-    if ((incoming.url?.length ?? 0) > MAX_HEAD)
-      throw new Problem(414, 'PGRST100', 'The URI is too long.');
-    const bytes = incoming.rawHeaders.reduce((sum, part) => sum + part.length, 0);
-    if (bytes > MAX_HEAD) throw new Problem(431, 'PGRST100', 'The header is too large.');
-    const profile =
-      incoming.headers['accept-profile'] ?? incoming.headers['content-profile'] ?? 'public';
-    if (profile !== 'public')
-      throw new Problem(406, 'PGRST106', 'Invalid schema', 'There is public alone.');
-  }
-
-  /** The headers that every answer carries, and its share of the metrics. */
-  function finish(c: Ctx, { status, headers: own, body }: Answer): Response {
-    const { call, id, route, started, incoming, outgoing } = c.env;
-    const ms = performance.now() - started;
-    metrics.observe(c.req.method, route, status, ms);
-    log.debug({ id, method: c.req.method, url: incoming.url, status, ms }, 'answered');
-    const headers: Record<string, string> = { ...own, 'X-Request-Id': id };
-    headers['Server-Timing'] = `db;dur=${call.ms.toFixed(1)}, total;dur=${ms.toFixed(1)}`;
-    if (typeof body === 'string') headers['Content-Length'] = String(Buffer.byteLength(body));
-    if (body instanceof Uint8Array) headers['Content-Length'] = String(body.length);
-    if (incoming.headers.origin)
-      Object.assign(headers, crossOrigin(config, incoming.headers.origin));
-    if (life.stopping) headers.Connection = 'close';
-    if (!(body instanceof Readable))
-      return new Response(body as BodyInit | null, { status, headers });
-    outgoing.writeHead(status, headers);
-    pipeline(
-      body,
-      outgoing,
-      (error) => error && log.warn({ id, code: codeOf(error) }, 'broken off'),
-    );
-    return RESPONSE_ALREADY_SENT;
-  }
+    }),
+  ];
 }
 
-/** The caller's id where it is harmless in a header and in a log, else a new one. */
-function requestId(given: string | string[] | undefined): string {
-  return typeof given === 'string' && /^[\w.:/+=-]{1,128}$/.test(given) ? given : randomUUID();
-}
-
-function crossOrigin({ CORS_ORIGIN }: Config, origin: string): Record<string, string> {
-  const allowed = CORS_ORIGIN.find((one) => one === '*' || one === origin);
-  if (!allowed) return { Vary: 'Origin' };
-  const exposed = 'Content-Range, ETag, Link, Location, Preference-Applied, X-Request-Id';
+function toRoute({ config, resource }: Service, of: Route['of'], base: string, line: Line): Route {
+  const [method, at, handler, summary, words, shows] = line;
+  const [, body = '', statuses = '', answer = ''] = /^(\w*) ?> ([\d ]+) (.+)$/.exec(shows) ?? [];
+  const takes = `${words}${of === 'service' ? '' : ' Prefer'}`.match(/\S+/g) ?? [];
+  const allowed = takes.filter((name) => !HEADER.test(name));
+  const open = of === 'service' && at !== '/metrics';
   return {
-    Vary: 'Origin',
-    'Access-Control-Allow-Origin': allowed,
-    'Access-Control-Expose-Headers': exposed,
-    'Access-Control-Allow-Methods': METHODS.join(', '),
-    'Access-Control-Allow-Headers':
-      'Authorization, Content-Type, Prefer, Range, Range-Unit, If-Match, If-None-Match, Idempotency-Key, ' +
-      'Accept-Profile, Content-Profile, apikey, x-client-info, x-retry-count, x-request-id',
-    'Access-Control-Max-Age': '86400',
+    ...{ method, path: base + at, handler, of, summary, takes, body, answer },
+    statuses: statuses.split(' '),
+    secured: !open && needsToken(config, method !== 'GET'),
+    allowed,
+    plain: parseQuery(resource, [], allowed),
   };
 }
 
+/** The service behind one fetch(); what is not in its table is described, or refused. */
+export function createApp(service: Service): App {
+  const app: App = new Hono();
+  const methodsAt = ({ path }: Visit) =>
+    METHODS.filter((method) => {
+      const as = method.replace('HEAD', 'GET');
+      return as !== 'OPTIONS' && app.router.match(as, path)[0].length > 0;
+    });
+  const other = (path: string, handler: Handler) =>
+    toRoute(service, 'service', '', ['', path, handler, '', '', '']);
+  const options = other('OPTIONS', (_, visit) => describe(service, visit, methodsAt(visit)));
+  const unmatched = other('unmatched', (_, visit) => refuseRoute(service, visit, methodsAt(visit)));
+  for (const route of routesOf(service)) {
+    const path = service.config.BASE_PATH + route.path;
+    app.on(route.method, path, (c) => respond(service, c, route));
+  }
+  app.options('*', (c) => respond(service, c, options));
+  app.notFound((c) => respond(service, c, unmatched));
+  return app;
+}
+
+/** Whatever comes of a request is answered, an error too. */
+async function respond(service: Service, c: Ctx, route: Route): Promise<Response> {
+  const visit = begin(c, route);
+  try {
+    await admit(service, visit);
+    return send(service, visit, await route.handler(service, visit));
+  } catch (error) {
+    const problem = toProblem(error);
+    const told = { id: visit.id, code: codeOf(error) };
+    const stack = error instanceof Error ? error.stack?.replace(error.message, '') : undefined;
+    if (problem.status === 500) service.log.error({ ...told, stack }, 'failed');
+    else if (problem.status > 500) service.log.warn(told, 'failed');
+    return send(service, visit, problemAnswer(problem));
+  }
+}
+
+function begin({ env: { incoming, outgoing }, req }: Ctx, route: Route): Visit {
+  const headers = incoming.headers as Visit['headers']; // Set-Cookie alone is an array
+  const { path } = req;
+  const key = req.param('key') ?? req.param('file') ?? '';
+  const call = { sub: '', ms: 0, repeated: false, outgoing };
+  const [id, started] = [requestId(headers['x-request-id']), performance.now()];
+  const [query, prefer] = [route.plain, {}];
+  return { incoming, outgoing, headers, route, path, key, query, prefer, call, id, started };
+}
+
+/** The caller's id where it is harmless in a header and in a log, else a new one. */
+function requestId(given?: string): string {
+  return given && /^[\w.:/+=-]{1,128}$/.test(given) ? given : randomUUID();
+}
+
+/** Lets in who may, and reads what every route of rows has in common. Throws Problem. */
+async function admit({ authorize, resource, life }: Service, visit: Visit): Promise<void> {
+  const { incoming, headers, route, call } = visit;
+  const { url = '', rawHeaders } = incoming;
+  const bytes = rawHeaders.reduce((sum, part) => sum + part.length, 0);
+  if (url.length > MAX_HEAD) throw new Problem(414, 'PGRST100', 'The URI is too long.');
+  if (bytes > MAX_HEAD) throw new Problem(431, 'PGRST100', 'The header is too large.');
+  const profile = headers['accept-profile'] ?? headers['content-profile'] ?? 'public';
+  if (profile !== 'public')
+    throw new Problem(406, 'PGRST106', 'Invalid schema', 'There is public alone.');
+  if (route.secured)
+    call.sub = await authorize(headers.authorization ?? null, route.method !== 'GET');
+  if (route.of === 'service') return;
+  if (!life.prepared) throw unavailable();
+  if (visit.key) visit.key = toKey(visit.key);
+  if (url.includes('?')) visit.query = parseQuery(resource, parametersOf(visit), route.allowed);
+  if (headers.prefer) visit.prefer = parsePrefer(headers.prefer);
+}
+
+/** Adds the headers that every answer carries, and counts it. */
+function send(service: Service, visit: Visit, { status, headers: own, body }: Answer) {
+  const { config, metrics, life, log } = service;
+  const { call, id, route, started, incoming, outgoing } = visit;
+  const { method = '', url } = incoming;
+  const ms = performance.now() - started;
+  metrics.observe(method, route.path, status, ms);
+  if (log.isLevelEnabled('debug')) log.debug({ id, method, url, status, ms }, 'answered');
+  const headers: Record<string, string> = { ...own, 'X-Request-Id': id };
+  headers['Server-Timing'] = `db;dur=${call.ms.toFixed(1)}, total;dur=${ms.toFixed(1)}`;
+  if (body !== null && !(body instanceof Readable))
+    headers['Content-Length'] = String(Buffer.byteLength(body));
+  if (visit.headers.origin) Object.assign(headers, crossOrigin(config, visit.headers.origin));
+  if (life.stopping) headers.Connection = 'close';
+  if (!(body instanceof Readable))
+    return new Response(body as BodyInit | null, { status, headers });
+  outgoing.writeHead(status, headers);
+  pipeline(body, outgoing, (error) => error && log.warn({ id, code: codeOf(error) }, 'broken off'));
+  return RESPONSE_ALREADY_SENT;
+}
+
+const CORS = {
+  'Access-Control-Expose-Headers':
+    'Content-Range, ETag, Link, Location, Preference-Applied, X-Request-Id',
+  'Access-Control-Allow-Methods': METHODS.join(', '),
+  'Access-Control-Allow-Headers':
+    'Authorization, Content-Type, Prefer, Range, Range-Unit, If-Match, If-None-Match, ' +
+    'Idempotency-Key, Accept-Profile, Content-Profile, apikey, x-client-info, x-retry-count, ' +
+    'x-request-id',
+  'Access-Control-Max-Age': '86400',
+};
+
+function crossOrigin({ CORS_ORIGIN }: Config, origin: string): Record<string, string> {
+  const allowed = CORS_ORIGIN.find((one) => one === '*' || one === origin);
+  const told = allowed && { ...CORS, 'Access-Control-Allow-Origin': allowed };
+  return { Vary: 'Origin', ...told };
+}
+
 /** OPTIONS: which service this is; to a preflight (Fetch standard, 4.9) the headers alone. */
-function describe(c: Ctx, { config, resource }: Service, methods: string[]): Answer {
+function describe({ config, resource }: Service, visit: Visit, found: string[]): Answer {
+  const methods = found.length > 0 ? [...found, 'OPTIONS'] : [];
   const headers = { Allow: methods.join(', ') || 'OPTIONS' };
-  const { incoming } = c.env;
-  if (incoming.headers['access-control-request-method'])
-    return { status: 204, headers, body: null };
+  if (visit.headers['access-control-request-method']) return { status: 204, headers, body: null };
   const { APP_VERSION: version, APP_BRANCH: branch, APP_COMMIT: commit } = config;
-  const about = { name: resource.path, version, branch, commit, uri: incoming.url, methods };
+  const uri = visit.incoming.url;
+  const about = { name: resource.path, version, branch, commit, uri, methods };
   return json(JSON.stringify(about), headers);
 }
 
-function noRoute(c: Ctx, methods: string[]): Problem {
-  const { path, method } = c.req;
-  const { url = '' } = c.env.incoming;
-  if (!isDecodable(url))
-    return new Problem(400, 'PGRST100', 'The path is not percent-encoded text.');
-  const headers = { Allow: methods.join(', ') };
-  const hint =
-    methods.length > 0 ? `Use ${headers.Allow}.` : 'GET /openapi.json names what there is.';
-  if (methods.length > 0)
-    return new Problem(405, 'PGRST117', `There is no ${method} here.`, hint, { headers });
-  const [, below] = /^\/rest\/v1\/(.*)$/s.exec(path) ?? [];
-  const known = [/^$/, /^rpc\/[^/]+$/, /^[^/]+$/].findIndex((pattern) =>
-    pattern.test(below ?? '/'),
-  );
+/** Throws 405 where other methods are known, else 404 with PostgREST's code. */
+function refuseRoute({ config }: Service, { incoming, path }: Visit, found: string[]): never {
+  const Allow = [...found, 'OPTIONS'].join(', ');
+  const [, below = '/'] = /^\/rest\/v1\/(.*)$/s.exec(path.slice(config.BASE_PATH.length)) ?? [];
+  const known = [/^$/, /^rpc\/[^/]+$/, /^[^/]+$/].findIndex((pattern) => pattern.test(below));
   const code = ['PGRST126', 'PGRST202', 'PGRST205'][known] ?? 'PGRST125';
+  if (!isDecodable(incoming.url ?? ''))
+    throw new Problem(400, 'PGRST100', 'The path is not percent-encoded text.');
+  if (found.length === 0) throw nothingHere(code);
+  const detail = `There is no ${incoming.method} here.`;
+  throw new Problem(405, 'PGRST117', detail, `Use ${Allow}.`, { headers: { Allow } });
+}
+
+function nothingHere(code = 'PGRST125'): Problem {
+  const hint = 'GET /openapi.json names what there is.';
   return new Problem(404, code, 'There is nothing at this path.', hint);
 }
 
@@ -2119,200 +2163,189 @@ function isDecodable(url: string): boolean {
 }
 
 function json(body: string, headers: Record<string, string> = {}, status = 200): Answer {
-  return { status, headers: { 'Content-Type': 'application/json', ...headers }, body };
+  return { status, headers: { 'Content-Type': JSON_TYPE, ...headers }, body };
 }
 
-function rowHandlers({ config, resource, store }: Service) {
-  async function list(c: Ctx): Promise<Answer> {
-    const type = negotiate(c, [JSON_TYPE, OBJECT, CSV, NDJSON]);
-    const query = withRange(c, parseQuery(resource, parametersOf(c)));
-    if (c.req.method !== 'HEAD' && (type === CSV || type === NDJSON))
-      return streamed(c, type, query);
-    const limit = Math.min(query.limit ?? config.MAX_ROWS, config.MAX_ROWS);
-    const wanted = { limit, body: c.req.method !== 'HEAD', count: 'count' in preferencesOf(c) };
-    return pageAnswer(c, type, query, await store.page(query, wanted, c.env.call));
-  }
+/** What the table shows. */
+function show(_: Service, { route }: Visit): Answer {
+  return json(route.answer);
+}
 
-  function listAll(c: Ctx): Promise<Answer> {
-    return streamed(
-      c,
-      negotiate(c, [JSON_TYPE, CSV, NDJSON]),
-      parseQuery(resource, parametersOf(c)),
-    );
-  }
+async function list(service: Service, visit: Visit): Promise<Answer> {
+  const [type, query] = [negotiate(visit), withRange(visit)];
+  const body = visit.incoming.method !== 'HEAD';
+  if (body && (type === CSV || type === NDJSON)) return streamed(service, visit, type, query);
+  const limit = Math.min(query.limit ?? Infinity, service.config.MAX_ROWS);
+  const wanted = { limit, body, count: 'count' in visit.prefer };
+  const page = await service.store.page(query, wanted, visit.call);
+  return toPage(visit, type, query, page);
+}
 
-  async function streamed(c: Ctx, type: string, query: Query): Promise<Answer> {
-    const batches = store.stream(query, type === CSV, c.env.call);
-    const first = await batches.next(); // a fault up to here is still answered as one
-    const body = Readable.from(STREAMED[type]?.(first.value ?? [], batches) ?? []);
-    return { status: 200, headers: { 'Content-Type': type }, body };
-  }
+function listAll(service: Service, visit: Visit): Promise<Answer> {
+  return streamed(service, visit, negotiate(visit), visit.query);
+}
 
-  async function read(c: Ctx): Promise<Answer> {
-    negotiate(c, [JSON_TYPE, OBJECT]);
-    parseQuery(resource, parametersOf(c), []);
-    const stored = (await store.read(keyOf(c), c.env.call)) ?? noRow();
-    const tags = tagsOf(c, 'if-none-match', /^(?:W\/)?"(\d+)"$/);
-    if (tags !== '*' && !tags?.includes(stored.version)) return json(stored.body, tag(stored));
-    return { status: 304, headers: tag(stored), body: null };
-  }
+async function streamed({ store }: Service, visit: Visit, type: string, query: Query) {
+  const headers = { 'Content-Type': type };
+  if (visit.incoming.method === 'HEAD') return { status: 200, headers, body: null };
+  const batches = store.stream(query, type === CSV, visit.call);
+  const { value = [] } = await batches.next(); // a fault up to here is still answered as one
+  return { status: 200, headers, body: Readable.from(join(value, batches, type)) };
+}
 
-  async function create(c: Ctx): Promise<Answer> {
-    const query = parseQuery(resource, parametersOf(c), ['select', 'columns', 'on_conflict']);
-    if (mediaType(c) === CSV) return copy(c);
-    const body = await readJson(c, config.BODY_LIMIT);
-    const many = Array.isArray(body);
-    const bodies = many ? body : [body];
-    const keyed = idempotentKey(c, many);
-    const rows = validate(resource.row, pickColumns(bodies, query), many);
-    const asked = preferencesOf(c);
-    const shape = shapeOf(c, many || asked.return ? 'array' : 'object');
-    const terms = { ...termsOf(c, query), single: shape === 'object' };
-    for (const row of rows) row[resource.key] = keyed ?? row[resource.key] ?? uuidv7();
-    const named = query.columns ?? bodies.flatMap((one) => Object.keys(Object(one)));
-    if (asked.resolution) return upsert(c, query, rows, [...new Set(named)], shape, terms);
-    const alone = !many && !query.select && terms.most === undefined;
-    const made = alone
-      ? await store.create(rows[0] ?? {}, c.env.call)
-      : await store.createMany(rows, terms, c.env.call);
-    const mine = made.same && (keyed || c.env.call.repeated);
-    if (made.taken && !mine) throw taken(keyed);
-    const location = `${baseOf(c, resource)}/${rows[0]?.[resource.key]}`;
-    return writeAnswer(c, 201, made, shape, {
-      ...(rows.length === 1 && { Location: location, ...tag(made) }),
-      ...(keyed && made.taken && { 'Idempotent-Replayed': 'true' }),
-    });
-  }
+/** What stands before, between and behind rows; a line of CSV has its own end. */
+const AROUND: Record<string, [string, string, string]> = {
+  [JSON_TYPE]: ['[', ',', ']'],
+  [NDJSON]: ['', '\n', '\n'],
+};
 
-  async function upsert(
-    c: Ctx,
-    query: Query,
-    rows: Row[],
-    named: string[],
-    shape: Shape,
-    terms: Terms,
-  ): Promise<Answer> {
-    const { on_conflict: [target = resource.key, ...more] = [] } = query;
-    const hint = `on_conflict can be ${resource.key} alone.`;
-    const fits = target === resource.key && more.length === 0;
-    if (!fits) throw new Problem(400, '42P10', 'There is no unique index on these columns.', hint);
-    const merges = preferencesOf(c).resolution === 'merge-duplicates';
-    const made = await store.upsert(rows, merges ? named : [], terms, c.env.call);
-    return writeAnswer(c, made.created ? 201 : 200, made, shape, {});
-  }
+async function* join(first: string[], rest: AsyncIterable<string[]>, type: string) {
+  const [open, comma, close] = AROUND[type] ?? ['', '', ''];
+  yield open + first.join(comma);
+  for await (const batch of rest) yield comma + batch.join(comma);
+  if (open || first.length > 0) yield close;
+}
 
-  async function copy(c: Ctx): Promise<Answer> {
-    const csv = await readCsv(resource, bytesOf(c), config.CSV_LIMIT);
-    await store.copy(csv);
-    return { status: 201, headers: { 'Content-Range': `*/${csv.rows}` }, body: null };
-  }
+async function read({ store }: Service, visit: Visit): Promise<Answer> {
+  negotiate(visit);
+  const stored = await store.read(visit.key, visit.call);
+  if (!stored) throw noRow();
+  const tags = tagsOf(visit, 'if-none-match', /^(?:W\/)?"(\d+)"$/);
+  if (tags !== '*' && !tags?.includes(stored.version)) return json(stored.body, tag(stored));
+  return { status: 304, headers: tag(stored), body: null };
+}
 
-  async function replace(c: Ctx): Promise<Answer> {
-    const uuid = keyOf(c);
-    parseQuery(resource, parametersOf(c), []);
-    const [row = {}] = validate(resource.row, [await readJson(c, config.BODY_LIMIT)], false);
-    nameSame(resource, row, uuid);
-    const versions = tagsOf(c, 'if-match', /^"(\d+)"$/);
-    const only = c.req.raw.headers.get('if-none-match') === '*';
-    const stored = versions
-      ? await store.merge(uuid, row, versions, c.env.call)
-      : await (only ? store.upsert([row], [], {}, c.env.call) : store.replace(row, c.env.call));
-    if (stored.rows === 0) throw preconditionFailed();
-    const created = stored.created && { Location: `${baseOf(c, resource)}/${uuid}` };
-    const headers = { ...tag(stored), ...created };
-    return writeAnswer(c, created ? 201 : 200, stored, shapeOf(c, 'object'), headers);
-  }
+async function create(service: Service, visit: Visit): Promise<Answer> {
+  if (mediaType(visit) === CSV) return copy(service, visit);
+  const { resource, store } = service;
+  const { rows, row, many, named } = await readRows(service, visit, resource.row);
+  const keyed = idempotentKey(visit, many);
+  const terms = termsOf(visit, many);
+  for (const one of rows) one[resource.key] = keyed ?? one[resource.key] ?? uuidv7();
+  if (visit.prefer.resolution) return upsert(service, visit, rows, named, terms);
+  const alone = !many && !visit.query.select && terms.most === undefined;
+  const made = alone
+    ? await store.create(row, visit.call)
+    : await store.createMany(rows, terms, visit.call);
+  const mine = made.same && (keyed || visit.call.repeated);
+  if (made.taken && !mine) throw taken(keyed);
+  return written(visit, made, terms, 201, {
+    ...(rows.length === 1 && { Location: locationOf(service, visit, rows[0]), ...tag(made) }),
+    ...(keyed && made.taken && { 'Idempotent-Replayed': 'true' }),
+  });
+}
 
-  async function merge(c: Ctx): Promise<Answer> {
-    const uuid = keyOf(c);
-    parseQuery(resource, parametersOf(c), []);
-    const body = await readJson(c, config.BODY_LIMIT, 'application/merge-patch+json');
-    const [part = {}] = validate(resource.part, [body], false);
-    nameSame(resource, part, uuid);
-    const versions = tagsOf(c, 'if-match', /^"(\d+)"$/);
-    const stored = changed(await store.merge(uuid, part, versions, c.env.call));
-    return writeAnswer(c, 200, stored, shapeOf(c, 'object'), tag(stored));
-  }
+async function upsert(
+  { resource: { key }, store }: Service,
+  visit: Visit,
+  rows: Row[],
+  named: string[],
+  terms: Shown,
+): Promise<Answer> {
+  const hint = `on_conflict can be ${key} alone.`;
+  if (String(visit.query.on_conflict ?? key) !== key)
+    throw new Problem(400, '42P10', 'There is no unique index on these columns.', hint);
+  const merged = visit.prefer.resolution === 'merge-duplicates' ? named : [];
+  const made = await store.upsert(rows, merged, terms, visit.call);
+  return written(visit, made, terms, made.created ? 201 : 200);
+}
 
-  async function mergeMany(c: Ctx): Promise<Answer> {
-    const query = parseQuery(resource, parametersOf(c), ['filter', 'select', 'columns']);
-    const body = await readJson(c, config.BODY_LIMIT, 'application/merge-patch+json');
-    const many = Array.isArray(body);
-    const terms = termsOf(c, query);
-    const parts = validate(resource.part, pickColumns(many ? body : [body], query), many);
-    const unkeyed = parts.flatMap((part, at) =>
-      part[resource.key] ? [] : [`/${at}/${resource.key}`],
-    );
-    if (many && unkeyed.length > 0)
-      throw faulty(unkeyed, 'is missing; it tells which row this is for');
-    if (!many && unkeyed.length === 0)
-      throw faulty([pointer(resource.key)], 'cannot be set for many');
-    if (!many) guardAll(query, terms);
-    const stored = await store.mergeMany(
-      many ? parts : (parts[0] ?? {}),
-      query.filters,
-      terms,
-      c.env.call,
-    );
-    return writeAnswer(c, 200, stored, shapeOf(c, 'nothing'), {});
-  }
+async function copy({ config, resource, store }: Service, visit: Visit): Promise<Answer> {
+  const csv = await readCsv(resource, bytesOf(visit), config.CSV_LIMIT);
+  await store.copy(csv);
+  return { status: 201, headers: { 'Content-Range': `*/${csv.rows}` }, body: null };
+}
 
-  async function remove(c: Ctx): Promise<Answer> {
-    parseQuery(resource, parametersOf(c), []);
-    const versions = tagsOf(c, 'if-match', /^"(\d+)"$/);
-    const removed = changed(await store.remove(keyOf(c), versions, c.env.call));
-    return writeAnswer(c, 200, removed, shapeOf(c, 'nothing', 'object'), {});
-  }
+async function replace(service: Service, visit: Visit): Promise<Answer> {
+  const { resource, store } = service;
+  const { key, headers, call } = visit;
+  const { row } = await readRows(service, visit, resource.row);
+  const terms = termsOf(visit);
+  const versions = tagsOf(visit, 'if-match');
+  const only = headers['if-none-match'] === '*';
+  const stored = versions
+    ? await store.merge(key, row, versions, call)
+    : await (only ? store.upsert([row], [], {}, call) : store.replace(row, call));
+  if (stored.rows === 0) throw preconditionFailed();
+  const location = stored.created && { Location: locationOf(service, visit, row) };
+  return written(visit, stored, terms, location ? 201 : 200, { ...tag(stored), ...location });
+}
 
-  async function removeMany(c: Ctx): Promise<Answer> {
-    const query = parseQuery(resource, parametersOf(c), ['filter', 'select']);
-    const terms = termsOf(c, query);
-    guardAll(query, terms);
-    const removed = await store.removeMany(query.filters, terms, c.env.call);
-    return writeAnswer(c, 200, removed, shapeOf(c, 'nothing'), {});
-  }
+async function merge(service: Service, visit: Visit): Promise<Answer> {
+  const { key, call } = visit;
+  const { row } = await readRows(service, visit, service.resource.part);
+  const terms = termsOf(visit);
+  const stored = changed(await service.store.merge(key, row, tagsOf(visit, 'if-match'), call));
+  return written(visit, stored, terms, 200, tag(stored));
+}
 
-  return { list, listAll, read, create, replace, merge, mergeMany, remove, removeMany };
+async function mergeMany(service: Service, visit: Visit): Promise<Answer> {
+  const { resource, store } = service;
+  const { rows, row, many } = await readRows(service, visit, resource.part);
+  const terms = termsOf(visit);
+  const detail = many ? 'is missing; it tells which row this is for' : 'cannot be set for many';
+  const faults = rows.flatMap((one, at) => {
+    const fault = { pointer: (many ? `/${at}` : '') + pointer(resource.key), detail };
+    return Boolean(one[resource.key]) === many ? [] : [fault];
+  });
+  if (faults.length > 0) throw unprocessable(faults);
+  if (!many) guardAll(visit);
+  const stored = await store.mergeMany(many ? rows : row, visit.query.filters, terms, visit.call);
+  return written(visit, stored, terms);
+}
+
+async function remove({ store }: Service, visit: Visit): Promise<Answer> {
+  const terms = termsOf(visit);
+  const versions = tagsOf(visit, 'if-match');
+  return written(visit, changed(await store.remove(visit.key, versions, visit.call)), terms);
+}
+
+async function removeMany({ store }: Service, visit: Visit): Promise<Answer> {
+  const terms = termsOf(visit);
+  guardAll(visit);
+  return written(visit, await store.removeMany(visit.query.filters, terms, visit.call), terms);
 }
 
 /** RFC 9110, 13.2.1: what is not there is 404, whatever the precondition. */
-function changed(written: Written): Written {
-  if (written.rows > 0) return written;
-  throw written.found ? preconditionFailed() : noRow();
+function changed(made: Written): Written {
+  if (made.rows > 0) return made;
+  throw made.found ? preconditionFailed() : noRow();
 }
 
-/** What `Prefer` and Accept make a write keep to. */
-function termsOf(c: Ctx, query: Query): Terms {
-  const { 'max-affected': most, return: shown } = preferencesOf(c);
-  const single = shown === 'representation' && negotiate(c, [JSON_TYPE, OBJECT]) === OBJECT;
+/** What a write keeps to, and how it shows its rows. */
+type Shown = Terms & { shape: 'object' | 'array' | 'nothing' };
+
+/** As `Prefer` and Accept visit, else as is natural; below /rest/v1 nothing, as PostgREST does. */
+function termsOf(visit: Visit, many = false): Shown {
+  const { query, prefer, route, key, incoming } = visit;
   if (isGrouped(query)) throw new Problem(400, 'PGRST100', 'A write shows rows, no aggregates.');
-  return { select: query.select, single, most: most === undefined ? undefined : Number(most) };
+  const most = prefer['max-affected'] ? Number(prefer['max-affected']) : undefined;
+  const silent = incoming.method === 'DELETE' || (incoming.method === 'PATCH' && !key);
+  let shape: Shown['shape'] = many ? 'array' : 'object';
+  if (prefer.return === 'representation')
+    shape = negotiate(visit) === OBJECT || key ? 'object' : 'array';
+  else if (prefer.return || silent || route.of === 'PostgREST') shape = 'nothing';
+  return { shape, select: query.select, single: shape === 'object', most };
 }
 
 /** Nobody changes a whole table by a forgotten filter. */
-function guardAll({ filters }: Query, { most }: Terms): void {
-  if (filters.length > 0 || most !== undefined) return;
+function guardAll({ query, prefer }: Visit): void {
+  if (query.filters.length > 0 || prefer['max-affected']) return;
   const hint = 'Add a filter, or "Prefer: handling=strict, max-affected=N" to mean all rows.';
   throw new Problem(400, '21000', 'Without a filter this would change every row.', hint);
 }
 
-/** `columns=a,b`: of each row these alone. */
-function pickColumns(rows: unknown[], { columns }: Query): unknown[] {
-  if (!columns) return rows;
-  return rows.map((row) => {
-    const entries = Object.entries(Object(row)).filter(([name]) => columns.includes(name));
-    return row && typeof row === 'object' ? Object.fromEntries(entries) : row;
-  });
+const MOST_FAULTS = 100;
+
+function unprocessable(faults: Fault[], code = '22023'): Problem {
+  const errors = faults.slice(0, MOST_FAULTS);
+  const detail = errors.map((fault) => `${fault.pointer} ${fault.detail}`).join('; ');
+  return new Problem(422, code, detail.slice(0, 500), undefined, { errors });
 }
 
-function faulty(pointers: string[], detail: string): Problem {
-  const errors = pointers.slice(0, MOST_FAULTS).map((at) => ({ pointer: at, detail }));
-  return new Problem(422, '22023', `${pointers[0]} ${detail}`, undefined, { errors });
-}
-
-function noRow(): never {
+function noRow(): Problem {
   const details = 'The result contains 0 rows';
-  throw new Problem(404, 'PGRST116', 'There is no row with this key.', undefined, { details });
+  return new Problem(404, 'PGRST116', 'There is no row with this key.', undefined, { details });
 }
 
 function notOne(rows: number): Problem {
@@ -2340,87 +2373,89 @@ function taken(keyed: string | undefined): Problem {
   return new Problem(409, '23505', detail, 'A new request needs a new key.');
 }
 
-/** The path of the resource, plain or below /rest/v1 as the request came. */
-function baseOf(c: Ctx, { path }: Resource): string {
-  return isStrict(c) ? `/rest/v1/${path}` : `/${path}`;
+function pastEnd(offset: number, total: number): Problem {
+  const details = `An offset of ${offset} was requested, but there are only ${total} rows.`;
+  const extras = { details, headers: { 'Content-Range': `*/${total}` } };
+  return new Problem(416, 'PGRST103', 'Requested range not satisfiable', undefined, extras);
 }
 
-/** Below /rest/v1 a write is answered as PostgREST does it: with nothing, unless asked. */
-function isStrict(c: Ctx): boolean {
-  return c.env.route.startsWith('/rest/v1');
-}
-
-/** The key in the path. Throws 400 unless PostgreSQL would take it for a UUID. */
-function keyOf(c: Ctx): string {
-  const given = c.req.param('key') ?? '';
+/** The key in a path, as PostgreSQL would read it. Throws 400. */
+function toKey(given: string): string {
   const uuid = toUuid(given);
   if (uuid) return uuid;
   const detail = `invalid input syntax for type uuid: ${JSON.stringify(given.slice(0, 50))}`;
   throw new Problem(400, '22P02', detail, 'A key looks like 0192f0c1-2f3a-7bcd-8123-456789abcdef.');
 }
 
-/** Gives the row the key of the path. Throws 422 where it names another. */
-function nameSame({ key }: Resource, row: Row, uuid: string): void {
-  const errors = [{ pointer: pointer(key), detail: 'differs from the key in the path' }];
-  row[key] ??= uuid;
-  if (row[key] !== uuid)
-    throw new Problem(422, '22023', 'The body is of another row.', undefined, { errors });
+function locationOf({ config, resource }: Service, { route }: Visit, row: Row = {}): string {
+  const base = route.of === 'PostgREST' ? '/rest/v1' : '';
+  return `${config.BASE_PATH}${base}/${resource.path}/${row[resource.key]}`;
 }
 
 const NAMESPACE = '6c1f7c54-5d2a-4b0e-9a55-2f1f0a3c8d10';
 
 /** The row's UUID, made of the Idempotency-Key and the caller, so that a repetition finds the row. */
-function idempotentKey(c: Ctx, many: boolean): string | undefined {
-  const key = c.req.raw.headers.get('idempotency-key');
-  if (key === null) return undefined;
-  const fits = key.length > 0 && key.length <= 255 && !many;
-  if (!fits)
-    throw new Problem(
-      400,
-      'PGRST100',
-      'An Idempotency-Key has 1 to 255 characters, for one object.',
-    );
-  return uuidv5(JSON.stringify([c.env.call.sub, key]), NAMESPACE);
+function idempotentKey({ headers, call }: Visit, many: boolean): string | undefined {
+  const key = headers['idempotency-key'];
+  if (key === undefined) return undefined;
+  const detail = 'An Idempotency-Key has 1 to 255 characters, for one object.';
+  if (!key || key.length > 255 || many) throw new Problem(400, 'PGRST100', detail);
+  return uuidv5(JSON.stringify([call.sub, key]), NAMESPACE);
 }
 
-/** The rows as the declaration wants them. Throws 422 with every fault of all rows. */
+/** The rows of a body as the declaration wants them; one below a path with a key, which it gets. */
+async function readRows({ config, resource }: Service, visit: Visit, schema: z.ZodType<Row>) {
+  const { key, query } = visit;
+  const body = await readJson(visit, config.BODY_LIMIT);
+  const many = Array.isArray(body) && !key;
+  const bodies: unknown[] = many ? body : [body];
+  const named = query.columns ?? [...new Set(bodies.flatMap((one) => Object.keys(Object(one))))];
+  const picked = bodies.map((one) => pick(one, query.columns));
+  const rows = validate(schema, picked, many);
+  const [row = {}] = rows;
+  if (key) row[resource.key] ??= key;
+  const fault = { pointer: pointer(resource.key), detail: 'differs from the key in the path' };
+  if (key && row[resource.key] !== key) throw unprocessable([fault]);
+  return { rows, row, many, named };
+}
+
+/** `columns=a,b`: of each row these alone. */
+function pick(row: unknown, columns: string[] | undefined): unknown {
+  if (!columns || !row || typeof row !== 'object') return row;
+  return Object.fromEntries(Object.entries(row).filter(([name]) => columns.includes(name)));
+}
+
+/** Throws 422 with every fault of all rows. */
 function validate(schema: z.ZodType<Row>, rows: unknown[], many: boolean): Row[] {
   const results = rows.map((row) => schema.safeParse(row));
-  const errors = results.flatMap(({ error }, at) =>
-    error ? toFaults(error, many ? `/${at}` : '') : [],
-  );
-  if (errors.length === 0) return results.map(({ data }) => data ?? {});
-  const detail = errors.map((fault) => `${fault.pointer} ${fault.detail}`).join('; ');
-  const unknown = results.some(({ error }) =>
-    error?.issues.some(({ code }) => code === 'unrecognized_keys'),
-  );
-  const code = unknown ? 'PGRST204' : '22023';
-  throw new Problem(422, code, detail.slice(0, 500), undefined, {
-    errors: errors.slice(0, MOST_FAULTS),
+  const faults = results.flatMap(({ error }, at) => {
+    return error ? toFaults(error, many ? `/${at}` : '') : [];
   });
+  const issues = results.flatMap(({ error }) => error?.issues ?? []);
+  const unknown = issues.some(({ code }) => code === 'unrecognized_keys');
+  if (faults.length > 0) throw unprocessable(faults, unknown ? 'PGRST204' : '22023');
+  return results.map(({ data }) => data ?? {});
 }
 
 /** The type of the body without its parameters. Throws 415 where it is encoded. */
-function mediaType(c: Ctx): string {
-  const { 'content-type': type = '', 'content-encoding': coding = 'identity' } =
-    c.env.incoming.headers;
+function mediaType({ headers }: Visit): string {
+  const { 'content-type': type = '', 'content-encoding': coding = 'identity' } = headers;
   if (coding === 'identity') return type.replace(/;.*/s, '').trim().toLowerCase();
   throw new Problem(415, 'PGRST102', `A body in ${coding} is not read here.`, 'Send it as it is.');
 }
 
 /** The body as JSON. Throws 400, 413, 415. */
-async function readJson(c: Ctx, limit: number, other = JSON_TYPE): Promise<unknown> {
-  const type = mediaType(c);
+async function readJson(visit: Visit, limit: number): Promise<unknown> {
+  const [type, known = []] = [mediaType(visit), MEDIA[visit.route.body]];
   const hint = `Send "Content-Type: ${JSON_TYPE}".`;
-  if (type !== JSON_TYPE && type !== other)
-    throw new Problem(415, 'PGRST102', `No ${type} here.`, hint);
-  const tooLarge = new Problem(413, 'PGRST102', `The body is larger than ${limit} bytes.`);
-  if (Number(c.env.incoming.headers['content-length'] ?? 0) > limit) throw tooLarge;
+  if (!known.includes(type)) throw new Problem(415, 'PGRST102', `No ${type} here.`, hint);
+  const tooLarge = () => new Problem(413, 'PGRST102', `The body is larger than ${limit} bytes.`);
+  if (Number(visit.headers['content-length'] ?? 0) > limit) throw tooLarge();
   const chunks: Buffer[] = [];
   let size = 0;
-  for await (const chunk of bytesOf(c)) {
+  for await (const chunk of bytesOf(visit)) {
     size += chunk.length;
-    if (size > limit) throw tooLarge;
+    if (size > limit) throw tooLarge();
     chunks.push(chunk);
   }
   const bytes = Buffer.concat(chunks);
@@ -2430,32 +2465,24 @@ async function readJson(c: Ctx, limit: number, other = JSON_TYPE): Promise<unkno
 }
 
 /** Whoever stops reading leaves the connection open for the answer. */
-function bytesOf({ env }: Ctx): AsyncIterable<Buffer> {
-  return env.incoming.iterator({ destroyOnReturn: false });
+function bytesOf({ incoming }: Visit): AsyncIterable<Buffer> {
+  return incoming.iterator({ destroyOnReturn: false });
 }
 
-function parametersOf(c: Ctx): URLSearchParams {
-  return new URLSearchParams(/\?(.*)/s.exec(c.env.incoming.url ?? '')?.[1]);
+function parametersOf({ incoming }: Visit): URLSearchParams {
+  return new URLSearchParams(/\?(.*)/s.exec(incoming.url ?? '')?.[1]);
 }
 
-/** The offered type that Accept likes best (RFC 9110, 12.5.1). Throws 406. */
-function negotiate(c: Ctx, offered: string[]): string {
-  const accept = c.req.raw.headers.get('accept') ?? '*/*';
-  const wanted = accept
-    .toLowerCase()
-    .split(',')
-    .map((part) => {
-      const [range = '', ...parameters] = part.split(';').map((piece) => piece.trim());
-      const quality = parameters.find((parameter) => parameter.startsWith('q='))?.slice(2) ?? 1;
-      const known = parameters.every((parameter) => /^(q|charset)=/.test(parameter));
-      return { range, quality: known ? Number(quality) : 0 };
-    });
-  for (const { range, quality } of wanted.sort((a, b) => b.quality - a.quality)) {
-    const prefix = range.replace(/^\*\/\*$/, '').replace(/\*$/, '');
-    const found = offered.find((offer) =>
-      range.endsWith('*') ? offer.startsWith(prefix) : offer === range,
-    );
-    if (found && quality > 0) return found;
+/** The type of the route's answer that Accept likes best (RFC 9110, 12.5.1). Throws 406. */
+function negotiate({ headers, route }: Visit): string {
+  const offered = MEDIA[route.answer] ?? [];
+  for (const { type, q, params } of parseAccept((headers.accept ?? '*/*').toLowerCase())) {
+    const known = Object.keys(params).every((name) => name === 'q' || name === 'charset');
+    const prefix = type.replace(/^\*\/\*$/, '').replace(/\*$/, '');
+    const fits = (offer: string) =>
+      type.endsWith('*') ? offer.startsWith(prefix) : offer === type;
+    const found = offered.find(fits);
+    if (found && known && q > 0) return found;
   }
   const hint = `There is ${offered.join(', ')}.`;
   throw new Problem(406, 'PGRST107', 'There is no such media type.', hint);
@@ -2475,8 +2502,8 @@ const PREFERENCES: Record<string, RegExp> = {
 type Preferences = { [name: string]: string | undefined };
 
 /** The known ones by name. Throws 400 for the others where `handling=strict`. */
-function preferencesOf(c: Ctx): Preferences {
-  const parts = (c.req.raw.headers.get('prefer') ?? '').split(/[,;]/).map((part) => part.trim());
+function parsePrefer(header: string): Preferences {
+  const parts = header.split(/[,;]/).map((part) => part.trim());
   const given: Preferences = {};
   const unknown = parts.filter((part) => {
     const [name = '', value = ''] = part.split('=');
@@ -2496,156 +2523,74 @@ function applied(preferences: Preferences): Record<string, string> {
 }
 
 /** `*`, or the versions in a precondition's tags of this pattern; undefined without the header. */
-function tagsOf(c: Ctx, header: string, pattern: RegExp): Versions {
-  const value = c.req.raw.headers.get(header);
-  if (value === null) return undefined;
-  return value.trim() === '*'
-    ? '*'
-    : value.split(',').flatMap((one) => pattern.exec(one.trim())?.[1] ?? []);
+function tagsOf({ headers }: Visit, name: string, pattern = /^"(\d+)"$/): Versions {
+  const value = headers[name]?.trim();
+  if (value === undefined || value === '*') return value;
+  return value.split(',').flatMap((one) => pattern.exec(one.trim())?.[1] ?? []);
 }
 
 function tag({ version }: { version: string }): { ETag: string } {
   return { ETag: `"${version}"` };
 }
 
-type Shape = 'object' | 'array' | 'nothing';
-
-/** How a write shows its rows: as `Prefer: return` and Accept ask, else as is natural or strict. */
-function shapeOf(
-  c: Ctx,
-  natural: Shape,
-  asked: Shape = natural === 'nothing' ? 'array' : natural,
-): Shape {
-  const { return: shown } = preferencesOf(c);
-  if (!shown) return isStrict(c) ? 'nothing' : natural;
-  if (shown !== 'representation') return 'nothing';
-  return negotiate(c, [JSON_TYPE, OBJECT]) === OBJECT ? 'object' : asked;
-}
-
-function writeAnswer(
-  c: Ctx,
-  status: number,
-  written: Written,
-  shape: Shape,
-  own: Record<string, string>,
+function written(
+  { prefer, incoming, key }: Visit,
+  { rows, body }: Written,
+  { shape }: Shown,
+  status = 200,
+  own: Record<string, string> = {},
 ): Answer {
-  const preferences = preferencesOf(c);
-  const { count } = preferences;
-  const { rows, body } = written;
-  const range = c.req.method === 'PATCH' && rows > 0 ? `0-${rows - 1}` : '*';
-  const headers: Record<string, string> = { ...own, ...applied(preferences) };
-  if (!c.req.param('key')) headers['Content-Range'] = `${range}/${count ? rows : '*'}`;
+  const headers: Record<string, string> = { ...own, ...applied(prefer) };
+  const range = incoming.method === 'PATCH' && rows > 0 ? `0-${rows - 1}` : '*';
+  if (!key) headers['Content-Range'] = `${range}/${prefer.count ? rows : '*'}`;
   if (shape === 'nothing') return { status: status === 200 ? 204 : status, headers, body: null };
   return json(shape === 'array' ? `[${body}]` : body, headers, status);
 }
 
 /** A page with its Content-Range and a link to the next. Throws 406, or 416 past the end. */
-function pageAnswer(c: Ctx, type: string, query: Query, page: Page): Answer {
-  const { rows, total, body } = page;
+function toPage(visit: Visit, type: string, { offset }: Query, page: Page): Answer {
+  const { rows, total, body, more } = page;
   if (type === OBJECT && rows !== 1) throw notOne(rows);
-  if (total !== undefined && query.offset > total) throw pastEnd(query.offset, total);
-  const range = rows > 0 ? `${query.offset}-${query.offset + rows - 1}` : '*';
-  const link = page.more && { Link: linkToNext(c, query, page) };
-  return {
-    status: total !== undefined && rows < total ? 206 : 200,
-    headers: {
-      'Content-Type': type,
-      'Content-Range': `${range}/${total ?? '*'}`,
-      ...applied(preferencesOf(c)),
-      ...link,
-    },
-    body: type === OBJECT ? body.subarray(1, -1) : body,
+  if (total !== undefined && offset > total) throw pastEnd(offset, total);
+  const range = rows > 0 ? `${offset}-${offset + rows - 1}` : '*';
+  const headers = {
+    'Content-Type': type,
+    'Content-Range': `${range}/${total ?? '*'}`,
+    ...applied(visit.prefer),
+    ...(more && { Link: linkToNext(visit, offset, page) }),
   };
-}
-
-function pastEnd(offset: number, total: number): Problem {
-  const details = `An offset of ${offset} was requested, but there are only ${total} rows.`;
-  const headers = { 'Content-Range': `*/${total}` };
-  return new Problem(416, 'PGRST103', 'Requested range not satisfiable', undefined, {
-    details,
-    headers,
-  });
-}
-
-/** `Range: 0-9` with `Range-Unit: items` does what limit and offset do. Throws 416. */
-function withRange(c: Ctx, query: Query): Query {
-  const { headers } = c.req.raw;
-  if (headers.get('range-unit') !== 'items' || query.limit !== undefined || query.offset > 0)
-    return query;
-  const [, from, to] = /^(?:items=)?(\d{1,9})-(\d{1,9})?$/.exec(headers.get('range') ?? '') ?? [];
-  if (from === undefined) return query;
-  const limit = to === undefined ? {} : { limit: Number(to) - Number(from) + 1 };
-  if (limit.limit !== undefined && limit.limit < 1) throw pastEnd(Number(from), 0);
-  return { ...query, offset: Number(from), ...limit };
+  const status = total !== undefined && rows < total ? 206 : 200;
+  const empty = visit.incoming.method === 'HEAD';
+  return { status, headers, body: empty ? null : type === OBJECT ? body.subarray(1, -1) : body };
 }
 
 /** RFC 8288, relative. Groups have no key to go on from: theirs goes by offset. */
-function linkToNext(c: Ctx, query: Query, { next, rows }: Page): string {
-  const parameters = parametersOf(c);
+function linkToNext(visit: Visit, offset: number, { next, rows }: Page): string {
+  const parameters = parametersOf(visit);
   parameters.delete('offset');
-  parameters.set(next ? 'after' : 'offset', next || String(query.offset + rows));
-  return `<${c.req.path}?${parameters}>; rel="next"`;
+  parameters.set(next ? 'after' : 'offset', next || String(offset + rows));
+  return `<${visit.path}?${parameters}>; rel="next"`;
 }
 
-/** How batches of rows become a body, by media type. */
-const STREAMED: Record<
-  string,
-  (first: string[], rest: AsyncIterable<string[]>) => AsyncGenerator<string>
-> = {
-  [JSON_TYPE]: async function* array(first, rest) {
-    yield `[${first}`;
-    for await (const batch of rest) yield `,${batch}`;
-    yield ']';
-  },
-  [CSV]: async function* lines(first, rest) {
-    yield first.join('');
-    for await (const batch of rest) yield batch.join('');
-  },
-  [NDJSON]: async function* rows(first, rest) {
-    if (first.length > 0) yield `${first.join('\n')}\n`;
-    for await (const batch of rest) yield `${batch.join('\n')}\n`;
-  },
-};
+/** `Range: 0-9` with `Range-Unit: items` does what limit and offset do. Throws 416. */
+function withRange({ headers, query }: Visit): Query {
+  const { range = '', 'range-unit': unit } = headers;
+  const [, from, to] = /^(?:items=)?(\d{1,9})-(\d{1,9})?$/.exec(range) ?? [];
+  if (unit !== 'items' || query.limit !== undefined || query.offset > 0 || !from) return query;
+  const offset = Number(from);
+  if (to === undefined) return { ...query, offset };
+  if (Number(to) < offset) throw pastEnd(offset, 0);
+  return { ...query, offset, limit: Number(to) - offset + 1 };
+}
 
 // --- OpenAPI --------------------------------------------------------------------
 
-/** `takes`: PARAMETERS, `*` for the filters. Body, answers: contentsOf(), a type, an example. */
-type Operation = [summary: string, takes: string, body: string, answers: Answers];
-type Answers = Record<number, string | object>;
-type Contents = Record<string, object>;
-
-const [PAGED, CREATED] = ['select order limit offset after', 'select columns on_conflict'];
-const [CHANGED, MANY] = [
-  { 200: 'row', 204: '' },
-  { 200: 'made', 204: '' },
-] as const;
-/** By the name of the handler, or by the path where it has none. */
-const OPERATIONS: Record<string, Operation> = {
-  list: ['List rows', `* ${PAGED} Range Prefer`, '', { 200: 'rows', 206: 'rows' }],
-  listAll: ['Stream rows', `* ${PAGED}`, '', { 200: 'all' }],
-  create: ['Create rows', `${CREATED} Prefer Idempotency-Key`, 'new', { 200: 'made', 201: 'made' }],
-  mergeMany: ['Change the rows that pass', '* select columns Prefer', 'parts', MANY],
-  removeMany: ['Delete the rows that pass', '* select Prefer', '', MANY],
-  read: ['Read a row', 'If-None-Match', '', { 200: 'row', 304: '' }],
-  replace: ['Put a row', 'Prefer If-Match If-None-Match', 'whole', { ...CHANGED, 201: 'row' }],
-  merge: ['Change a row', 'Prefer If-Match', 'part', CHANGED],
-  remove: ['Delete a row', 'Prefer If-Match', '', CHANGED],
-  '/hello': ['Say ok', '', '', { 200: { message: 'ok' } }],
-  '/zero': ['Say nothing', '', '', { 200: { 0: '' } }],
-  '/healthz': ['The process answers', '', '', { 200: { status: 'alive' } }],
-  '/readyz': ['The database answers too', '', '', { 200: { status: 'ready' } }],
-  '/metrics': ['Metrics for Prometheus', '', '', { 200: 'text/plain' }],
-  document: ['This document', '', '', { 200: 'application/json' }],
-  page: ['This document as a page', '', '', { 200: 'text/html' }],
-  file: ['A file of the page', '', '', { 200: 'text/*' }],
-};
-
-const TAGS = { rows: 'As they are', PostgREST: "With its clients' defaults", service: 'Itself' };
 const [TREE, STRING] = ['`(column.operator.value,or(…))`, up to 10 levels', { type: 'string' }];
+const PREFERRED = 'return=representation, count=exact, max-affected=1';
 const TREES = ['and', 'or', 'not.and', 'not.or'];
 const WHOLE = { schema: { type: 'integer', minimum: 0 } };
-const HEADER = /^[A-Z]/;
-/** What they are for, the filters aside. */
+const FILES = ['swagger-ui.css', 'swagger-ui-bundle.js', 'start.js'];
+/** What they are for, the filters aside; those with a capital are headers. */
 const PARAMETERS: Record<string, [description: string, more?: object]> = {
   select: ['`column`, `alias:column`, `column::type`, `count()`, `column.avg()`'],
   order: ['`column.desc.nullslast,column`'],
@@ -2653,10 +2598,7 @@ const PARAMETERS: Record<string, [description: string, more?: object]> = {
   offset: ['Rows to leave out', WHOLE],
   after: ['The cursor of `Link: rel="next"`'],
   ...Object.fromEntries(TREES.map((name) => [name, [TREE]])),
-  Prefer: [
-    '`return=minimal`: no rows',
-    { example: 'return=representation, count=exact, max-affected=1' },
-  ],
+  Prefer: ['`return=minimal`: no rows', { example: PREFERRED }],
   columns: ['Names between commas; others in the body are left out'],
   on_conflict: ['The key, for `Prefer: resolution=…-duplicates`'],
   Range: ['`0-9` with `Range-Unit: items`, as limit and offset'],
@@ -2669,18 +2611,14 @@ function refer(to: string) {
   return { $ref: `#/components/${to}` };
 }
 
-function describeApi({ config, resource }: Service, routes: Route[]) {
-  const paths: Record<string, Record<string, object>> = {};
+function document(service: Service): Answer {
+  const { config, resource } = service;
   const contents = contentsOf(resource);
-  for (const [method, path, { name }] of routes) {
-    const operation = OPERATIONS[name || path];
-    if (!operation) throw new Error(`OPERATIONS has no ${name || path}`);
-    const secured = !OPEN.includes(path) && needsToken(config, method !== 'GET');
-    const told = describeOperation(resource, path, operation, contents);
-    const operationId = [method.toLowerCase(), ...(path.match(/\w+/g) ?? [])].join('_');
-    const item = { ...told, operationId, security: secured ? [{ bearer: [] }] : [] };
-    const at = path.replace(/:(\w+)/g, '{$1}');
-    paths[at] = { ...paths[at], [method.toLowerCase()]: item };
+  const paths: Record<string, Record<string, object>> = {};
+  for (const route of routesOf(service)) {
+    const at = route.path.replace(/:(\w+)/g, '{$1}');
+    const operation = describeOperation(resource, route, contents);
+    paths[at] = { ...paths[at], [route.method.toLowerCase()]: operation };
   }
   const license = { name: 'MIT', identifier: 'MIT' };
   const description = 'HEAD answers wherever GET does; OPTIONS names the service and the methods.';
@@ -2693,56 +2631,59 @@ function describeApi({ config, resource }: Service, routes: Route[]) {
     ...(needsToken(config, true) && { securitySchemes: { bearer } }),
   };
   const tags = Object.entries(TAGS).map(([name, description]) => ({ name, description }));
-  return { openapi: '3.1.1', info, servers: [{ url: '/' }], tags, paths, components };
+  const servers = [{ url: config.BASE_PATH || '/' }];
+  return json(JSON.stringify({ openapi: '3.1.1', info, servers, tags, paths, components }));
 }
 
-function describeOperation({ names }: Resource, path: string, told: Operation, contents: Contents) {
-  const [summary, takes, body, answers] = told;
-  const contentOf = (of: string | object) =>
-    typeof of === 'string' ? (contents[of] ?? { [of]: {} }) : inJson({ type: 'object' }, of);
-  const list = [...names.map((name) => `column.${name}`), ...TREES].join(' ');
-  const parameters = `${path.match(/(?<=:)\w+/g) ?? ''} ${takes.replace('*', list)}`.match(/\S+/g);
-  const responses = Object.entries(answers).map(([status, of]) => {
-    const content = of && { content: contentOf(of) };
-    return [status, { description: STATUS_CODES[status], ...content }];
+function describeOperation({ names }: Resource, route: Route, contents: Record<string, object>) {
+  const { method, path, summary, of, takes, body, statuses, answer, secured } = route;
+  const example = () => ({
+    [JSON_TYPE]: { schema: { type: 'object' }, example: JSON.parse(answer) },
   });
-  const ofRows = Object.values(answers).some((of) => String(of) in contents);
+  const content = contents[answer] ?? (answer.startsWith('{') ? example() : { [answer]: {} });
+  const responses = statuses.map((status) => {
+    const empty = status === '204' || status === '304';
+    return [status, { description: STATUS_CODES[status], ...(!empty && { content }) }];
+  });
+  const filters = [...names.map((name) => `column.${name}`), ...TREES];
+  const parameters = [...(path.match(/(?<=:)\w+/) ?? []), ...takes];
   const failures = { '4XX': refer('responses/Problem'), '5XX': refer('responses/Problem') };
   return {
-    summary,
-    tags: [path.startsWith('/rest/') ? 'PostgREST' : ofRows ? 'rows' : 'service'],
-    parameters: (parameters ?? []).map((name) => refer(`parameters/${name}`)),
-    ...(body && { requestBody: { required: true, content: contentOf(body) } }),
+    ...{ summary, tags: [of], security: secured ? [{ bearer: [] }] : [] },
+    operationId: [method.toLowerCase(), ...(path.match(/\w+/g) ?? [])].join('_'),
+    parameters: parameters
+      .flatMap((name) => (name === 'filter' ? filters : name))
+      .map((name) => refer(`parameters/${name}`)),
+    ...(body && { requestBody: { required: true, content: contents[body] } }),
     responses: { ...Object.fromEntries(responses), ...failures },
   };
 }
 
-function inJson(schema: object, example: unknown) {
-  return { 'application/json': { schema, example } };
-}
-
-function contentsOf({ key, example }: Resource): Contents {
-  const [Row, NewRow] = [refer('schemas/Row'), refer('schemas/NewRow')];
+/** What MEDIA names, with a schema and an example for each type. */
+function contentsOf({ key, example }: Resource) {
   const { [key]: _, ...fresh } = example;
-  const many = (items: object) => ({ type: 'array', items });
-  const either = (schema: object) => ({ anyOf: [schema, many(schema)] });
-  const part = inJson(refer('schemas/Part'), fresh);
-  const examples = { one: { value: fresh }, many: { value: [fresh] } };
-  const text = { [CSV]: { schema: STRING }, [NDJSON]: { schema: STRING } };
+  const [row, whole, part] = ['Row', 'NewRow', 'Part'].map((name) => refer(`schemas/${name}`));
+  const many = (items?: object) => ({ type: 'array', items });
+  const either = (schema?: object) => ({ anyOf: [schema, many(schema)] });
   const csv = csvLine(Object.keys(fresh)) + csvLine(Object.values(fresh).map(String));
-  return {
-    row: inJson(Row, example),
-    all: { ...inJson(many(Row), [example]), ...text },
-    rows: { ...inJson(many(Row), [example]), [OBJECT]: { schema: Row, example }, ...text },
-    new: {
-      'application/json': { schema: either(NewRow), examples },
-      [CSV]: { schema: STRING, example: csv },
-    },
-    parts: inJson(either(refer('schemas/Part')), fresh),
-    made: inJson(either(Row), [example]),
-    whole: inJson(NewRow, example),
-    part: { ...part, 'application/merge-patch+json': part['application/json'] },
+  const rows = { schema: many(row), example: [example] };
+  const shown: Record<string, object> = {
+    ...{ rows, all: rows, row: { schema: row, example } },
+    made: { schema: either(row), example: [example] },
+    new: { schema: either(whole), examples: { one: { value: fresh }, many: { value: [fresh] } } },
+    whole: { schema: whole, example },
+    part: { schema: part, example: fresh },
+    parts: { schema: either(part), example: fresh },
   };
+  const text: Record<string, object> = {
+    [OBJECT]: { schema: row, example },
+    [CSV]: { schema: STRING, example: csv },
+    [NDJSON]: { schema: STRING },
+  };
+  const contents = Object.entries(MEDIA).map(([name, types]) => {
+    return [name, Object.fromEntries(types.map((type) => [type, text[type] ?? shown[name]]))];
+  });
+  return Object.fromEntries(contents);
 }
 
 /** JSON Schemas of what the validators take, and of what is answered. */
@@ -2780,36 +2721,28 @@ function describeParameters({ key, names, columns, example }: Resource) {
   return { ...Object.fromEntries([...filters, ...others]), key: row, file };
 }
 
-const FILES = ['swagger-ui.css', 'swagger-ui-bundle.js', 'start.js'];
 const START = "SwaggerUIBundle({ url: 'openapi.json', dom_id: 'main', validatorUrl: null });\n";
 const POLICY =
   "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
   "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-function apiHandlers(service: Service, routes: () => Route[]) {
-  const document = () => json(JSON.stringify(describeApi(service, routes())));
+/** Loads nothing from another host. */
+function page({ resource }: Service): Answer {
+  const headers = { 'Content-Type': 'text/html; charset=utf-8', 'Content-Security-Policy': POLICY };
+  const body = `<!doctype html><html lang="en"><meta charset="utf-8">
+    <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
+    <title>${resource.path}</title><link rel="stylesheet" href="docs/swagger-ui.css"><main></main>
+    <script src="docs/swagger-ui-bundle.js"></script><script src="docs/start.js"></script></html>`;
+  return { status: 200, headers, body };
+}
 
-  function page(): Answer {
-    const type = { 'Content-Type': 'text/html; charset=utf-8' };
-    const body = `<!doctype html><html lang="en"><meta charset="utf-8">
-      <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
-      <title>${service.resource.path}</title><link rel="stylesheet" href="docs/swagger-ui.css">
-      <main></main><script src="docs/swagger-ui-bundle.js"></script>
-      <script src="docs/start.js"></script></html>`;
-    return { status: 200, headers: { ...type, 'Content-Security-Policy': POLICY }, body };
-  }
-
-  async function file(c: Ctx): Promise<Answer> {
-    const name = c.req.param('file') ?? '';
-    if (!FILES.includes(name)) throw noRoute(c, []);
-    const path = () => fileURLToPath(import.meta.resolve(`swagger-ui-dist/${name}`));
-    const body = name === 'start.js' ? START : await readFile(path(), 'utf8');
-    const type = `text/${name.endsWith('css') ? 'css' : 'javascript'}; charset=utf-8`;
-    const kept = { 'Cache-Control': 'public, max-age=86400', 'X-Content-Type-Options': 'nosniff' };
-    return { status: 200, headers: { 'Content-Type': type, ...kept }, body };
-  }
-
-  return { document, page, file };
+async function file(_: Service, { key: name }: Visit): Promise<Answer> {
+  if (!FILES.includes(name)) throw nothingHere();
+  const path = () => fileURLToPath(import.meta.resolve(`swagger-ui-dist/${name}`));
+  const body = name === 'start.js' ? START : await readFile(path(), 'utf8');
+  const type = `text/${name.endsWith('css') ? 'css' : 'javascript'}; charset=utf-8`;
+  const kept = { 'Cache-Control': 'public, max-age=86400', 'X-Content-Type-Options': 'nosniff' };
+  return { status: 200, headers: { 'Content-Type': type, ...kept }, body };
 }
 
 // --- Ops ------------------------------------------------------------------------
@@ -2818,11 +2751,18 @@ function apiHandlers(service: Service, routes: () => Route[]) {
 export type Life = { stopping: boolean; prepared: boolean };
 
 /** The table is as declared, the database answers within a second, and the end is not near. */
-async function ready(c: Ctx, { store, life }: Service): Promise<Answer> {
+async function ready(service: Service, visit: Visit): Promise<Answer> {
+  const { store, life } = service;
   if (life.stopping || !life.prepared) throw unavailable();
-  await within(1000, store.ping(c.env.call));
-  return json('{"status":"ready"}');
+  await within(1000, store.ping(visit.call));
+  return show(service, visit);
 }
+
+async function measure({ metrics }: Service): Promise<Answer> {
+  return { status: 200, headers: metrics.headers, body: await metrics.print() };
+}
+
+const BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5];
 
 export type Metrics = ReturnType<typeof createMetrics>;
 
@@ -2831,31 +2771,21 @@ export function createMetrics(config: Config, { numbers }: Database) {
   const register = new prometheus.Registry();
   const registers = [register];
   prometheus.collectDefaultMetrics({ register });
-  const gauge = (name: string, help: string, value: () => number) =>
-    new prometheus.Gauge({
-      name,
-      help,
-      registers,
-      collect() {
-        this.set(value());
-      },
-    });
+  const gauge = (name: string, help: string, value: () => number) => {
+    const collect = () => made.set(value());
+    const made: prometheus.Gauge = new prometheus.Gauge({ name, help, registers, collect });
+  };
   gauge('db_statements_in_flight', 'Statements that a request waits for.', () => numbers.inFlight);
   gauge('db_statements_waiting', 'Of these, those without a connection.', () => numbers.waiting);
   gauge('db_streams', 'Lists that are streamed now.', () => numbers.streams);
   const { APP_VERSION: version, APP_BRANCH: branch, APP_COMMIT: commit } = config;
-  const build = {
-    name: 'build_info',
-    help: 'Always 1.',
-    labelNames: ['version', 'branch', 'commit'],
-  };
-  new prometheus.Gauge({ ...build, registers }).set({ version, branch, commit }, 1);
+  const build = { version, branch, commit };
+  const named = { name: 'build_info', help: 'Always 1.', labelNames: Object.keys(build) };
+  new prometheus.Gauge({ ...named, registers }).set(build, 1);
   const duration = new prometheus.Histogram({
-    name: 'http_request_duration_seconds',
-    help: 'From the head of a request to its answer.',
+    ...{ name: 'http_request_duration_seconds', buckets: BUCKETS, registers },
+    ...{ help: 'From the head of a request to its answer.' },
     labelNames: ['method', 'route', 'status'],
-    buckets: [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5],
-    registers,
   });
   if (cluster.isWorker) {
     new prometheus.AggregatorRegistry(); // answers what the primary's clusterMetrics() asks
@@ -2869,18 +2799,15 @@ export function createMetrics(config: Config, { numbers }: Database) {
   };
 }
 
-/** The metrics of all workers in one text. */
-function askPrimary(): Promise<string> {
-  return new Promise((resolve, reject) => {
-    const hear = ({ metrics }: { metrics?: string | null }) => {
-      if (metrics === undefined) return;
-      process.off('message', hear);
-      if (metrics !== null) resolve(metrics);
-      else reject(unavailable('A worker does not answer.'));
-    };
-    process.on('message', hear);
-    process.send?.({ ask: 'metrics' });
-  });
+/** The metrics of all workers in one text; null where a worker hangs, or has died. */
+async function askPrimary(): Promise<string> {
+  const messages = on(process, 'message');
+  process.send?.({ ask: 'metrics' });
+  for await (const [{ metrics }] of messages) {
+    if (metrics) return metrics;
+    if (metrics === null) break;
+  }
+  throw unavailable('A worker does not answer.');
 }
 
 // --- Start ----------------------------------------------------------------------
@@ -2894,8 +2821,8 @@ export async function main(resource: Resource, args: string[], environment: Node
   process.on('SIGUSR1', () => {}); // Node would open its debugger
   setFlagsFromString('--max-semi-space-size=2'); // or the garbage of a streamed list adds 60 MB
   const ended = untilSignal();
-  const embedded =
-    config.DATABASE_URL || config.PGHOST ? undefined : await embed(config, resource, log);
+  const given = config.DATABASE_URL || config.PGHOST;
+  const embedded = given ? undefined : await embed(config, resource, log);
   const start = cluster.isPrimary && config.WEB_CONCURRENCY > 1 ? supervise : serve;
   const service = await start(config, resource, log);
   if (embedded) process.stderr.write(embedded.greet(service.url));
@@ -2918,9 +2845,8 @@ function untilSignal(): Promise<void> {
       asked = Math.min(asked, performance.now());
       resolve();
     };
-    for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP']) {
-      process.on(signal, cluster.isWorker ? () => {} : end); // a worker hears its primary alone
-    }
+    const hear = cluster.isWorker ? () => {} : end; // a worker hears its primary alone
+    for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP']) process.on(signal, hear);
     process.on('message', ({ ask }: { ask?: string }) => ask === 'stop' && resolve());
   });
 }
@@ -2934,9 +2860,8 @@ async function serve(config: Config, resource: Resource, log: Logger): Promise<R
   const store = new Store(resource, database);
   const metrics = createMetrics(config, database);
   const authorize = createAuth(config, log);
-  const server = createHttpServer(
-    createApp({ config, resource, store, authorize, metrics, log, life }),
-  );
+  const app = createApp({ config, resource, store, authorize, metrics, log, life });
+  const server = createHttpServer(app);
   await Promise.race([tryTable(resource, database, life), sleep(500)]); // ready when it listens
   await listen(server, config);
   const url = urlOf(server.address() as AddressInfo);
@@ -2945,9 +2870,8 @@ async function serve(config: Config, resource: Resource, log: Logger): Promise<R
     life.stopping = true;
     await sleep(config.SHUTDOWN_GRACE * 1000);
     const idle = setInterval(() => server.closeIdleConnections(), 50);
-    await within(DEADLINE + 1000, once(server.close(), 'close')).catch(() =>
-      server.closeAllConnections(),
-    );
+    const closed = within(DEADLINE + 1000, once(server.close(), 'close'));
+    await closed.catch(() => server.closeAllConnections());
     clearInterval(idle);
     await database.end();
   };
@@ -2971,24 +2895,30 @@ async function supervise(config: Config, _: Resource, log: Logger): Promise<Runn
   });
   cluster.on('message', async (worker, { ask }: { ask?: string }) => {
     if (ask !== 'metrics') return;
-    const metrics = await summed.clusterMetrics().catch(() => null); // a worker hangs, or has died
+    const metrics = await summed.clusterMetrics().catch(() => null);
     worker.send({ metrics }, () => {});
   });
   for (let count = 0; count < config.WEB_CONCURRENCY; count += 1) fork();
   const listening = once(cluster, 'listening').then(([, address]) => urlOf(address));
-  const stop = async () => {
+  const stop = () => {
     stopping = true;
-    const living = () =>
-      Object.values(cluster.workers ?? {}).filter((one) => one?.isDead() === false);
-    const end = performance.now() + DEADLINE + 1500;
-    for (; living().length > 0; await sleep(50)) {
-      for (const worker of living()) {
-        if (performance.now() > end + config.SHUTDOWN_GRACE * 1000) worker?.process.kill('SIGKILL');
-        else worker?.send({ ask: 'stop' }, () => {}); // again: one that starts does not hear yet
-      }
-    }
+    return stopWorkers(DEADLINE + 1500 + config.SHUTDOWN_GRACE * 1000);
   };
   return { url: await Promise.race([listening, failed]), failed, stop };
+}
+
+/** Asks them to end until they have, since one that starts does not hear yet; ends them after `ms`. */
+async function stopWorkers(ms: number): Promise<void> {
+  const end = performance.now() + ms;
+  for (;;) {
+    const living = Object.values(cluster.workers ?? {}).filter((one) => one?.isDead() === false);
+    if (living.length === 0) return;
+    for (const worker of living) {
+      if (performance.now() > end) worker?.process.kill('SIGKILL');
+      else worker?.send({ ask: 'stop' }, () => {});
+    }
+    await sleep(50);
+  }
 }
 
 /** Tries until the table is there; rejects where it cannot be served. */
@@ -3020,22 +2950,17 @@ const CLIENT_ERRORS: Record<string, [number, string]> = {
   ERR_HTTP_REQUEST_TIMEOUT: [408, 'The request did not arrive in time.'],
 };
 
+const LIMITS = {
+  ...{ headersTimeout: 10_000, requestTimeout: 60_000, keepAliveTimeout: 75_000 },
+  ...{ connectionsCheckingInterval: 1000, maxHeaderSize: 2 * MAX_HEAD, requireHostHeader: false },
+};
+
 function createHttpServer(app: App): Server {
-  const timeouts = { headersTimeout: 10_000, requestTimeout: 60_000, keepAliveTimeout: 75_000 };
-  const options = {
-    ...timeouts,
-    connectionsCheckingInterval: 1000,
-    maxHeaderSize: 2 * MAX_HEAD,
-    requireHostHeader: false,
-  };
   const errorHandler = () => {
-    const { status, headers, body } = refusal(
-      400,
-      'The Host or the target of the request is not valid.',
-    );
-    return new Response(body as string, { status, headers });
+    const { status, headers, body } = refusal(400, 'The Host or the target is not valid.');
+    return new Response(String(body), { status, headers });
   };
-  const server = createServer(options, getRequestListener(app.fetch, { errorHandler }));
+  const server = createServer(LIMITS, getRequestListener(app.fetch, { errorHandler }));
   server.on('connect', (_, socket: Socket) => refuse(socket, 405, 'There is no such method.'));
   server.on('checkExpectation', ({ socket }) => refuse(socket, 417, 'Only 100-continue is known.'));
   server.on('clientError', ({ code = '' }: NodeJS.ErrnoException, socket: Socket) => {
@@ -3045,13 +2970,13 @@ function createHttpServer(app: App): Server {
 }
 
 function refusal(status: number, detail: string): Answer {
-  const allow = status === 405 ? { Allow: METHODS.join(', ') } : {};
-  const headers = {
-    ...allow,
+  const Allow = METHODS.join(', ');
+  const told = {
     'X-Request-Id': randomUUID(),
     'Server-Timing': 'total;dur=0',
     Connection: 'close',
   };
+  const headers = status === 405 ? { ...told, Allow } : told;
   return problemAnswer(new Problem(status, 'PGRST100', detail, undefined, { headers }));
 }
 
