@@ -1100,6 +1100,16 @@ describe('Grouping', () => {
     assert.equal(replayed.length, 49);
   });
 
+  test('GET /metrics tells how many requests went into one statement', async () => {
+    const { text } = await service.get('/metrics');
+    for (const work of ['read', 'create', 'replace', 'delete', 'list']) {
+      const [count = 0, sum = 0] = ['count', 'sum'].map((which) =>
+        Number(text.match(`db_batch_size_${which}{work="${work}"} (\\d+)`)?.[1]),
+      );
+      assert.ok(sum > count, `${work}: ${sum} in ${count}`); // those of the tests above
+    }
+  });
+
   test('a reader that leaves takes nothing from those in its group', async () => {
     const { uuid } = await create();
     const leaving = new AbortController();

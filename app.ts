@@ -2767,7 +2767,8 @@ const BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5
 export type Metrics = ReturnType<typeof createMetrics>;
 
 /** Prometheus metrics of this process; among workers print() sums over all of them. */
-export function createMetrics(config: Config, { numbers }: Database) {
+export function createMetrics(config: Config, database: Database) {
+  const { numbers } = database;
   const register = new prometheus.Registry();
   const registers = [register];
   prometheus.collectDefaultMetrics({ register });
@@ -2775,8 +2776,8 @@ export function createMetrics(config: Config, { numbers }: Database) {
     const collect = () => made.set(value());
     const made: prometheus.Gauge = new prometheus.Gauge({ name, help, registers, collect });
   };
-  gauge('db_statements_in_flight', 'Statements that a request waits for.', () => numbers.inFlight);
-  gauge('db_statements_waiting', 'Of these, those without a connection.', () => numbers.waiting);
+  gauge('db_statements_in_flight', 'Requests that wait for the database.', () => numbers.inFlight);
+  gauge('db_statements_waiting', 'Statements without a connection.', () => numbers.waiting);
   gauge('db_streams', 'Lists that are streamed now.', () => numbers.streams);
   const { APP_VERSION: version, APP_BRANCH: branch, APP_COMMIT: commit } = config;
   const build = { version, branch, commit };
@@ -2787,6 +2788,11 @@ export function createMetrics(config: Config, { numbers }: Database) {
     ...{ help: 'From the head of a request to its answer.' },
     labelNames: ['method', 'route', 'status'],
   });
+  const batch = new prometheus.Histogram({
+    ...{ name: 'db_batch_size', help: 'Requests that one statement answered.', registers },
+    ...{ labelNames: ['work'], buckets: [1, 2, 4, 8, 16, 32, 64, 128] },
+  });
+  database.observe = (work, requests) => batch.observe({ work }, requests);
   if (cluster.isWorker) {
     new prometheus.AggregatorRegistry(); // answers what the primary's clusterMetrics() asks
     prometheus.AggregatorRegistry.setRegistries(register);
