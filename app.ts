@@ -569,16 +569,33 @@ export function openDatabase(config: Config, log: Logger) {
   /**
    * COPY … FROM STDIN, fed at the pace of the server; all of it or nothing is stored. postgres 3.4.9
    * tells an error behind the last byte to the query alone, and writes until the stream is closed.
+   * The caller may be slow; the server has DEADLINE for each piece, else this throws Problem 504.
    */
   async function copy(statement: string, bytes: AsyncIterable<Buffer>): Promise<void> {
     for await (const sql of borrow()) {
       const query: Pending = sql.unsafe(statement);
+      let timer: NodeJS.Timeout | undefined;
       const refused = new Promise<never>((_, reject) => {
         query.reject = reject;
       });
-      const writable = await Promise.race([query.writable(), refused]);
+      const expect = () => {
+        timer = setTimeout(() => query.reject?.(tooSlow()), DEADLINE);
+      };
+      const pieces = async function* watched() {
+        for await (const piece of bytes) {
+          expect();
+          yield piece;
+          clearTimeout(timer); // it was taken: now the caller is waited for
+        }
+        expect();
+      };
+      expect();
+      const writable = await Promise.race([query.writable(), refused]).finally(() =>
+        clearTimeout(timer),
+      );
       const closed = once(writable, 'close');
-      await Promise.race([finished(Readable.from(bytes), writable), refused]).finally(() => {
+      await Promise.race([finished(Readable.from(pieces()), writable), refused]).finally(() => {
+        clearTimeout(timer);
         writable.destroy();
         return closed;
       });

@@ -411,6 +411,52 @@ describe('Database', () => {
     assert.ok([503, 504].includes(answer.status), String(answer.status));
   });
 
+  for (const [fault, rest] of [
+    ['hangs, and the rest of the upload is short', 'no more'],
+    ['hangs, and the rest of the upload is long', 'much more'],
+    ['is behind a network that stalls', 'much more'],
+  ] as const) {
+    test(`an upload of CSV whose server ${fault} is answered in time and leaves nothing`, async (t) => {
+      const stalls = fault.includes('stalls');
+      const { database, proxy, service } = await openScene(t, {}, { proxied: stalls });
+      const upload = startUpload(t, service);
+      upload.send(1);
+      let busy: Backend | undefined;
+      await until(async () => {
+        [busy] = await activeWith(database, 'copy ');
+        return busy;
+      });
+      if (stalls) proxy.stall();
+      else process.kill(busy!.pid, 'SIGSTOP');
+      const from = performance.now();
+      if (rest === 'much more') upload.send(60_000);
+      else upload.end();
+      const { status, text } = await upload.answer;
+      const ms = performance.now() - from;
+      t.diagnostic(`${status} after ${ms.toFixed()} ms`);
+      if (stalls) proxy.pass();
+      else process.kill(busy!.pid, 'SIGCONT');
+      assert.ok([503, 504].includes(status), text);
+      assert.equal(JSON.parse(text).status, status);
+      assert.ok(ms < PROMISED);
+      await until(async () => (await activeWith(database, 'copy ')).length === 0, 3000);
+      assert.equal(await countRows(database, UPLOADED), 0);
+      assert.match((await service.get('/metrics')).text, /^db_streams 0$/m);
+    });
+  }
+
+  test('an upload of CSV by a client that pauses for longer than the deadline is stored', async (t) => {
+    const { database, service } = await openScene(t);
+    const upload = startUpload(t, service);
+    upload.send(1);
+    await until(async () => (await activeWith(database, 'copy ')).length === 1);
+    await sleep(4500);
+    upload.send(1);
+    upload.end();
+    assert.equal((await upload.answer).status, 201);
+    assert.equal(await countRows(database, UPLOADED), 2);
+  });
+
   test('ended idle connections are seen by no client', async (t) => {
     const { database, service } = await openScene(t);
     const load = startLoad(t, service, { writers: 1, readers: 1 });
@@ -1346,6 +1392,24 @@ function exchange(service: TestService, path: string, agent?: Agent): Promise<Ex
     });
     sent.on('error', fail).end();
   });
+}
+
+const UPLOADED = 'Uploaded, Miss. Row';
+
+/** An upload of CSV that goes on until end(). */
+function startUpload(t: TestContext, service: TestService) {
+  const headers = { 'Content-Type': 'text/csv' };
+  const sent = httpRequest(`${service.url}/passengers`, { method: 'POST', headers, agent: false });
+  t.after(() => sent.destroy());
+  sent.on('error', () => {}).write(`${Object.keys(ROW)}\n`);
+  const line = `${Object.values(bodyOf(`"${UPLOADED}"`))}\n`;
+  const answer = once(sent, 'response').then(async ([response]) => {
+    let text = '';
+    for await (const data of response) text += data;
+    return { status: Number(response.statusCode), text };
+  });
+  answer.catch(() => {});
+  return { answer, send: (rows: number) => sent.write(line.repeat(rows)), end: () => sent.end() };
 }
 
 /** A client that has had an answer and keeps its connection. */
