@@ -456,10 +456,10 @@ export function openDatabase(config: Config, log: Logger) {
     events.emit('change');
   }
 
-  function leastBusy(except?: Client): Client | undefined {
+  function leastBusy(): Client | undefined {
     let best: Client | undefined;
     for (const client of clients) {
-      if (!client.open || client === except) continue;
+      if (!client.open) continue;
       if (!best || client.inFlight.size < best.inFlight.size) best = client;
     }
     return best;
@@ -516,7 +516,7 @@ export function openDatabase(config: Config, log: Logger) {
       };
       const leave = () => {
         reject(new Problem(499, '57014', 'The client went away.'));
-        drop(client, query);
+        drop(query);
       };
       const timer = setTimeout(expire, ms);
       if (kind === 'read') outgoing?.once('close', leave);
@@ -529,13 +529,13 @@ export function openDatabase(config: Config, log: Logger) {
     });
   }
 
-  /** Stops what nobody waits for; where it stands behind others in the pipeline, it is left to run. */
-  function drop(client: Client, query: Pending): void {
-    const other = leastBusy(client);
-    if (!query.state) query.cancel();
-    else if (query.active && other) {
-      other.sql`select pg_cancel_backend(${query.state.pid})`.catch(() => {});
-    }
+  /**
+   * Stops what nobody waits for, by a connection that the driver makes for it; where it stands behind
+   * others in the pipeline, it is left to run.
+   */
+  function drop(query: Pending): void {
+    const cancelled: unknown = query.state && !query.active ? undefined : query.cancel();
+    Promise.resolve(cancelled).catch(() => {});
   }
 
   /** A connection of its own for what takes longer than a request may; at most STREAMS at once. */

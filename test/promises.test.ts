@@ -646,12 +646,13 @@ describe('Database', () => {
     assert.equal(await countRows(database, 'slow'), 0);
   });
 
-  for (const [path, text] of [
-    ['/passengers', 'row_number'],
-    ['/passengerlist', 'row_to_json'],
+  for (const [path, text, POOL_SIZE] of [
+    ['/passengers', 'row_number', '8'],
+    ['/passengers', 'row_number', '1'],
+    ['/passengerlist', 'row_to_json', '8'],
   ] as const) {
-    test(`GET ${path}: the client goes away, and its statement with it`, async (t) => {
-      const { database, service } = await openScene(t);
+    test(`GET ${path}, ${POOL_SIZE} connections: the client goes away, and its statement with it`, async (t) => {
+      const { database, service } = await openScene(t, { POOL_SIZE });
       await slowReads(database, 2.8);
       const leaving = new AbortController();
       const left = fetch(service.url + path, { signal: leaving.signal }).catch(() => {});
