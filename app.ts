@@ -2628,6 +2628,11 @@ async function serve(config: Config, resource: Resource, log: Logger): Promise<R
   const server = createHttpServer(
     createApp({ config, resource, store, authorize, metrics, log, life }),
   );
+  const sockets = new Set<Socket>();
+  server.on('connection', (socket: Socket) => {
+    sockets.add(socket);
+    socket.once('close', () => sockets.delete(socket));
+  });
   await Promise.race([tryTable(resource, database, life), sleep(500)]); // ready when it listens
   await listen(server, config);
   const url = urlOf(server.address() as AddressInfo);
@@ -2635,7 +2640,7 @@ async function serve(config: Config, resource: Resource, log: Logger): Promise<R
   const stop = async () => {
     life.stopping = true;
     await sleep(config.SHUTDOWN_GRACE * 1000);
-    const idle = setInterval(() => server.closeIdleConnections(), 50);
+    const idle = setInterval(() => closeIdle(server, sockets), 50);
     await within(DEADLINE + 1000, once(server.close(), 'close')).catch(() =>
       server.closeAllConnections(),
     );
@@ -2643,6 +2648,12 @@ async function serve(config: Config, resource: Resource, log: Logger): Promise<R
     await database.end();
   };
   return { url, failed: prepare(resource, database, life), stop };
+}
+
+/** Also those that have sent nothing yet: Node takes them for clients in the middle of a request. */
+function closeIdle(server: Server, sockets: Set<Socket>): void {
+  server.closeIdleConnections();
+  for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
 }
 
 /** Keeps WEB_CONCURRENCY workers on the port, each a process of its own; a dead one is replaced. */

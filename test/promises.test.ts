@@ -1038,6 +1038,8 @@ describe('Stop', () => {
       const { service, database } = scene;
       await untilAll(service, workers);
       const idle = await Promise.all(Array.from({ length: 20 }, () => openIdle(t, service)));
+      for (let count = 0; count < 5; count += 1) idle.push(openSilent(t, service));
+      await until(() => idle.every(({ pending }) => !pending));
       await slowReads(database, 2.5);
       const asked = exchange(service, '/passengers', new Agent({ keepAlive: true }));
       await until(async () => (await activeWith(database, 'row_number')).length === 1);
@@ -1415,11 +1417,17 @@ function startUpload(t: TestContext, service: TestService) {
 
 /** A client that has had an answer and keeps its connection. */
 async function openIdle(t: TestContext, service: TestService): Promise<Socket> {
+  const socket = openSilent(t, service);
+  socket.write('GET /hello HTTP/1.1\r\nHost: x\r\n\r\n');
+  await once(socket, 'data');
+  return socket;
+}
+
+/** A client that connects and says nothing. */
+function openSilent(t: TestContext, service: TestService): Socket {
   const socket = connect(Number(new URL(service.url).port), '127.0.0.1');
   t.after(() => socket.destroy());
-  socket.on('error', () => {}).write('GET /hello HTTP/1.1\r\nHost: x\r\n\r\n');
-  await once(socket, 'data');
-  return socket.resume();
+  return socket.on('error', () => {}).resume();
 }
 
 /** Two workers on a port that stays theirs when both have gone. */
