@@ -21,7 +21,7 @@ import {
   type ServerResponse,
   STATUS_CODES,
 } from 'node:http';
-import type { AddressInfo, Socket } from 'node:net';
+import { type AddressInfo, connect as dial, type Socket } from 'node:net';
 import { pipeline, Readable } from 'node:stream';
 import { pipeline as finished } from 'node:stream/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -382,7 +382,7 @@ type Statement = (sql: Sql) => postgres.PendingQuery<Result[]>;
 type Pending = ReturnType<Statement> & {
   state?: { pid: number } | null;
   active?: boolean;
-  options?: { prepare?: boolean };
+  options?: { prepare?: boolean; simple?: boolean };
   reject?: (error: unknown) => void;
 };
 
@@ -413,6 +413,7 @@ export function openDatabase(config: Config, log: Logger) {
   const numbers = { inFlight: 0, waiting: 0, streams: 0 };
   let state: 'starting' | 'up' | 'down' = 'starting';
   let ending = false;
+  const dismissed = new WeakSet<Sql>(); // connections that the server ended between two statements
   const clients = Array.from({ length: config.POOL_SIZE }, newClient);
 
   function newClient(): Client {
@@ -426,7 +427,16 @@ export function openDatabase(config: Config, log: Logger) {
       await sleep(pause);
       const closed = new Promise<void>((resolve) => {
         client.retire = resolve;
-        client.sql = connect(config, () => release(client));
+        const sql = connect(
+          config,
+          () => release(client),
+          STATEMENT_TIMEOUT,
+          () => {
+            client.open = false;
+            dismissed.add(sql);
+          },
+        );
+        client.sql = sql;
       });
       try {
         await within(CONNECT_TIMEOUT + 500, client.sql`select 1`);
@@ -490,12 +500,14 @@ export function openDatabase(config: Config, log: Logger) {
     try {
       for (let tries = config.POOL_SIZE + 2; ; tries -= 1) {
         const client = leastBusy() ?? (await firstOpen());
-        const query: Pending = statement(client.sql);
+        const { sql } = client;
+        const query: Pending = statement(sql);
         try {
           return await execute(client, query, DEADLINE - elapsed(), kind, call);
         } catch (error) {
           const late = elapsed() > LOCK_TIMEOUT;
-          const last = tries === 1 || late || !mayRepeat(kind, query, error);
+          const unread = dismissed.has(sql) && !query.options?.simple;
+          const last = tries === 1 || late || !mayRepeat(unread ? 'read' : kind, query, error);
           if (last) throw query.state || codeOf(error) !== '57014' ? error : unavailable();
           call.repeated ||= LOST.test(codeOf(error));
         }
@@ -625,7 +637,12 @@ function mayRepeat(kind: Kind, query: Pending, error: unknown): boolean {
 const TURNED = [16, 17, 20, 21, 23, 26, 114, 700, 701, 1082, 1114, 1184, 3802];
 
 /** Text goes in and comes out as it is: PostgreSQL judges it, not the driver. */
-function connect(config: Config, onclose = () => {}, timeout = STATEMENT_TIMEOUT): Sql {
+function connect(
+  config: Config,
+  onclose = () => {},
+  timeout = STATEMENT_TIMEOUT,
+  ondismissed = () => {},
+): Sql {
   const { DATABASE_URL, DB_PREPARE } = config;
   const limits = { lock_timeout: LOCK_TIMEOUT, statement_timeout: timeout };
   const pooled = DB_PREPARE === 'false'; // a pooler refuses the limits: the database has to set them
@@ -639,9 +656,41 @@ function connect(config: Config, onclose = () => {}, timeout = STATEMENT_TIMEOUT
     types: { text: { to: 25, from: TURNED, serialize: String, parse: (value: string) => value } },
     onnotice: () => {},
     onclose,
+    socket: dialler(ondismissed),
   };
   return postgres(DATABASE_URL ?? '', options) as unknown as Sql;
 }
+
+/**
+ * Makes the sockets of postgres 3.4.9, which keeps to itself what the server said before it closed.
+ * Tells of a FATAL 57P01 where no BindComplete, which comes before any execution, stands behind the
+ * last ReadyForQuery. (Under TLS the driver takes this listener off: there a lost write is in doubt.)
+ */
+function dialler(ondismissed: () => void) {
+  let tries = 0;
+  return ({ host, port, path }: { host: string[]; port: number[]; path?: string }) => {
+    const [name = '', number = 0] = [host[tries % host.length], port[tries % port.length]];
+    const socket = path ? dial(path) : dial(number, name);
+    let [at, begun, head] = [0, true, Buffer.of()];
+    socket.on('data', (data: Buffer) => {
+      const bytes = head.length > 0 ? Buffer.concat([head, data]) : data;
+      while (at + 5 <= bytes.length) {
+        const type = String.fromCharCode(bytes[at] ?? 0);
+        const end = at + 1 + bytes.readUInt32BE(at + 1);
+        if (type === 'Z') begun = false;
+        else if (!'1tTnESN'.includes(type)) begun = true;
+        else if (type === 'E' && !begun && DISMISSED.test(bytes.toString('latin1', at, end)))
+          ondismissed();
+        at = end;
+      }
+      head = Buffer.from(bytes.subarray(at));
+      at = Math.max(at - bytes.length, 0);
+    });
+    tries += 1;
+    return Object.assign(socket, { host: name, port: number });
+  };
+}
+const DISMISSED = /\0VFATAL\0C57P01\0/;
 
 /** The promise, or Problem 503 when it takes longer. */
 async function within<T>(ms: number, promise: PromiseLike<T>): Promise<T> {

@@ -6,7 +6,7 @@
  */
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { once } from 'node:events';
+import { EventEmitter, once } from 'node:events';
 import { chmod, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { Agent, createServer, request as httpRequest, type IncomingMessage } from 'node:http';
 import { type AddressInfo, connect, type Socket } from 'node:net';
@@ -457,27 +457,64 @@ describe('Database', () => {
     assert.equal(await countRows(database, UPLOADED), 2);
   });
 
-  test('ended idle connections are seen by no client', async (t) => {
+  test('ended idle connections are seen by no client, nor by writes sent in that moment', async (t) => {
     const { database, service } = await openScene(t);
     const load = startLoad(t, service, { writers: 1, readers: 1 });
-    for (let round = 1; round <= 10; round += 1) {
-      const uuid = `00000000-0000-4000-8000-00000000000${round % 10}`;
-      const one = `/passengers/${uuid}`;
-      const ended = async () => {
-        await ask(database.url, terminate);
-        const idle = async () =>
-          (await backendsOf(database)).filter(({ state }) => state === 'idle');
-        await until(async () => (await idle()).length >= 5); // made again: it has noticed
-      };
-      await ended();
-      const put = await measure(service, 'PUT', one, bodyOf(`put ${round}`));
-      assert.equal(put.status, 201, `PUT in round ${round}`);
-      await ended();
-      assert.equal((await measure(service, 'PATCH', one, { age: 2 })).status, 200);
-      await ended();
-      assert.equal((await measure(service, 'DELETE', one)).status, 204);
+    const answers = [];
+    const ending = new EventEmitter();
+    for (let round = 0; round < 30; round += 1) {
+      const [kept, gone] = [crypto.randomUUID(), crypto.randomUUID()];
+      for (const uuid of [kept, gone]) {
+        await measure(service, 'PUT', `/passengers/${uuid}`, bodyOf(`before ${round}`));
+      }
+      const ended = ask(database.url, async (sql) => {
+        await sql`
+          select pg_terminate_backend(pid) from pg_stat_activity
+          where datname = current_database() and pid <> pg_backend_pid()`;
+        ending.emit('now');
+      });
+      await once(ending, 'now');
+      const sent = [
+        measure(service, 'PUT', `/passengers/${crypto.randomUUID()}`, bodyOf(`put ${round}`)),
+        measure(service, 'PATCH', `/passengers/${kept}`, { name: `patched ${round}` }),
+        measure(service, 'DELETE', `/passengers/${gone}`),
+      ];
+      answers.push((await Promise.all(sent)).map(({ status }) => status).join());
+      await ended;
+      await until(async () => (await backendsOf(database)).length >= 8);
     }
     await judge(t, database, await load.stop(), []);
+    assert.deepEqual(answers, Array(30).fill('201,200,204'));
+    const [{ rows } = {}] = await ask(
+      database.url,
+      (sql) => sql`
+        select count(*)::int as rows from titanic where name like 'put %' or name like 'patched %'`,
+    );
+    assert.equal(rows, 60);
+  });
+
+  test('a backend ended in the middle of an UPDATE costs 503, and nothing is repeated', async (t) => {
+    const { database, service } = await openScene(t);
+    const { reply } = await measure(service, 'POST', '/passengers', bodyOf('before'));
+    const batch = `
+      create sequence runs;
+      create function dawdle() returns trigger language plpgsql
+      as $$ begin perform nextval('runs'), pg_sleep(1); return new; end $$;
+      create trigger dawdle before update on titanic for each row execute function dawdle()`;
+    await ask(database.url, (sql) => sql.unsafe(batch));
+    const path = `/passengers/${reply?.json.uuid}`;
+    for (let round = 1; round <= 3; round += 1) {
+      const sent = measure(service, 'PATCH', path, { age: round });
+      await until(async () => (await activeWith(database, 'update')).length === 1);
+      await ask(database.url, terminate);
+      assert.equal((await sent).status, 503);
+      const [{ last_value: runs } = {}] = await ask(
+        database.url,
+        (sql) => sql`select last_value from runs`,
+      );
+      assert.equal(Number(runs), round);
+    }
+    assert.equal((await measure(service, 'GET', path)).reply?.json.age, ROW.age);
   });
 
   test('the error of an ended connection is not handed to the next statement', async (t) => {
