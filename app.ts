@@ -1887,6 +1887,10 @@ function rowHandlers({ config, resource, store }: Service) {
   async function streamed(c: Ctx, type: string, query: Query): Promise<Answer> {
     const batches = store.stream(query, type === CSV, c.env.call);
     const first = await batches.next(); // a fault up to here is still answered as one
+    if (c.req.method === 'HEAD') {
+      await batches.return(undefined);
+      return { status: 200, headers: { 'Content-Type': type }, body: null };
+    }
     const body = Readable.from(STREAMED[type]?.(first.value ?? [], batches) ?? []);
     return { status: 200, headers: { 'Content-Type': type }, body };
   }
@@ -2788,7 +2792,9 @@ function createHttpServer(app: App): Server {
   };
   const server = createServer(options, getRequestListener(app.fetch, { errorHandler }));
   server.on('connect', (_, socket: Socket) => refuse(socket, 405, 'There is no such method.'));
-  server.on('checkExpectation', ({ socket }) => refuse(socket, 417, 'Only 100-continue is known.'));
+  server.on('checkExpectation', ({ socket, method }) =>
+    refuse(socket, 417, 'Only 100-continue is known.', method === 'HEAD'),
+  );
   server.on('clientError', ({ code = '' }: NodeJS.ErrnoException, socket: Socket) => {
     refuse(socket, ...(CLIENT_ERRORS[code] ?? [400, 'This is not valid HTTP.']));
   });
@@ -2806,13 +2812,15 @@ function refusal(status: number, detail: string): Answer {
   return problemAnswer(new Problem(status, 'PGRST100', detail, undefined, { headers }));
 }
 
-function refuse(socket: Socket, status: number, detail: string): void {
+function refuse(socket: Socket, status: number, detail: string, isHead = false): void {
   if (socket.writableEnded) return; // heard again for what comes behind the fault
   if (!socket.writable) return void socket.destroy();
   const { headers, body } = refusal(status, detail);
   headers['Content-Length'] = String(Buffer.byteLength(String(body)));
   const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`);
-  socket.end(`HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\n${lines.join('')}\r\n${body}`);
+  socket.end(
+    `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\n${lines.join('')}\r\n${isHead ? '' : body}`,
+  );
   socket.resume(); // a reset for what was not read would take the answer along
   setTimeout(() => socket.destroy(), 500).unref();
 }
