@@ -1956,6 +1956,7 @@ function rowHandlers({ config, resource, store }: Service) {
     parseQuery(resource, parametersOf(c), []);
     const [row = {}] = validate(resource.row, [await readJson(c, config.BODY_LIMIT)], false);
     nameSame(resource, row, uuid);
+    const shape = shapeOf(c, 'object'); // it refuses before anything is written
     const versions = tagsOf(c, 'if-match', /^"(\d+)"$/);
     const only = c.req.raw.headers.get('if-none-match') === '*';
     const stored = versions
@@ -1964,7 +1965,7 @@ function rowHandlers({ config, resource, store }: Service) {
     if (stored.rows === 0) throw preconditionFailed();
     const created = stored.created && { Location: `${baseOf(c, resource)}/${uuid}` };
     const headers = { ...tag(stored), ...created };
-    return writeAnswer(c, created ? 201 : 200, stored, shapeOf(c, 'object'), headers);
+    return writeAnswer(c, created ? 201 : 200, stored, shape, headers);
   }
 
   async function merge(c: Ctx): Promise<Answer> {
@@ -1973,9 +1974,10 @@ function rowHandlers({ config, resource, store }: Service) {
     const body = await readJson(c, config.BODY_LIMIT, 'application/merge-patch+json');
     const [part = {}] = validate(resource.part, [body], false);
     nameSame(resource, part, uuid);
+    const shape = shapeOf(c, 'object');
     const versions = tagsOf(c, 'if-match', /^"(\d+)"$/);
     const stored = changed(await store.merge(uuid, part, versions, c.env.call));
-    return writeAnswer(c, 200, stored, shapeOf(c, 'object'), tag(stored));
+    return writeAnswer(c, 200, stored, shape, tag(stored));
   }
 
   async function mergeMany(c: Ctx): Promise<Answer> {
@@ -2003,9 +2005,10 @@ function rowHandlers({ config, resource, store }: Service) {
 
   async function remove(c: Ctx): Promise<Answer> {
     parseQuery(resource, parametersOf(c), []);
+    const shape = shapeOf(c, 'nothing', 'object');
     const versions = tagsOf(c, 'if-match', /^"(\d+)"$/);
     const removed = changed(await store.remove(keyOf(c), versions, c.env.call));
-    return writeAnswer(c, 200, removed, shapeOf(c, 'nothing', 'object'), {});
+    return writeAnswer(c, 200, removed, shape, {});
   }
 
   async function removeMany(c: Ctx): Promise<Answer> {
