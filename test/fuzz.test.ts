@@ -384,7 +384,8 @@ function send(near: Near, lane: number, own: () => string, agent: Agent): Promis
   const query = parameters.map((pair) =>
     pair.map((part) => encodeURIComponent(wellFormed(part))).join('='),
   );
-  if (/^(PATCH|DELETE)$/.test(method)) query.push('select=*', `${MARK}=eq.${lane}`);
+  if (writes && method !== 'PUT') query.push('select=*');
+  if (/^(PATCH|DELETE)$/.test(method)) query.push(`${MARK}=eq.${lane}`);
   const single = place.includes('OWN');
   const target =
     place.replace('OWN', own()) +
