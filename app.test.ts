@@ -1837,6 +1837,33 @@ describe('Routes', () => {
     });
   });
 
+  for (const [name, headers, status] of [
+    ['an Accept that cannot be met', { prefer: 'return=representation', accept: 'text/html' }, 406],
+    ['an unknown preference, strictly', { prefer: 'handling=strict, x=y' }, 400],
+  ] as const) {
+    test(`PUT, PATCH and DELETE with ${name} write nothing`, async () => {
+      const row = await create();
+      const path = `/passengers/${row.uuid}`;
+      const changed = { ...BRAUND, age: 99 };
+      assertProblem(await service.request('PUT', path, changed, headers), status);
+      assertProblem(await service.request('PATCH', path, { age: 99 }, headers), status);
+      assertProblem(await service.request('DELETE', path, undefined, headers), status);
+      assertProblem(await service.request('POST', '/passengers', changed, headers), status);
+      assert.deepEqual((await service.get(path)).json, row);
+    });
+  }
+
+  test('HEAD of the whole list has no body and leaves nothing on stderr', async () => {
+    assert.equal((await service.request('HEAD', '/passengerlist')).status, 200);
+    assert.equal((await service.get('/passengerlist?limit=1')).status, 200);
+    assert.equal(service.stderr(), '');
+  });
+
+  test('HEAD with an expectation that cannot be met has no body', async () => {
+    const answer = await send('HEAD /hello HTTP/1.1\r\nHost: x\r\nExpect: magic\r\n\r\n');
+    assert.match(answer, /^HTTP\/1.1 417 [\s\S]*\r\n\r\n$/);
+  });
+
   describe('streams', () => {
     test('a million rows in and out at little more memory, while others are answered', async (t) => {
       const own = await startDatabase();

@@ -749,6 +749,37 @@ function dialler(ondismissed: () => void) {
   };
 }
 
+/**
+ * Makes the sockets of postgres 3.4.9, which keeps to itself what the server said before it closed.
+ * Tells of a FATAL 57P01 where no BindComplete, which comes before any execution, stands behind the
+ * last ReadyForQuery. (Under TLS the driver takes this listener off: there a lost write is in doubt.)
+ */
+function dialler(ondismissed: () => void) {
+  let tries = 0;
+  return ({ host, port, path }: { host: string[]; port: number[]; path?: string }) => {
+    const [name = '', number = 0] = [host[tries % host.length], port[tries % port.length]];
+    const socket = path ? dial(path) : dial(number, name);
+    let [at, begun, head] = [0, true, Buffer.of()];
+    socket.on('data', (data: Buffer) => {
+      const bytes = head.length > 0 ? Buffer.concat([head, data]) : data;
+      while (at + 5 <= bytes.length) {
+        const type = String.fromCharCode(bytes[at] ?? 0);
+        const end = at + 1 + bytes.readUInt32BE(at + 1);
+        if (type === 'Z') begun = false;
+        else if (!'1tTnESN'.includes(type)) begun = true;
+        else if (type === 'E' && !begun && DISMISSED.test(bytes.toString('latin1', at, end)))
+          ondismissed();
+        at = end;
+      }
+      head = Buffer.from(bytes.subarray(at));
+      at = Math.max(at - bytes.length, 0);
+    });
+    tries += 1;
+    return Object.assign(socket, { host: name, port: number });
+  };
+}
+const DISMISSED = /\0VFATAL\0C57P01\0/;
+
 /** The promise, or Problem 503 when it takes longer. */
 async function within<T>(ms: number, promise: PromiseLike<T>): Promise<T> {
   let timer: NodeJS.Timeout | undefined;
@@ -2884,6 +2915,12 @@ async function serve(config: Config, resource: Resource, log: Logger): Promise<R
   return { url, failed: prepare(resource, database, life), stop };
 }
 
+/** Also those that have sent nothing yet: Node takes them for clients in the middle of a request. */
+function closeIdle(server: Server, sockets: Set<Socket>): void {
+  server.closeIdleConnections();
+  for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
+}
+
 /** Keeps WEB_CONCURRENCY workers on the port, each a process of its own; a dead one is replaced. */
 async function supervise(config: Config, _: Resource, log: Logger): Promise<Running> {
   const summed = new prometheus.AggregatorRegistry();
@@ -2968,7 +3005,9 @@ function createHttpServer(app: App): Server {
   };
   const server = createServer(LIMITS, getRequestListener(app.fetch, { errorHandler }));
   server.on('connect', (_, socket: Socket) => refuse(socket, 405, 'There is no such method.'));
-  server.on('checkExpectation', ({ socket }) => refuse(socket, 417, 'Only 100-continue is known.'));
+  server.on('checkExpectation', ({ socket, method }) =>
+    refuse(socket, 417, 'Only 100-continue is known.', method === 'HEAD'),
+  );
   server.on('clientError', ({ code = '' }: NodeJS.ErrnoException, socket: Socket) => {
     refuse(socket, ...(CLIENT_ERRORS[code] ?? [400, 'This is not valid HTTP.']));
   });
@@ -2986,13 +3025,15 @@ function refusal(status: number, detail: string): Answer {
   return problemAnswer(new Problem(status, 'PGRST100', detail, undefined, { headers }));
 }
 
-function refuse(socket: Socket, status: number, detail: string): void {
+function refuse(socket: Socket, status: number, detail: string, isHead = false): void {
   if (socket.writableEnded) return; // heard again for what comes behind the fault
   if (!socket.writable) return void socket.destroy();
   const { headers, body } = refusal(status, detail);
   headers['Content-Length'] = String(Buffer.byteLength(String(body)));
   const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`);
-  socket.end(`HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\n${lines.join('')}\r\n${body}`);
+  socket.end(
+    `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\n${lines.join('')}\r\n${isHead ? '' : body}`,
+  );
   socket.resume(); // a reset for what was not read would take the answer along
   setTimeout(() => socket.destroy(), 500).unref();
 }

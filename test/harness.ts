@@ -7,6 +7,9 @@
  *     await service.stop(); await database.stop();     // nothing is left behind
  *
  * And what spoils them: a proxy before the database, and the hold on the server's processes.
+ *
+ * Whatever a service prints or answers to request() or hear()s is searched for its secrets and for
+ * SQL; stop() rejects where any is found.
  */
 import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
@@ -16,6 +19,7 @@ import { type AddressInfo, createServer, connect as dial, type Socket } from 'no
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import postgres from 'postgres';
 import { startEmbedded } from './embedded.ts';
@@ -81,6 +85,8 @@ export type TestService = {
   request: (method: string, path: string, body?: unknown, headers?: HeadersInit) => Promise<Reply>;
   get: (path: string, headers?: HeadersInit) => Promise<Reply>;
   logged: (msg: string) => Promise<LogLine>;
+  /** Adds to what is searched for secrets: an answer that did not come by request(). */
+  hear: (text: string) => void;
   ended: Promise<number | null>;
   stop: (signal?: NodeJS.Signals) => Promise<number | null>;
 };
@@ -112,15 +118,21 @@ export async function startService(
   const child = spawn(process.execPath, [...nodeArguments, file], { env, ...options });
   const log: LogLine[] = [];
   const events = new EventEmitter().setMaxListeners(0);
+  const leaks = new Set<string>();
+  const search = (where: string, text: string) => {
+    for (const leak of leaksIn(text, environment)) leaks.add(`${leak} in ${where}`);
+  };
   let stderr = '';
   child.stderr.on('data', (data) => {
     stderr += data;
   });
   createInterface(child.stdout).on('line', (line) => {
+    search('stdout', line);
     log.push(JSON.parse(line));
     events.emit('line');
   });
   const exited = once(child, 'exit');
+  const closed = once(child, 'close');
   const logged = async (msg: string): Promise<LogLine> => {
     for (;;) {
       const line = log.find((one) => one.msg === msg);
@@ -128,9 +140,15 @@ export async function startService(
       await Promise.race([once(events, 'line'), exited]);
       const end = child.exitCode ?? child.signalCode;
       if (end !== null && !log.some((one) => one.msg === msg)) {
+        await closed;
+        assertNoLeaks();
         throw new Error(`ended with ${end}: ${JSON.stringify(log)} ${stderr}`);
       }
     }
+  };
+  const assertNoLeaks = () => {
+    search('stderr', stderr);
+    if (leaks.size > 0) throw new Error(`the service told ${[...leaks].join(', ')}`);
   };
   const url = String((await logged('listening')).url);
   const request = async (method: string, path: string, body?: unknown, headers?: HeadersInit) => {
@@ -141,17 +159,43 @@ export async function startService(
     }
     const response = await fetch(url + path, init);
     const text = await response.text();
+    search(`the answer to ${method} ${path.slice(0, 200)}`, text);
     const isJson = /json/.test(response.headers.get('content-type') ?? '') && text !== '';
     return { ...pick(response), text, json: isJson ? JSON.parse(text) : undefined };
   };
   const stop = async (signal: NodeJS.Signals = 'SIGTERM') => {
     if (child.exitCode === null && child.signalCode === null) child.kill(signal);
     await exited;
+    await Promise.race([closed, sleep(1000, undefined, { ref: false })]); // a worker may outlive it
+    assertNoLeaks();
     return child.exitCode;
   };
   const ended = exited.then(() => child.exitCode);
   const get = (path: string, headers?: HeadersInit) => request('GET', path, undefined, headers);
-  return { url, child, log, stderr: () => stderr, request, get, logged, ended, stop };
+  const hear = (text: string) => search('an answer', text);
+  return { url, child, log, stderr: () => stderr, request, get, logged, hear, ended, stop };
+}
+
+/** What app.ts writes in SQL and neither a caller nor a document of the service does. */
+export const SQL =
+  /json_populate_record|string_agg\(|row_to_json|row_number\(\)|pg_[a-z]+_xact_lock/;
+
+const TOKEN = /\beyJ[\w-]{10,}\.[\w-]*\./;
+
+/** Which secrets of this environment a text tells, and whether it tells SQL. */
+function leaksIn(text: string, environment: Record<string, string>): string[] {
+  const { JWT_SECRET = '', DATABASE_URL = '', PGPASSWORD = '' } = environment;
+  const url = URL.canParse(DATABASE_URL) ? new URL(DATABASE_URL) : undefined;
+  const { username = '', password = '' } = url ?? {};
+  const secrets: [string, string][] = [
+    ...JWT_SECRET.split(',').map((secret): [string, string] => ['a JWT_SECRET', secret.trim()]),
+    ['the password of DATABASE_URL', password === username ? '' : password],
+    ['the password of DATABASE_URL', password === username ? '' : decodeURIComponent(password)],
+    ['PGPASSWORD', PGPASSWORD],
+  ];
+  const told = secrets.filter(([, secret]) => secret !== '' && text.includes(secret));
+  const shapes = [...(SQL.test(text) ? ['SQL'] : []), ...(TOKEN.test(text) ? ['a token'] : [])];
+  return [...told.map(([name]) => name), ...shapes];
 }
 
 function pick({ status, headers }: Response) {

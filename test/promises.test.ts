@@ -6,7 +6,7 @@
  */
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { once } from 'node:events';
+import { EventEmitter, once } from 'node:events';
 import { chmod, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { Agent, createServer, request as httpRequest, type IncomingMessage } from 'node:http';
 import { type AddressInfo, connect, type Socket } from 'node:net';
@@ -51,19 +51,21 @@ const ROW = {
 };
 
 let server: TestDatabase;
+let held: TestDatabase;
 let control: ServerControl | undefined;
 
 before(async () => {
-  server = await startDatabase();
-  control = server.home ? await controlServer(server.home) : undefined;
+  [server, held] = await Promise.all([startDatabase(), startDatabase()]);
+  control = held.home ? await controlServer(held.home) : undefined;
 });
 
 after(async () => {
   await control?.resume();
+  await held.stop();
   await server.stop();
 });
 
-/** The hold on the server; without one (DATABASE_URL is set) the test is skipped. */
+/** The hold on the server `held`; without one (DATABASE_URL is set) the test is skipped. */
 function hold(t: TestContext): ServerControl {
   if (control) return control;
   t.skip('needs a server of its own');
@@ -76,14 +78,18 @@ type Scene = { database: TestDatabase; proxy: TestProxy; service: TestService };
 async function openScene(
   t: TestContext,
   environment: Record<string, string> = {},
-  { proxied = false, file }: { proxied?: boolean; file?: string } = {},
+  {
+    proxied = false,
+    file,
+    on = server,
+  }: { proxied?: boolean; file?: string; on?: TestDatabase } = {},
 ): Promise<Scene> {
-  const database = await startDatabase(server.url);
+  const database = await startDatabase(on.url);
   const proxy = await startProxy(database.url);
   const url = proxied ? proxy.url : database.url;
   const starting = startService({ DATABASE_URL: url, ...environment }, file ? { file } : {});
   t.after(async () => {
-    await control?.resume();
+    if (on === held) await control?.resume();
     proxy.pass();
     const service = await starting.catch(() => undefined);
     if (service) await end(service);
@@ -143,7 +149,7 @@ async function measure(
 type Load = { answers: Answer[]; stop: () => Promise<Answer[]> };
 let loads = 0;
 
-/** Clients that write and read without a pause, and one that asks for /healthz. */
+/** Clients that write and read, each with 10 ms between two requests; one asks for /healthz. */
 function startLoad(
   t: TestContext,
   service: TestService,
@@ -157,7 +163,6 @@ function startLoad(
     while (!ended) {
       const { reply: _, ...answer } = await next();
       answers.push(answer);
-      if (answer.status >= 400 || answer.status === 0) await sleep(10);
       await sleep(pause);
     }
   };
@@ -167,8 +172,8 @@ function startLoad(
   };
   const read = () => measure(service, 'GET', '/passengers?limit=3');
   const loops = [
-    ...Array.from({ length: writers }, () => loop(write, 0)),
-    ...Array.from({ length: readers }, () => loop(read, 0)),
+    ...Array.from({ length: writers }, () => loop(write, 10)),
+    ...Array.from({ length: readers }, () => loop(read, 10)),
     loop(() => measure(service, 'GET', '/healthz'), 50),
   ];
   const all = Promise.all(loops);
@@ -276,445 +281,1016 @@ function bodyOf(name: string) {
   return { ...ROW, name };
 }
 
-// --- Database -------------------------------------------------------------------
+// Most of a fault is waiting: these sections run beside each other, each on databases of its own.
+describe('Faults', { concurrency: 3 }, () => {
+  // --- Database -------------------------------------------------------------------
 
-describe('Database', () => {
-  test('a service without its database starts, says so, and is ready 2 s after it is up', async (t) => {
-    const { stop, start } = hold(t);
-    await stop('fast');
-    t.after(async () => {
-      if (!(await ask(server.url, (sql) => sql`select 1`).catch(() => undefined))) await start();
+  describe('Database', { concurrency: 2 }, () => {
+    test('a service with a wrong password starts, and is ready 2 s after the password is right', async (t) => {
+      const database = await startDatabase(server.url);
+      const keeper = "create role keeper login password 'another'";
+      await ask(database.url, (sql) =>
+        sql.unsafe(`${keeper}; grant all on schema public to keeper`),
+      );
+      const service = await startService({ DATABASE_URL: withRole(database.url) });
+      t.after(async () => {
+        await end(service);
+        await database.stop();
+        await ask(server.url, (sql) => sql`drop role keeper`);
+      });
+      assert.equal((await measure(service, 'GET', '/readyz')).status, 503);
+      assert.equal((await measure(service, 'POST', '/passengers', ROW)).status, 503);
+      assert.equal((await measure(service, 'GET', '/healthz')).status, 200);
+      await ask(server.url, (sql) => sql.unsafe(`alter role keeper password '${PASSWORD}'`));
+      const started = performance.now();
+      await until(() => isReady(service));
+      const ms = performance.now() - started;
+      t.diagnostic(`ready after ${ms.toFixed()} ms`);
+      assert.ok(ms <= 2000, `ready after ${ms.toFixed()} ms`);
+      assertStates(service, ['database down', 'database up']);
+      assert.ok(
+        !JSON.stringify(service.log).includes(PASSWORD) && !service.stderr().includes(PASSWORD),
+      );
     });
-    const service = await startService({ DATABASE_URL: server.url });
-    t.after(() => end(service));
-    assert.equal((await measure(service, 'GET', '/healthz')).status, 200);
-    for (const path of ['/readyz', '/passengers', '/passengerlist']) {
-      assert.equal((await measure(service, 'GET', path)).status, 503, path);
+
+    test('what is in flight is capped: behind a server that hangs, more is refused at once', async (t) => {
+      const { database, service } = await openScene(t, { POOL_SIZE: '1' });
+      const [backend] = await backendsOf(database);
+      process.kill(backend!.pid, 'SIGSTOP');
+      const answers = await Promise.all(
+        Array.from({ length: 100 }, (_, at) => measure(service, 'GET', `/passengers?age=eq.${at}`)),
+      ).finally(() => process.kill(backend!.pid, 'SIGCONT'));
+      const atOnce = answers.filter(({ status, ms }) => status === 503 && ms < 1500);
+      t.diagnostic(`${atOnce.length} of 100 refused at once`);
+      assert.equal(atOnce.length, 36);
+      assert.ok(answers.every(({ status }) => status === 503 || status === 504));
+      await until(() => isReady(service));
+    });
+
+    test('a server process that hangs costs 504 by the deadline of the service', async (t) => {
+      const { database, service } = await openScene(t, { POOL_SIZE: '1' });
+      const [backend] = await backendsOf(database);
+      process.kill(backend!.pid, 'SIGSTOP');
+      const answer = await measure(service, 'GET', '/passengers').finally(() => {
+        process.kill(backend!.pid, 'SIGCONT');
+      });
+      assert.equal(answer.status, 504);
+      assert.ok(answer.ms > 3500, `after ${answer.ms.toFixed()} ms`);
+      await until(() => isReady(service));
+    });
+
+    test('a streamed list whose server process hangs is answered all the same', async (t) => {
+      const { database, service } = await openScene(t);
+      await slowReads(database, 2);
+      const asked = measure(service, 'GET', '/passengerlist');
+      asked.catch(() => {});
+      let slow: Backend | undefined;
+      await until(async () => {
+        [slow] = await activeWith(database, 'row_to_json');
+        return slow;
+      });
+      process.kill(slow!.pid, 'SIGSTOP');
+      const answer = await asked.finally(() => process.kill(slow!.pid, 'SIGCONT'));
+      assert.ok([503, 504].includes(answer.status), String(answer.status));
+    });
+
+    for (const [fault, rest] of [
+      ['hangs, and the rest of the upload is short', 'no more'],
+      ['hangs, and the rest of the upload is long', 'much more'],
+      ['is behind a network that stalls', 'much more'],
+    ] as const) {
+      test(`an upload of CSV whose server ${fault} is answered in time and leaves nothing`, async (t) => {
+        const stalls = fault.includes('stalls');
+        const { database, proxy, service } = await openScene(t, {}, { proxied: stalls });
+        const upload = startUpload(t, service);
+        upload.send(1);
+        let busy: Backend | undefined;
+        await until(async () => {
+          [busy] = await activeWith(database, 'copy ');
+          return busy;
+        });
+        if (stalls) proxy.stall();
+        else process.kill(busy!.pid, 'SIGSTOP');
+        const from = performance.now();
+        if (rest === 'much more') upload.send(60_000);
+        else upload.end();
+        const { status, text } = await upload.answer;
+        const ms = performance.now() - from;
+        t.diagnostic(`${status} after ${ms.toFixed()} ms`);
+        if (stalls) proxy.pass();
+        else process.kill(busy!.pid, 'SIGCONT');
+        assert.ok([503, 504].includes(status), text);
+        assert.equal(JSON.parse(text).status, status);
+        assert.ok(ms < PROMISED);
+        await until(async () => (await activeWith(database, 'copy ')).length === 0, 3000);
+        assert.equal(await countRows(database, UPLOADED), 0);
+        assert.match((await service.get('/metrics')).text, /^db_streams 0$/m);
+      });
     }
-    assert.equal((await measure(service, 'POST', '/passengers', ROW)).status, 503);
-    await start();
-    const started = performance.now();
-    await until(() => isReady(service));
-    const ms = performance.now() - started;
-    t.diagnostic(`ready after ${ms.toFixed()} ms`);
-    assert.ok(ms <= 2000, `ready after ${ms.toFixed()} ms`);
-    assertStates(service, ['database down', 'database up']);
-    await ask(server.url, (sql) => sql`drop table titanic`);
-  });
 
-  test('a service with a wrong password starts, and is ready 2 s after the password is right', async (t) => {
-    const database = await startDatabase(server.url);
-    const keeper = "create role keeper login password 'another'";
-    await ask(database.url, (sql) => sql.unsafe(`${keeper}; grant all on schema public to keeper`));
-    const service = await startService({ DATABASE_URL: withRole(database.url) });
-    t.after(async () => {
-      await end(service);
-      await database.stop();
-      await ask(server.url, (sql) => sql`drop role keeper`);
+    test('an upload of CSV by a client that pauses for longer than the deadline is stored', async (t) => {
+      const { database, service } = await openScene(t);
+      const upload = startUpload(t, service);
+      upload.send(1);
+      await until(async () => (await activeWith(database, 'copy ')).length === 1);
+      await sleep(4500);
+      upload.send(1);
+      upload.end();
+      assert.equal((await upload.answer).status, 201);
+      assert.equal(await countRows(database, UPLOADED), 2);
     });
-    assert.equal((await measure(service, 'GET', '/readyz')).status, 503);
-    assert.equal((await measure(service, 'POST', '/passengers', ROW)).status, 503);
-    assert.equal((await measure(service, 'GET', '/healthz')).status, 200);
-    await ask(server.url, (sql) => sql.unsafe(`alter role keeper password '${PASSWORD}'`));
-    const started = performance.now();
-    await until(() => isReady(service));
-    const ms = performance.now() - started;
-    t.diagnostic(`ready after ${ms.toFixed()} ms`);
-    assert.ok(ms <= 2000, `ready after ${ms.toFixed()} ms`);
-    assertStates(service, ['database down', 'database up']);
-    assert.ok(
-      !JSON.stringify(service.log).includes(PASSWORD) && !service.stderr().includes(PASSWORD),
-    );
-  });
 
-  for (const how of ['fast', 'crash'] as const) {
-    test(`a database stopped (${how}) for 8 s under load costs 503 alone, and no write`, async (t) => {
-      const { stop, start } = hold(t);
+    test('ended idle connections are seen by no client, nor by writes sent in that moment', async (t) => {
+      const { database, service } = await openScene(t);
+      const load = startLoad(t, service, { writers: 1, readers: 1 });
+      const answers = [];
+      const ending = new EventEmitter();
+      for (let round = 0; round < 30; round += 1) {
+        const [kept, gone] = [crypto.randomUUID(), crypto.randomUUID()];
+        for (const uuid of [kept, gone]) {
+          await measure(service, 'PUT', `/passengers/${uuid}`, bodyOf(`before ${round}`));
+        }
+        const ended = ask(database.url, async (sql) => {
+          await sql`
+          select pg_terminate_backend(pid) from pg_stat_activity
+          where datname = current_database() and pid <> pg_backend_pid()`;
+          ending.emit('now');
+        });
+        await once(ending, 'now');
+        const sent = [
+          measure(service, 'PUT', `/passengers/${crypto.randomUUID()}`, bodyOf(`put ${round}`)),
+          measure(service, 'PATCH', `/passengers/${kept}`, { name: `patched ${round}` }),
+          measure(service, 'DELETE', `/passengers/${gone}`),
+        ];
+        answers.push((await Promise.all(sent)).map(({ status }) => status).join());
+        await ended;
+        await until(async () => (await backendsOf(database)).length >= 8);
+      }
+      await judge(t, database, await load.stop(), []);
+      assert.deepEqual(answers, Array(30).fill('201,200,204'));
+      const [{ rows } = {}] = await ask(
+        database.url,
+        (sql) => sql`
+        select count(*)::int as rows from titanic where name like 'put %' or name like 'patched %'`,
+      );
+      assert.equal(rows, 60);
+    });
+
+    test('a backend ended in the middle of an UPDATE costs 503, and nothing is repeated', async (t) => {
+      const { database, service } = await openScene(t);
+      const { reply } = await measure(service, 'POST', '/passengers', bodyOf('before'));
+      const batch = `
+      create sequence runs;
+      create function dawdle() returns trigger language plpgsql
+      as $$ begin perform nextval('runs'), pg_sleep(1); return new; end $$;
+      create trigger dawdle before update on titanic for each row execute function dawdle()`;
+      await ask(database.url, (sql) => sql.unsafe(batch));
+      const path = `/passengers/${reply?.json.uuid}`;
+      for (let round = 1; round <= 3; round += 1) {
+        const sent = measure(service, 'PATCH', path, { age: round });
+        await until(async () => (await activeWith(database, 'update')).length === 1);
+        await ask(database.url, terminate);
+        assert.equal((await sent).status, 503);
+        const [{ last_value: runs } = {}] = await ask(
+          database.url,
+          (sql) => sql`select last_value from runs`,
+        );
+        assert.equal(Number(runs), round);
+      }
+      assert.equal((await measure(service, 'GET', path)).reply?.json.age, ROW.age);
+    });
+
+    test('the error of an ended connection is not handed to the next statement', async (t) => {
+      const { database, service } = await openScene(t, { POOL_SIZE: '1' });
+      const before = service.log.length;
+      for (let round = 0; round < 5; round += 1) {
+        await ask(database.url, terminate);
+        await until(async () => (await backendsOf(database)).length === 1);
+        const answer = await measure(service, 'PUT', `/passengers/${crypto.randomUUID()}`, ROW);
+        assert.equal(answer.status, 201);
+      }
+      assert.deepEqual(warnings(service.log.slice(before)), []);
+    });
+
+    test('a backend ended during an INSERT costs 201 or 503, and no row twice', async (t) => {
+      const { database, service } = await openScene(t);
+      await slowInserts(database, 0.1);
+      const load = startLoad(t, service, { writers: 8 });
+      for (let kill = 0; kill < 20; kill += 1) {
+        await until(async () => {
+          const [busy] = await activeWith(database, 'insert');
+          return busy && ask(database.url, (sql) => sql`select pg_terminate_backend(${busy.pid})`);
+        });
+      }
+      await untilBack(load);
+      await judge(t, database, await load.stop(), [503]);
+    });
+
+    test('new connections black-holed cost 503 within connect_timeout + 1 s', async (t) => {
+      const { database, proxy, service } = await openScene(t, {}, { proxied: true });
+      const load = startLoad(t, service);
+      await untilBack(load);
+      proxy.blackHole();
+      proxy.cut();
+      const from = performance.now();
+      await sleep(5000);
+      proxy.pass();
+      const passed = performance.now();
+      await untilBack(load, passed);
+      await load.stop();
+      recovery(t, load, passed, 2000);
+      const during = load.answers.filter(({ at }) => at > from && at < passed);
+      const longest = Math.max(...during.map(({ ms }) => ms));
+      assert.ok(longest < 3000, `503 after ${longest.toFixed()} ms`);
+      await judge(t, database, load.answers, [503]);
+    });
+
+    test('connections refused for 4 s are tried again at least each second, and in no storm', async (t) => {
+      const { proxy, service } = await openScene(t, { POOL_SIZE: '1' }, { proxied: true });
+      proxy.dialled.length = 0;
+      proxy.refuse();
+      await sleep(4000);
+      const gaps = proxy.dialled.map((at, index, all) => at - (all[index - 1] ?? at));
+      t.diagnostic(
+        `${proxy.dialled.length} tries, at most ${Math.max(...gaps).toFixed()} ms apart`,
+      );
+      assert.ok(proxy.dialled.length >= 4 && proxy.dialled.length < 400);
+      assert.ok(Math.max(...gaps) <= 1100);
+      proxy.pass();
+      const passed = performance.now();
+      await until(() => isReady(service));
+      assert.ok(performance.now() - passed < 2000);
+    });
+
+    test('connections cut again and again under load cost 503 at most, and no write', async (t) => {
+      const { database, proxy, service } = await openScene(t, {}, { proxied: true });
+      const load = startLoad(t, service);
+      for (let round = 0; round < 20; round += 1) {
+        await untilBack(load);
+        proxy.cut();
+      }
+      const healed = performance.now();
+      await untilBack(load, healed);
+      recovery(t, load, healed, 2000);
+      await judge(t, database, await load.stop(), [503]);
+    });
+
+    test('a network that stalls for 5 s costs 503 or 504, and no write', async (t) => {
+      const { database, proxy, service } = await openScene(t, {}, { proxied: true });
+      const load = startLoad(t, service);
+      await untilBack(load);
+      proxy.stall();
+      await sleep(5000);
+      proxy.pass();
+      const passed = performance.now();
+      await untilBack(load, passed);
+      recovery(t, load, passed, 2000);
+      await judge(t, database, await load.stop(), [503, 504]);
+    });
+
+    test('a network that is slow by 100 ms fails nothing', async (t) => {
+      const { database, proxy, service } = await openScene(t, {}, { proxied: true });
+      proxy.delay(100);
+      const load = startLoad(t, service);
+      await sleep(1500);
+      await judge(t, database, await load.stop(), []);
+    });
+
+    test('a table locked for 10 s costs 503 or 504 by lock_timeout, and is free afterwards', async (t) => {
       const { database, service } = await openScene(t);
       const load = startLoad(t, service);
       await untilBack(load);
-      await stop(how);
-      const stopped = load.answers.length;
-      await sleep(8000);
+      let locked = 0;
+      await ask(database.url, (sql) =>
+        sql.begin(async (locker) => {
+          await locker`lock table titanic`;
+          locked = performance.now();
+          await sleep(10_000);
+        }),
+      );
+      const freed = performance.now();
+      await untilBack(load, freed);
+      await load.stop();
+      recovery(t, load, freed, 1000);
+      const during = load.answers.filter(
+        ({ at, path }) => at > locked && at < freed && path !== '/healthz',
+      );
+      t.diagnostic(`${during.length} answers while it was locked`);
+      assert.ok(during.length > 9);
+      await judge(t, database, load.answers, [503, 504]);
+    });
+
+    test('a slow statement costs 504, and no backend is left running it', async (t) => {
+      const { database, service } = await openScene(t);
+      await slowReads(database, 20);
+      for (const [path, accept] of [
+        ['/passengers', 'application/json'],
+        ['/passengers', 'text/csv'],
+        ['/passengers', 'application/x-ndjson'],
+        ['/passengerlist', 'application/json'],
+      ] as const) {
+        const headers = { Accept: accept };
+        const { status, ms } = await measure(service, 'GET', path, undefined, headers);
+        t.diagnostic(`${path}, ${accept}: ${status} after ${ms.toFixed()} ms`);
+        assert.ok([503, 504].includes(status), `${status} as ${accept}`);
+        await until(async () => (await activeWith(database, 'titanic')).length === 0, 2000);
+      }
+    });
+
+    test('a slow INSERT costs 504, leaves no backend and no row', async (t) => {
+      const { database, service } = await openScene(t);
+      await slowInserts(database, 20, 'slow%');
+      const { status } = await measure(service, 'POST', '/passengers', bodyOf('slow'));
+      assert.equal(status, 504);
+      await until(async () => (await activeWith(database, 'insert')).length === 0, 2000);
+      assert.equal(await countRows(database, 'slow'), 0);
+    });
+
+    for (const [path, text, POOL_SIZE] of [
+      ['/passengers', 'row_number', '8'],
+      ['/passengers', 'row_number', '1'],
+      ['/passengerlist', 'row_to_json', '8'],
+    ] as const) {
+      test(`GET ${path}, ${POOL_SIZE} connections: the client goes away, and its statement with it`, async (t) => {
+        const { database, service } = await openScene(t, { POOL_SIZE });
+        await slowReads(database, 2.8);
+        const leaving = new AbortController();
+        const left = fetch(service.url + path, { signal: leaving.signal }).catch(() => {});
+        await until(async () => (await activeWith(database, text)).length === 1, 2000);
+        leaving.abort();
+        const from = performance.now();
+        await until(async () => (await activeWith(database, text)).length === 0, 1900);
+        t.diagnostic(`gone after ${(performance.now() - from).toFixed()} ms`);
+        await left;
+      });
+    }
+
+    test('clients that go away cost nobody else an answer', async (t) => {
+      const { database, service } = await openScene(t, { POOL_SIZE: '2' });
+      await slowInserts(database, 0.01);
+      const load = startLoad(t, service);
+      for (let round = 0; round < 150; round += 1) {
+        const leaving = new AbortController();
+        const paths = ['/passengers?order=age', '/passengers?name=like.l*', '/passengerlist'];
+        const left = paths.map((path) => {
+          return fetch(service.url + path, { signal: leaving.signal }).catch(() => {});
+        });
+        await sleep(round % 10);
+        leaving.abort();
+        await Promise.all(left);
+      }
+      await judge(t, database, await load.stop(), []);
+    });
+
+    test('a row that was created is read at once by everybody', async (t) => {
+      const { service } = await openScene(t);
+      const client = async (number: number) => {
+        for (let count = 0; count < 10; count += 1) {
+          const name = `own ${number}.${count}`;
+          const made = await measure(service, 'POST', '/passengers', bodyOf(name));
+          const { uuid } = made.reply?.json ?? {};
+          const [one, list] = await Promise.all([
+            measure(service, 'GET', `/passengers/${uuid}`),
+            measure(service, 'GET', `/passengers?name=eq.${encodeURIComponent(name)}`),
+          ]);
+          assert.equal(one.reply?.json.name, name);
+          assert.deepEqual(
+            list.reply?.json.map((row: typeof ROW) => row.name),
+            [name],
+          );
+        }
+      };
+      await Promise.all(Array.from({ length: 16 }, (_, number) => client(number)));
+    });
+  });
+
+  // --- Server ---------------------------------------------------------------------
+
+  // These stop, pause or crash a server, so they have one of their own.
+  describe('Server', () => {
+    test('a service without its database starts, says so, and is ready 2 s after it is up', async (t) => {
+      const { stop, start } = hold(t);
+      await stop('fast');
+      t.after(async () => {
+        if (!(await ask(held.url, (sql) => sql`select 1`).catch(() => undefined))) await start();
+      });
+      const service = await startService({ DATABASE_URL: held.url });
+      t.after(() => end(service));
+      assert.equal((await measure(service, 'GET', '/healthz')).status, 200);
+      for (const path of ['/readyz', '/passengers', '/passengerlist']) {
+        assert.equal((await measure(service, 'GET', path)).status, 503, path);
+      }
+      assert.equal((await measure(service, 'POST', '/passengers', ROW)).status, 503);
       await start();
       const started = performance.now();
-      await untilBack(load, started);
-      await sleep(500);
-      await load.stop();
-      assert.ok(load.answers.slice(stopped).some(({ status }) => status === 503));
-      recovery(t, load, started, 2000);
-      await judge(t, database, load.answers, [503]);
-      assertStates(service, ['database up', 'database down', 'database up']);
+      await until(() => isReady(service));
+      const ms = performance.now() - started;
+      t.diagnostic(`ready after ${ms.toFixed()} ms`);
+      assert.ok(ms <= 2000, `ready after ${ms.toFixed()} ms`);
+      assertStates(service, ['database down', 'database up']);
+      await ask(held.url, (sql) => sql`drop table titanic`);
     });
-  }
 
-  test('a server paused for 10 s costs 503 or 504 by the deadline, and 1 s afterwards', async (t) => {
-    const { pause, resume } = hold(t);
-    const { database, service } = await openScene(t);
-    const load = startLoad(t, service);
-    await untilBack(load);
-    await pause();
-    const paused = performance.now();
-    await until(() => load.answers.some(({ status }) => status >= 503));
-    for (const [method, path, status] of WITHOUT_DATABASE) {
-      const answer = await measure(service, method, path);
-      assert.equal(answer.status, status, `${method} ${path}`);
-      assert.ok(answer.ms < 1000, `${method} ${path} took ${answer.ms.toFixed()} ms`);
-    }
-    await sleep(10_000 - (performance.now() - paused));
-    await resume();
-    const resumed = performance.now();
-    await untilBack(load, resumed);
-    await load.stop();
-    recovery(t, load, resumed, 1000);
-    await judge(t, database, load.answers, [503, 504]);
-  });
-
-  test('what is in flight is capped: behind a server that hangs, more is refused at once', async (t) => {
-    const { database, service } = await openScene(t, { POOL_SIZE: '1' });
-    const [backend] = await backendsOf(database);
-    process.kill(backend!.pid, 'SIGSTOP');
-    const answers = await Promise.all(
-      Array.from({ length: 100 }, (_, at) => measure(service, 'GET', `/passengers?age=eq.${at}`)),
-    ).finally(() => process.kill(backend!.pid, 'SIGCONT'));
-    const atOnce = answers.filter(({ status, ms }) => status === 503 && ms < 1500);
-    t.diagnostic(`${atOnce.length} of 100 refused at once`);
-    assert.equal(atOnce.length, 36);
-    assert.ok(answers.every(({ status }) => status === 503 || status === 504));
-    await until(() => isReady(service));
-  });
-
-  test('a server process that hangs costs 504 by the deadline of the service', async (t) => {
-    const { database, service } = await openScene(t, { POOL_SIZE: '1' });
-    const [backend] = await backendsOf(database);
-    process.kill(backend!.pid, 'SIGSTOP');
-    const answer = await measure(service, 'GET', '/passengers').finally(() => {
-      process.kill(backend!.pid, 'SIGCONT');
-    });
-    assert.equal(answer.status, 504);
-    assert.ok(answer.ms > 3500, `after ${answer.ms.toFixed()} ms`);
-    await until(() => isReady(service));
-  });
-
-  test('a streamed list whose server process hangs is answered all the same', async (t) => {
-    const { database, service } = await openScene(t);
-    await slowReads(database, 2);
-    const asked = measure(service, 'GET', '/passengerlist');
-    asked.catch(() => {});
-    let slow: Backend | undefined;
-    await until(async () => {
-      [slow] = await activeWith(database, 'row_to_json');
-      return slow;
-    });
-    process.kill(slow!.pid, 'SIGSTOP');
-    const answer = await asked.finally(() => process.kill(slow!.pid, 'SIGCONT'));
-    assert.ok([503, 504].includes(answer.status), String(answer.status));
-  });
-
-  test('ended idle connections are seen by no client', async (t) => {
-    const { database, service } = await openScene(t);
-    const load = startLoad(t, service, { writers: 1, readers: 1 });
-    for (let round = 1; round <= 10; round += 1) {
-      const uuid = `00000000-0000-4000-8000-00000000000${round % 10}`;
-      const one = `/passengers/${uuid}`;
-      const ended = async () => {
-        await ask(database.url, terminate);
-        const idle = async () =>
-          (await backendsOf(database)).filter(({ state }) => state === 'idle');
-        await until(async () => (await idle()).length >= 5); // made again: it has noticed
-      };
-      await ended();
-      const put = await measure(service, 'PUT', one, bodyOf(`put ${round}`));
-      assert.equal(put.status, 201, `PUT in round ${round}`);
-      await ended();
-      assert.equal((await measure(service, 'PATCH', one, { age: 2 })).status, 200);
-      await ended();
-      assert.equal((await measure(service, 'DELETE', one)).status, 204);
-    }
-    await judge(t, database, await load.stop(), []);
-  });
-
-  test('the error of an ended connection is not handed to the next statement', async (t) => {
-    const { database, service } = await openScene(t, { POOL_SIZE: '1' });
-    const before = service.log.length;
-    for (let round = 0; round < 5; round += 1) {
-      await ask(database.url, terminate);
-      await until(async () => (await backendsOf(database)).length === 1);
-      const answer = await measure(service, 'PUT', `/passengers/${crypto.randomUUID()}`, ROW);
-      assert.equal(answer.status, 201);
-    }
-    assert.deepEqual(warnings(service.log.slice(before)), []);
-  });
-
-  test('a backend ended during an INSERT costs 201 or 503, and no row twice', async (t) => {
-    const { database, service } = await openScene(t);
-    await slowInserts(database, 0.1);
-    const load = startLoad(t, service, { writers: 8 });
-    for (let kill = 0; kill < 20; kill += 1) {
-      await until(async () => {
-        const [busy] = await activeWith(database, 'insert');
-        return busy && ask(database.url, (sql) => sql`select pg_terminate_backend(${busy.pid})`);
+    for (const how of ['fast', 'crash'] as const) {
+      test(`a database stopped (${how}) for 8 s under load costs 503 alone, and no write`, async (t) => {
+        const { stop, start } = hold(t);
+        const { database, service } = await openScene(t, {}, { on: held });
+        const load = startLoad(t, service);
+        await untilBack(load);
+        await stop(how);
+        const stopped = load.answers.length;
+        await sleep(8000);
+        await start();
+        const started = performance.now();
+        await untilBack(load, started);
+        await sleep(500);
+        await load.stop();
+        assert.ok(load.answers.slice(stopped).some(({ status }) => status === 503));
+        recovery(t, load, started, 2000);
+        await judge(t, database, load.answers, [503]);
+        assertStates(service, ['database up', 'database down', 'database up']);
       });
     }
-    await untilBack(load);
-    await judge(t, database, await load.stop(), [503]);
-  });
 
-  test('a backend killed during an INSERT, and with it all others, costs 503 and no write', async (t) => {
-    hold(t);
-    const { database, service } = await openScene(t);
-    await slowInserts(database, 0.1);
-    const load = startLoad(t, service, { writers: 8 });
-    for (let kill = 0; kill < 2; kill += 1) {
-      let busy: Backend | undefined;
-      await until(async () => {
-        [busy] = await activeWith(database, 'insert').catch(() => []);
-        return busy;
-      });
-      process.kill(busy!.pid, 'SIGKILL');
-      const killed = performance.now();
-      await until(() => load.answers.some(({ status, at }) => status === 503 && at > killed));
-      await until(() => ask(database.url, (sql) => sql`select 1`).catch(() => false));
-      const accepting = performance.now();
-      await untilBack(load, accepting);
-      recovery(t, load, accepting, 2000);
-    }
-    await judge(t, database, await load.stop(), [503]);
-  });
-
-  test('new connections black-holed cost 503 within connect_timeout + 1 s', async (t) => {
-    const { database, proxy, service } = await openScene(t, {}, { proxied: true });
-    const load = startLoad(t, service);
-    await untilBack(load);
-    proxy.blackHole();
-    proxy.cut();
-    const from = performance.now();
-    await sleep(5000);
-    proxy.pass();
-    const passed = performance.now();
-    await untilBack(load, passed);
-    await load.stop();
-    recovery(t, load, passed, 2000);
-    const during = load.answers.filter(({ at }) => at > from && at < passed);
-    const longest = Math.max(...during.map(({ ms }) => ms));
-    assert.ok(longest < 3000, `503 after ${longest.toFixed()} ms`);
-    await judge(t, database, load.answers, [503]);
-  });
-
-  test('connections refused for 4 s are tried again at least each second, and in no storm', async (t) => {
-    const { proxy, service } = await openScene(t, { POOL_SIZE: '1' }, { proxied: true });
-    proxy.dialled.length = 0;
-    proxy.refuse();
-    await sleep(4000);
-    const gaps = proxy.dialled.map((at, index, all) => at - (all[index - 1] ?? at));
-    t.diagnostic(`${proxy.dialled.length} tries, at most ${Math.max(...gaps).toFixed()} ms apart`);
-    assert.ok(proxy.dialled.length >= 4 && proxy.dialled.length < 400);
-    assert.ok(Math.max(...gaps) <= 1100);
-    proxy.pass();
-    const passed = performance.now();
-    await until(() => isReady(service));
-    assert.ok(performance.now() - passed < 2000);
-  });
-
-  test('connections cut again and again under load cost 503 at most, and no write', async (t) => {
-    const { database, proxy, service } = await openScene(t, {}, { proxied: true });
-    const load = startLoad(t, service);
-    for (let round = 0; round < 20; round += 1) {
+    test('a server paused for 10 s costs 503 or 504 by the deadline, and 1 s afterwards', async (t) => {
+      const { pause, resume } = hold(t);
+      const { database, service } = await openScene(t, {}, { on: held });
+      const load = startLoad(t, service);
       await untilBack(load);
-      proxy.cut();
-    }
-    const healed = performance.now();
-    await untilBack(load, healed);
-    recovery(t, load, healed, 2000);
-    await judge(t, database, await load.stop(), [503]);
-  });
-
-  test('a network that stalls for 5 s costs 503 or 504, and no write', async (t) => {
-    const { database, proxy, service } = await openScene(t, {}, { proxied: true });
-    const load = startLoad(t, service);
-    await untilBack(load);
-    proxy.stall();
-    await sleep(5000);
-    proxy.pass();
-    const passed = performance.now();
-    await untilBack(load, passed);
-    recovery(t, load, passed, 2000);
-    await judge(t, database, await load.stop(), [503, 504]);
-  });
-
-  test('a network that is slow by 100 ms fails nothing', async (t) => {
-    const { database, proxy, service } = await openScene(t, {}, { proxied: true });
-    proxy.delay(100);
-    const load = startLoad(t, service);
-    await sleep(1500);
-    await judge(t, database, await load.stop(), []);
-  });
-
-  test('a table locked for 10 s costs 503 or 504 by lock_timeout, and is free afterwards', async (t) => {
-    const { database, service } = await openScene(t);
-    const load = startLoad(t, service);
-    await untilBack(load);
-    let locked = 0;
-    await ask(database.url, (sql) =>
-      sql.begin(async (locker) => {
-        await locker`lock table titanic`;
-        locked = performance.now();
-        await sleep(10_000);
-      }),
-    );
-    const freed = performance.now();
-    await untilBack(load, freed);
-    await load.stop();
-    recovery(t, load, freed, 1000);
-    const during = load.answers.filter(
-      ({ at, path }) => at > locked && at < freed && path !== '/healthz',
-    );
-    t.diagnostic(`${during.length} answers while it was locked`);
-    assert.ok(during.length > 9);
-    await judge(t, database, load.answers, [503, 504]);
-  });
-
-  test('a slow statement costs 504, and no backend is left running it', async (t) => {
-    const { database, service } = await openScene(t);
-    await slowReads(database, 20);
-    for (const [path, accept] of [
-      ['/passengers', 'application/json'],
-      ['/passengers', 'text/csv'],
-      ['/passengers', 'application/x-ndjson'],
-      ['/passengerlist', 'application/json'],
-    ] as const) {
-      const headers = { Accept: accept };
-      const { status, ms } = await measure(service, 'GET', path, undefined, headers);
-      t.diagnostic(`${path}, ${accept}: ${status} after ${ms.toFixed()} ms`);
-      assert.ok([503, 504].includes(status), `${status} as ${accept}`);
-      await until(async () => (await activeWith(database, 'titanic')).length === 0, 2000);
-    }
-  });
-
-  test('a slow INSERT costs 504, leaves no backend and no row', async (t) => {
-    const { database, service } = await openScene(t);
-    await slowInserts(database, 20, 'slow%');
-    const { status } = await measure(service, 'POST', '/passengers', bodyOf('slow'));
-    assert.equal(status, 504);
-    await until(async () => (await activeWith(database, 'insert')).length === 0, 2000);
-    assert.equal(await countRows(database, 'slow'), 0);
-  });
-
-  for (const [path, text] of [
-    ['/passengers', 'row_number'],
-    ['/passengerlist', 'row_to_json'],
-  ] as const) {
-    test(`GET ${path}: the client goes away, and its statement with it`, async (t) => {
-      const { database, service } = await openScene(t);
-      await slowReads(database, 2.8);
-      const leaving = new AbortController();
-      const left = fetch(service.url + path, { signal: leaving.signal }).catch(() => {});
-      await until(async () => (await activeWith(database, text)).length === 1, 2000);
-      leaving.abort();
-      const from = performance.now();
-      await until(async () => (await activeWith(database, text)).length === 0, 1900);
-      t.diagnostic(`gone after ${(performance.now() - from).toFixed()} ms`);
-      await left;
-    });
-  }
-
-  test('clients that go away cost nobody else an answer', async (t) => {
-    const { database, service } = await openScene(t, { POOL_SIZE: '2' });
-    await slowInserts(database, 0.01);
-    const load = startLoad(t, service);
-    for (let round = 0; round < 150; round += 1) {
-      const leaving = new AbortController();
-      const paths = ['/passengers?order=age', '/passengers?name=like.l*', '/passengerlist'];
-      const left = paths.map((path) => {
-        return fetch(service.url + path, { signal: leaving.signal }).catch(() => {});
-      });
-      await sleep(round % 10);
-      leaving.abort();
-      await Promise.all(left);
-    }
-    await judge(t, database, await load.stop(), []);
-  });
-
-  test('a row that was created is read at once by everybody', async (t) => {
-    const { service } = await openScene(t);
-    const client = async (number: number) => {
-      for (let count = 0; count < 10; count += 1) {
-        const name = `own ${number}.${count}`;
-        const made = await measure(service, 'POST', '/passengers', bodyOf(name));
-        const { uuid } = made.reply?.json ?? {};
-        const [one, list] = await Promise.all([
-          measure(service, 'GET', `/passengers/${uuid}`),
-          measure(service, 'GET', `/passengers?name=eq.${encodeURIComponent(name)}`),
-        ]);
-        assert.equal(one.reply?.json.name, name);
-        assert.deepEqual(
-          list.reply?.json.map((row: typeof ROW) => row.name),
-          [name],
-        );
+      await pause();
+      const paused = performance.now();
+      await until(() => load.answers.some(({ status }) => status >= 503));
+      for (const [method, path, status] of WITHOUT_DATABASE) {
+        const answer = await measure(service, method, path);
+        assert.equal(answer.status, status, `${method} ${path}`);
+        assert.ok(answer.ms < 1000, `${method} ${path} took ${answer.ms.toFixed()} ms`);
       }
-    };
-    await Promise.all(Array.from({ length: 16 }, (_, number) => client(number)));
+      await sleep(10_000 - (performance.now() - paused));
+      await resume();
+      const resumed = performance.now();
+      await untilBack(load, resumed);
+      await load.stop();
+      recovery(t, load, resumed, 1000);
+      await judge(t, database, load.answers, [503, 504]);
+    });
+
+    test('a backend killed during an INSERT, and with it all others, costs 503 and no write', async (t) => {
+      hold(t);
+      const { database, service } = await openScene(t, {}, { on: held });
+      await slowInserts(database, 0.1);
+      const load = startLoad(t, service, { writers: 8 });
+      for (let kill = 0; kill < 2; kill += 1) {
+        let busy: Backend | undefined;
+        await until(async () => {
+          [busy] = await activeWith(database, 'insert').catch(() => []);
+          return busy;
+        });
+        process.kill(busy!.pid, 'SIGKILL');
+        const killed = performance.now();
+        await until(() => load.answers.some(({ status, at }) => status === 503 && at > killed));
+        await until(() => ask(database.url, (sql) => sql`select 1`).catch(() => false));
+        const accepting = performance.now();
+        await untilBack(load, accepting);
+        recovery(t, load, accepting, 2000);
+      }
+      await judge(t, database, await load.stop(), [503]);
+    });
+
+    test('SIGTERM while the database is paused: exit 0 in time', async (t) => {
+      const { pause, resume } = hold(t);
+      const { service } = await openScene(t, {}, { on: held });
+      await pause();
+      const asked = measure(service, 'GET', '/passengers');
+      const from = performance.now();
+      const code = await service.stop();
+      await resume();
+      t.diagnostic(`ended after ${(performance.now() - from).toFixed()} ms`);
+      assert.equal(code, 0);
+      assert.ok(performance.now() - from < PROMISED);
+      assert.ok([503, 504].includes((await asked).status));
+    });
   });
-});
 
-// --- Types ----------------------------------------------------------------------
+  // --- Types ----------------------------------------------------------------------
 
-describe('Types', () => {
-  test('PostgreSQL judges what a filter and a body say, not the driver', async (t) => {
-    const file = await writeEntry(
-      t,
-      `born: { ...text(10), type: 'date', check: () => 'true', nullable: true },
+  describe('Types', () => {
+    test('PostgreSQL judges what a filter and a body say, not the driver', async (t) => {
+      const file = await writeEntry(
+        t,
+        `born: { ...text(10), type: 'date', check: () => 'true', nullable: true },
        seen: { ...text(40), type: 'timestamp with time zone', check: () => 'true', nullable: true },
        ticket: { ...text(40), type: 'bigint', check: () => 'true', nullable: true },`,
-    );
-    const { service, database } = await openScene(t, { TZ: 'Pacific/Auckland' }, { file });
-    const seen = '2026-01-01T00:00:00Z';
-    const values = { born: '2026-02-28', seen, ticket: '9007199254740993' };
-    const names = ['"quoted" \\ and \\u0041', 'plain'];
-    for (const [at, name] of names.entries()) {
-      const body = { ...bodyOf(name), survived: at === 0, ...values };
-      assert.equal((await measure(service, 'POST', '/passengers', body)).status, 201);
-    }
-    const stored = await ask(
-      database.url,
-      (sql) => sql`select name from titanic order by survived`,
-    );
-    assert.deepEqual(stored.map(({ name }) => name).reverse(), names);
-    for (const [filter, expected] of FILTERS) {
-      const { status, reply } = await measure(service, 'GET', `/passengers?${filter}&order=name`);
-      const found = status === 200 ? reply?.json.map((row: typeof ROW) => row.name) : status;
-      assert.deepEqual(
-        found,
-        typeof expected === 'number' ? expected : expected.map((at) => names[at]),
-        filter,
       );
-    }
-    const never = { ...bodyOf('never'), born: '2026-02-30' };
-    assert.equal((await measure(service, 'POST', '/passengers', never)).status, 400);
-    assert.equal(await countRows(database, 'never'), 0);
-  });
+      const { service, database } = await openScene(t, { TZ: 'Pacific/Auckland' }, { file });
+      const seen = '2026-01-01T00:00:00Z';
+      const values = { born: '2026-02-28', seen, ticket: '9007199254740993' };
+      const names = ['"quoted" \\ and \\u0041', 'plain'];
+      for (const [at, name] of names.entries()) {
+        const body = { ...bodyOf(name), survived: at === 0, ...values };
+        assert.equal((await measure(service, 'POST', '/passengers', body)).status, 201);
+      }
+      const stored = await ask(
+        database.url,
+        (sql) => sql`select name from titanic order by survived`,
+      );
+      assert.deepEqual(stored.map(({ name }) => name).reverse(), names);
+      for (const [filter, expected] of FILTERS) {
+        const { status, reply } = await measure(service, 'GET', `/passengers?${filter}&order=name`);
+        const found = status === 200 ? reply?.json.map((row: typeof ROW) => row.name) : status;
+        assert.deepEqual(
+          found,
+          typeof expected === 'number' ? expected : expected.map((at) => names[at]),
+          filter,
+        );
+      }
+      const never = { ...bodyOf('never'), born: '2026-02-30' };
+      assert.equal((await measure(service, 'POST', '/passengers', never)).status, 400);
+      assert.equal(await countRows(database, 'never'), 0);
+    });
 
-  test('an error of the database tells no value, neither to the caller nor to the log', async (t) => {
-    const { service, database } = await openScene(t);
-    await ask(database.url, (sql) =>
-      sql.unsafe(`
+    test('an error of the database tells no value, neither to the caller nor to the log', async (t) => {
+      const { service, database } = await openScene(t);
+      await ask(database.url, (sql) =>
+        sql.unsafe(`
         create function refuse() returns trigger language plpgsql
         as $$ begin raise exception 'no % here', new.name using detail = new.name; end $$;
         create trigger refuse before insert on titanic for each row execute function refuse()`),
-    );
-    const { status, reply } = await measure(service, 'POST', '/passengers', bodyOf('Lady Secret'));
-    assert.equal(status, 500);
-    assert.equal(reply?.text.includes('Secret'), false);
-    const id = reply?.headers.get('x-request-id');
-    await until(() => service.log.some((line) => line.id === id && line.code === 'P0001'));
-    assert.ok(!JSON.stringify(service.log).includes('Secret'), 'a value in the log');
+      );
+      const { status, reply } = await measure(
+        service,
+        'POST',
+        '/passengers',
+        bodyOf('Lady Secret'),
+      );
+      assert.equal(status, 500);
+      assert.equal(reply?.text.includes('Secret'), false);
+      const id = reply?.headers.get('x-request-id');
+      await until(() => service.log.some((line) => line.id === id && line.code === 'P0001'));
+      assert.ok(!JSON.stringify(service.log).includes('Secret'), 'a value in the log');
+    });
+
+    test('the driver is used for one statement a request: no begin(), no reserve()', async () => {
+      const source = await readFile(fileURLToPath(APP), 'utf8');
+      assert.equal(/\.(begin|reserve)\(|max_pipeline/.exec(source), null);
+    });
   });
 
-  test('the driver is used for one statement a request: no begin(), no reserve()', async () => {
-    const source = await readFile(fileURLToPath(APP), 'utf8');
-    assert.equal(/\.(begin|reserve)\(|max_pipeline/.exec(source), null);
+  const FILTERS: [string, number[] | number][] = [
+    ['survived=eq.true', [0]],
+    ['survived=eq.false', [1]],
+    ['survived=neq.true', [1]],
+    ['survived=in.(true)', [0]],
+    ['survived=eq.t', [0]],
+    ['survived=eq.maybe', 400],
+    ['age=eq.1', [0, 1]],
+    ['age=eq.1e0', [0, 1]],
+    ['age=eq.one', 400],
+    ['born=eq.2026-02-28', [0, 1]],
+    ['born=eq.2026-02-30', 400],
+    ['born=gt.2026-02-29', 400],
+    ['seen=eq.2026-01-01T00:00:00Z', [0, 1]],
+    ['seen=eq.2026-01-01T13:00:00%2B13', [0, 1]],
+    ['seen=eq.2026-02-30T00:00:00Z', 400],
+    ['ticket=eq.9007199254740993', [0, 1]],
+    ['ticket=eq.9007199254740992', []],
+  ];
+
+  // --- Repetition -----------------------------------------------------------------
+
+  describe('Repetition', () => {
+    test('a POST whose answer the network lost is repeated by the service: one row', async (t) => {
+      const { database, proxy, service } = await openScene(t, {}, { proxied: true });
+      const dropped = proxy.dropReply('Lost, Mr. Answer');
+      const { status } = await measure(service, 'POST', '/passengers', bodyOf('Lost, Mr. Answer'));
+      await dropped;
+      assert.equal(status, 201);
+      assert.equal(await countRows(database, 'Lost, Mr. Answer'), 1);
+    });
+
+    test('a POST that the client repeats with its Idempotency-Key: one row', async (t) => {
+      const { database, proxy, service } = await openScene(t, {}, { proxied: true });
+      const key = { 'Idempotency-Key': 'one and the same' };
+      const post = (name: string) => measure(service, 'POST', '/passengers', bodyOf(name), key);
+      const dropped = proxy.dropReply('Same, Mrs. Key').then(proxy.refuse);
+      assert.equal((await post('Same, Mrs. Key')).status, 503);
+      await dropped;
+      assert.equal(await countRows(database, 'Same, Mrs. Key'), 1);
+      proxy.pass();
+      await until(() => isReady(service));
+      const repeated = await post('Same, Mrs. Key');
+      assert.equal(repeated.status, 201);
+      assert.equal(repeated.reply?.headers.get('idempotent-replayed'), 'true');
+      assert.equal((await post('Other, Mrs. Key')).status, 409);
+      assert.equal(await countRows(database, 'Same, Mrs. Key'), 1);
+      assert.equal(await countRows(database, 'Other, Mrs. Key'), 0);
+    });
+
+    for (const method of ['POST', 'PUT', 'PATCH', 'DELETE']) {
+      test(`a ${method} whose answer the network lost is executed once`, async (t) => {
+        const { database, proxy, service } = await openScene(t, {}, { proxied: true });
+        const made = await measure(service, 'POST', '/passengers', bodyOf('before'));
+        await ask(database.url, (sql) =>
+          sql.unsafe(`
+          create table audit(operation text);
+          create function note() returns trigger language plpgsql
+          as $$ begin insert into audit values (tg_op); return null; end $$;
+          create trigger note after insert or update or delete on titanic
+          for each row execute function note()`),
+        );
+        const { uuid } = made.reply?.json ?? {};
+        const path = method === 'POST' ? '/passengers' : `/passengers/${uuid}`;
+        const body = method === 'DELETE' ? undefined : bodyOf('afterwards');
+        const dropped = proxy.dropReply(method === 'DELETE' ? uuid : 'afterwards');
+        const { status } = await measure(service, method, path, body);
+        await dropped;
+        assert.equal(status, method === 'POST' ? 201 : 503);
+        const audit = await ask(database.url, (sql) => sql`select operation from audit`);
+        assert.equal(audit.length, 1);
+      });
+    }
   });
 
+  // --- Start ----------------------------------------------------------------------
+
+  describe('Start', () => {
+    test('four processes that start at once on an empty database make one schema', async (t) => {
+      const database = await startDatabase(server.url);
+      const environment = { DATABASE_URL: database.url };
+      const starting = Array.from({ length: 4 }, () => startService(environment));
+      t.after(async () => {
+        for (const result of await Promise.allSettled(starting)) {
+          if (result.status === 'fulfilled') await end(result.value);
+        }
+        await database.stop();
+      });
+      const services = await Promise.all(starting);
+      for (const service of services) await until(() => isReady(service));
+      const statuses = await Promise.all(
+        services.map((service, at) => measure(service, 'POST', '/passengers', bodyOf(`${at}`))),
+      );
+      assert.deepEqual(
+        statuses.map(({ status }) => status),
+        [201, 201, 201, 201],
+      );
+      assert.deepEqual(
+        services.flatMap(({ log }) => errors(log)),
+        [],
+      );
+    });
+
+    test('until the table is there, what needs it is 503', async (t) => {
+      const database = await startDatabase(server.url);
+      t.after(() => database.stop());
+      const lock = "select pg_advisory_lock(hashtext('titanic'))";
+      const service = await ask(database.url, async (sql) => {
+        await sql.unsafe(lock);
+        const starting = await startService({ DATABASE_URL: database.url });
+        t.after(() => end(starting));
+        await starting.logged('database up');
+        for (const path of ['/readyz', '/passengers', '/passengerlist']) {
+          assert.equal((await measure(starting, 'GET', path)).status, 503, path);
+        }
+        assert.equal((await measure(starting, 'POST', '/passengers', ROW)).status, 503);
+        return starting;
+      });
+      await until(() => isReady(service));
+    });
+
+    test('a process with a new column starts beside the old one, and neither fails', async (t) => {
+      const { database, service: old } = await openScene(t);
+      const load = startLoad(t, old);
+      await untilBack(load);
+      const file = await writeEntry(t, `deck: { ...integer(0, 9), default: 7 },`);
+      const young = await startService({ DATABASE_URL: database.url }, { file });
+      t.after(() => end(young));
+      await until(() => isReady(young));
+      const other = startLoad(t, young);
+      await untilBack(other);
+      await sleep(500);
+      await end(young);
+      await judge(t, database, await other.stop(), [0]);
+      await judge(t, database, await load.stop(), []);
+      const decks = await ask(database.url, (sql) => sql`select distinct deck from titanic`);
+      assert.deepEqual([...decks], [{ deck: 7 }]);
+    });
+
+    for (const [variable, environment] of [
+      ['POOL_SIZE', { POOL_SIZE: 'many' }],
+      ['JWT_SECRET', { JWT_SECRET: 'short' }],
+      ['AUTH', { NODE_ENV: 'production' }],
+      ['WEB_CONCURRENCY', { WEB_CONCURRENCY: '0' }],
+      ['DATABASE_URL', { DATABASE_URL: 'mysql://127.0.0.1/' }],
+    ] as const) {
+      test(`a bad ${variable} ends the process, and its log names the variable`, async () => {
+        const given = { DATABASE_URL: server.url, ...environment };
+        await assert.rejects(startService(given), new RegExp(`ended with 2: .*${variable}`));
+      });
+    }
+
+    test('a table that differs from the declaration ends the process, workers too', async (t) => {
+      const database = await startDatabase(server.url);
+      t.after(() => database.stop());
+      await ask(database.url, (sql) => sql`create table titanic (uuid uuid primary key, age text)`);
+      for (const WEB_CONCURRENCY of ['1', '2']) {
+        const starting = startService({ DATABASE_URL: database.url, WEB_CONCURRENCY });
+        await assert.rejects(starting, (error: Error) => {
+          assert.match(error.message, /^ended with 2: /);
+          assert.match(error.message, /age is text, declared double precision/);
+          return true;
+        });
+      }
+    });
+
+    test('Node paused under load: no write is lost, and it goes on at once', async (t) => {
+      const { database, service } = await openScene(t);
+      const load = startLoad(t, service);
+      await untilBack(load);
+      service.child.kill('SIGSTOP');
+      await sleep(4500);
+      service.child.kill('SIGCONT');
+      const resumed = performance.now();
+      await untilBack(load, resumed);
+      await sleep(300);
+      await load.stop();
+      recovery(t, load, resumed, 1000);
+      await judge(t, database, load.answers, [503, 504]);
+    });
+  });
+
+  // --- Stop -----------------------------------------------------------------------
+
+  describe('Stop', () => {
+    for (const workers of [1, 2]) {
+      const who = workers === 1 ? 'the process' : 'its workers';
+
+      test(`SIGTERM: ${who} answer what is in flight, close idle clients, and exit 0`, async (t) => {
+        const scene = await openScene(t, { WEB_CONCURRENCY: String(workers) });
+        const { service, database } = scene;
+        await untilAll(service, workers);
+        const idle = await Promise.all(Array.from({ length: 20 }, () => openIdle(t, service)));
+        for (let count = 0; count < 5; count += 1) idle.push(openSilent(t, service));
+        await until(() => idle.every(({ pending }) => !pending));
+        await slowReads(database, 2.5);
+        const asked = exchange(service, '/passengers', new Agent({ keepAlive: true }));
+        await until(async () => (await activeWith(database, 'row_number')).length === 1);
+        service.child.kill('SIGTERM');
+        const from = performance.now();
+        await until(() => idle.every(({ closed }) => closed), 1500);
+        const { status, headers, at } = await asked;
+        assert.equal(status, 200);
+        assert.equal(headers.connection, 'close');
+        const code = await service.stop('SIGCONT');
+        t.diagnostic(`exit ${(performance.now() - at).toFixed()} ms after the last answer`);
+        assert.equal(code, 0);
+        assert.ok(performance.now() - from < PROMISED);
+        assert.deepEqual(errors(service.log), []);
+        assert.equal((await backendsOf(database)).length, 0);
+        for (const pid of workersOf(service)) assert.equal(await isRunning(pid), false);
+      });
+
+      test(`SIGTERM under load: ${who} fail no request that was taken`, async (t) => {
+        const { service, database } = await openScene(t, { WEB_CONCURRENCY: String(workers) });
+        const load = startLoad(t, service, { writers: 12 });
+        await untilBack(load);
+        assert.equal(await service.stop(), 0);
+        await judge(t, database, await load.stop(), [0]);
+      });
+
+      test(`a second SIGTERM ends ${who} at once`, async (t) => {
+        const { service, database } = await openScene(t, { WEB_CONCURRENCY: String(workers) });
+        await untilAll(service, workers);
+        await slowReads(database, 2.9);
+        const asked = exchange(service, '/passengers').catch(() => {});
+        await until(async () => (await activeWith(database, 'row_number')).length === 1);
+        service.child.kill('SIGTERM');
+        await service.logged('stopping');
+        const from = performance.now();
+        await service.stop();
+        const ms = performance.now() - from;
+        t.diagnostic(`ended after ${ms.toFixed()} ms`);
+        assert.ok(ms < 1000);
+        assert.notEqual(service.child.exitCode, 0);
+        await until(
+          async () => !(await Promise.all(workersOf(service).map(isRunning))).includes(true),
+          1000,
+        );
+        await asked;
+      });
+
+      test(`SIGUSR1 opens no debugger in ${who}`, async (t) => {
+        const { service } = await openScene(t, { WEB_CONCURRENCY: String(workers) });
+        await untilAll(service, workers);
+        for (const pid of [service.child.pid!, ...workersOf(service)]) process.kill(pid, 'SIGUSR1');
+        for (let round = 0; round < 20; round += 1) {
+          assert.equal((await exchange(service, '/hello')).status, 200);
+        }
+        assert.doesNotMatch(service.stderr(), /debugger|inspector/i);
+      });
+
+      test(`SIGHUP: ${who} end as they do after SIGTERM`, async (t) => {
+        const { service, database } = await openScene(t, { WEB_CONCURRENCY: String(workers) });
+        await untilAll(service, workers);
+        await slowReads(database, 1);
+        const asked = exchange(service, '/passengers');
+        asked.catch(() => {});
+        await until(async () => (await activeWith(database, 'row_number')).length === 1);
+        assert.equal(await service.stop('SIGHUP'), 0);
+        assert.equal((await asked).status, 200);
+      });
+
+      for (const delay of [0, 150, 300, 450, 600, 900]) {
+        test(`SIGTERM ${delay} ms after the start of ${who} leaves nothing behind`, async (t) => {
+          const database = await startDatabase(server.url);
+          t.after(() => database.stop());
+          const env = { DATABASE_URL: database.url, WEB_CONCURRENCY: String(workers), PORT: '0' };
+          const child = spawnApp(t, env);
+          await sleep(delay);
+          const below = await childrenOf(child.pid!);
+          child.kill('SIGTERM');
+          const killed = performance.now();
+          await until(() => child.exitCode !== null || child.signalCode !== null);
+          assert.ok(performance.now() - killed < PROMISED);
+          assert.ok(
+            child.exitCode === 0 || child.signalCode === 'SIGTERM',
+            `exit ${child.exitCode}`,
+          );
+          await until(async () => !(await Promise.all(below.map(isRunning))).includes(true), 2000);
+        });
+      }
+    }
+
+    for (const signal of ['SIGTERM', 'SIGHUP', 'SIGINT'] as const) {
+      test(`${signal} during the start of an embedded PostgreSQL leaves no server behind`, async (t) => {
+        const directory = await mkdtemp(join(tmpdir(), 'passengers stop-'));
+        await chmod(directory, 0o755);
+        t.after(() => rm(directory, { recursive: true }));
+        const child = spawnApp(t, { DATA_DIR: join(directory, 'data'), PORT: '0' });
+        const file = join(directory, 'data', 'cluster', 'postmaster.pid');
+        let postmaster = 0;
+        await until(async () => {
+          postmaster = Number((await readFile(file, 'utf8').catch(() => '')).split('\n')[0]);
+          return postmaster > 0;
+        });
+        t.after(() =>
+          isRunning(postmaster).then((runs) => runs && process.kill(postmaster, 'SIGQUIT')),
+        );
+        child.kill(signal);
+        if (child.exitCode === null && child.signalCode === null) await once(child, 'exit');
+        assert.equal(child.exitCode, 0);
+        assert.equal(await isRunning(postmaster), false);
+      });
+    }
+
+    test('SHUTDOWN_GRACE: not ready, yet it answers until the time is over', async (t) => {
+      const { service } = await openScene(t, { SHUTDOWN_GRACE: '1' });
+      service.child.kill('SIGTERM');
+      const from = performance.now();
+      await service.logged('stopping');
+      assert.equal((await exchange(service, '/readyz')).status, 503);
+      assert.equal((await exchange(service, '/healthz')).status, 200);
+      assert.equal((await exchange(service, '/passengers')).status, 200);
+      assert.equal(await service.stop('SIGCONT'), 0);
+      assert.ok(performance.now() - from >= 1000);
+    });
+  });
+
+  // --- Workers --------------------------------------------------------------------
+
+  describe('Workers', () => {
+    test('the primary killed: no worker stays', async (t) => {
+      const { service } = await openScene(t, await twoWorkers());
+      await untilAll(service, 2);
+      await service.stop('SIGKILL');
+      const workers = workersOf(service);
+      await until(async () => !(await Promise.all(workers.map(isRunning))).includes(true), 2000);
+      await assert.rejects(exchange(service, '/hello'));
+    });
+
+    test('/metrics sums over the workers', async (t) => {
+      const { service } = await openScene(t, await twoWorkers());
+      await untilAll(service, 2);
+      for (let count = 0; count < 20; count += 1) await exchange(service, '/hello');
+      for (let count = 0; count < 4; count += 1) {
+        const { text } = await exchange(service, '/metrics');
+        const lines = [...text.matchAll(/^http_request_duration_seconds_count\{(.*)\} (\d+)$/gm)];
+        const hello = lines.filter(([, labels]) => labels?.includes('route="/hello"'));
+        assert.equal(
+          hello.reduce((sum, [, , count]) => sum + Number(count), 0),
+          20,
+        );
+      }
+    });
+
+    for (const end of ['goes on', 'is killed', 'is killed with the one that asked'] as const) {
+      test(`/metrics while a worker is paused that then ${end}: the service lives`, async (t) => {
+        const { service } = await openScene(t, await twoWorkers());
+        await untilAll(service, 2);
+        const [paused, living] = workersOf(service);
+        process.kill(paused!, 'SIGSTOP');
+        const tries = Array.from({ length: 6 }, async () => {
+          const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+          t.after(() => agent.destroy());
+          await exchange(service, '/hello', agent);
+          return agent;
+        });
+        for (const one of tries) one.catch(() => {});
+        const agent = await Promise.race(tries);
+        const from = performance.now();
+        const asked = exchange(service, '/metrics', agent);
+        asked.catch(() => {});
+        await sleep(300);
+        if (end === 'is killed') process.kill(paused!, 'SIGKILL');
+        if (end === 'is killed with the one that asked') {
+          process.kill(living!, 'SIGKILL');
+          process.kill(paused!, 'SIGKILL');
+          await asked.catch(() => {});
+        } else {
+          const { status } = await asked;
+          t.diagnostic(`${status} after ${(performance.now() - from).toFixed()} ms`);
+          assert.ok(performance.now() - from < PROMISED);
+        }
+        await sleep(5500 - (performance.now() - from));
+        if (end === 'goes on') process.kill(paused!, 'SIGCONT');
+        assert.equal(service.child.exitCode, null, service.stderr());
+        await untilAll(service, 2);
+        assert.equal((await exchange(service, '/metrics')).status, 200);
+      });
+    }
+  });
+
+  // --- Auth -----------------------------------------------------------------------
+
+  describe('Auth', { concurrency: true }, () => {
+    test('keys that could never be had are 503, and used as soon as their source is there', async (t) => {
+      const source = await startKeySource(t);
+      await source.down();
+      const { service } = await openScene(t, { JWKS_URL: source.url });
+      const token = await source.sign('first');
+      assert.equal(await statusWith(service, token), 503);
+      await source.up();
+      const from = performance.now();
+      await until(async () => (await statusWith(service, token)) === 200, 5000);
+      t.diagnostic(`used after ${(performance.now() - from).toFixed()} ms`);
+    });
+
+    test('keys that were had go on while their source is down, talks nonsense or hangs', async (t) => {
+      const source = await startKeySource(t);
+      const { service } = await openScene(t, { JWKS_URL: source.url });
+      assert.equal(await statusWith(service, await source.sign('first')), 200);
+      for (const trouble of [source.down, source.babble, source.hang]) {
+        await trouble();
+        assert.equal(await statusWith(service, await source.sign('first')), 200);
+        assert.equal(await statusWith(service, await source.sign('unknown')), 401);
+        await source.up();
+      }
+    });
+
+    test('a source that hangs from the start is 503 in time, with one fetch for all', async (t) => {
+      const source = await startKeySource(t);
+      await source.hang();
+      const { service } = await openScene(t, { JWKS_URL: source.url });
+      const token = await source.sign('first');
+      const statuses = await Promise.all(
+        Array.from({ length: 30 }, () => statusWith(service, token)),
+      );
+      assert.deepEqual(new Set(statuses), new Set([503]));
+      assert.ok(source.fetches() <= 2, `${source.fetches()} fetches`);
+      await source.up();
+      await until(async () => (await statusWith(service, token)) === 200, 5000);
+    });
+
+    test('a rotated key is known in 35 s, and a storm of unknown ones costs one fetch per cooldown', async (t) => {
+      const source = await startKeySource(t);
+      const { service } = await openScene(t, { JWKS_URL: source.url });
+      assert.equal(await statusWith(service, await source.sign('first')), 200);
+      assert.equal(source.fetches(), 1);
+      source.publish('second');
+      const rotated = performance.now();
+      const token = await source.sign('second');
+      const from = performance.now();
+      while (performance.now() - from < 27_000) {
+        const storm = Array.from({ length: 20 }, (_, at) => source.sign(`unknown ${at}`));
+        for (const status of await Promise.all(
+          storm.map(async (one) => statusWith(service, await one)),
+        )) {
+          assert.equal(status, 401);
+        }
+        await sleep(1000);
+      }
+      assert.ok(source.fetches() <= 2, `${source.fetches()} fetches in 27 s`);
+      await until(async () => (await statusWith(service, token)) === 200, 10_000);
+      const ms = performance.now() - rotated;
+      t.diagnostic(`known after ${ms.toFixed()} ms, ${source.fetches()} fetches`);
+      assert.ok(ms <= 35_000);
+      assert.ok(source.fetches() <= 3);
+    });
+  });
+});
+
+// --- Alone ----------------------------------------------------------------------
+
+// What is measured here wants the processors for itself.
+describe('Alone', () => {
   test('throughput under 64 in flight does not fall', async (t) => {
     const { service } = await openScene(t);
     const made = await measure(service, 'POST', '/passengers', ROW);
@@ -738,146 +1314,6 @@ describe('Types', () => {
     t.diagnostic(`${first.toFixed()}/s at first, ${last.toFixed()}/s at last`);
     assert.ok(last / first > 0.5);
   });
-});
-
-const FILTERS: [string, number[] | number][] = [
-  ['survived=eq.true', [0]],
-  ['survived=eq.false', [1]],
-  ['survived=neq.true', [1]],
-  ['survived=in.(true)', [0]],
-  ['survived=eq.t', [0]],
-  ['survived=eq.maybe', 400],
-  ['age=eq.1', [0, 1]],
-  ['age=eq.1e0', [0, 1]],
-  ['age=eq.one', 400],
-  ['born=eq.2026-02-28', [0, 1]],
-  ['born=eq.2026-02-30', 400],
-  ['born=gt.2026-02-29', 400],
-  ['seen=eq.2026-01-01T00:00:00Z', [0, 1]],
-  ['seen=eq.2026-01-01T13:00:00%2B13', [0, 1]],
-  ['seen=eq.2026-02-30T00:00:00Z', 400],
-  ['ticket=eq.9007199254740993', [0, 1]],
-  ['ticket=eq.9007199254740992', []],
-];
-
-// --- Repetition -----------------------------------------------------------------
-
-describe('Repetition', () => {
-  test('a POST whose answer the network lost is repeated by the service: one row', async (t) => {
-    const { database, proxy, service } = await openScene(t, {}, { proxied: true });
-    const dropped = proxy.dropReply('Lost, Mr. Answer');
-    const { status } = await measure(service, 'POST', '/passengers', bodyOf('Lost, Mr. Answer'));
-    await dropped;
-    assert.equal(status, 201);
-    assert.equal(await countRows(database, 'Lost, Mr. Answer'), 1);
-  });
-
-  test('a POST that the client repeats with its Idempotency-Key: one row', async (t) => {
-    const { database, proxy, service } = await openScene(t, {}, { proxied: true });
-    const key = { 'Idempotency-Key': 'one and the same' };
-    const post = (name: string) => measure(service, 'POST', '/passengers', bodyOf(name), key);
-    const dropped = proxy.dropReply('Same, Mrs. Key').then(proxy.refuse);
-    assert.equal((await post('Same, Mrs. Key')).status, 503);
-    await dropped;
-    assert.equal(await countRows(database, 'Same, Mrs. Key'), 1);
-    proxy.pass();
-    await until(() => isReady(service));
-    const repeated = await post('Same, Mrs. Key');
-    assert.equal(repeated.status, 201);
-    assert.equal(repeated.reply?.headers.get('idempotent-replayed'), 'true');
-    assert.equal((await post('Other, Mrs. Key')).status, 409);
-    assert.equal(await countRows(database, 'Same, Mrs. Key'), 1);
-    assert.equal(await countRows(database, 'Other, Mrs. Key'), 0);
-  });
-
-  for (const method of ['POST', 'PUT', 'PATCH', 'DELETE']) {
-    test(`a ${method} whose answer the network lost is executed once`, async (t) => {
-      const { database, proxy, service } = await openScene(t, {}, { proxied: true });
-      const made = await measure(service, 'POST', '/passengers', bodyOf('before'));
-      await ask(database.url, (sql) =>
-        sql.unsafe(`
-          create table audit(operation text);
-          create function note() returns trigger language plpgsql
-          as $$ begin insert into audit values (tg_op); return null; end $$;
-          create trigger note after insert or update or delete on titanic
-          for each row execute function note()`),
-      );
-      const { uuid } = made.reply?.json ?? {};
-      const path = method === 'POST' ? '/passengers' : `/passengers/${uuid}`;
-      const body = method === 'DELETE' ? undefined : bodyOf('afterwards');
-      const dropped = proxy.dropReply(method === 'DELETE' ? uuid : 'afterwards');
-      const { status } = await measure(service, method, path, body);
-      await dropped;
-      assert.equal(status, method === 'POST' ? 201 : 503);
-      const audit = await ask(database.url, (sql) => sql`select operation from audit`);
-      assert.equal(audit.length, 1);
-    });
-  }
-});
-
-// --- Start ----------------------------------------------------------------------
-
-describe('Start', () => {
-  test('four processes that start at once on an empty database make one schema', async (t) => {
-    const database = await startDatabase(server.url);
-    const environment = { DATABASE_URL: database.url };
-    const starting = Array.from({ length: 4 }, () => startService(environment));
-    t.after(async () => {
-      for (const result of await Promise.allSettled(starting)) {
-        if (result.status === 'fulfilled') await end(result.value);
-      }
-      await database.stop();
-    });
-    const services = await Promise.all(starting);
-    for (const service of services) await until(() => isReady(service));
-    const statuses = await Promise.all(
-      services.map((service, at) => measure(service, 'POST', '/passengers', bodyOf(`${at}`))),
-    );
-    assert.deepEqual(
-      statuses.map(({ status }) => status),
-      [201, 201, 201, 201],
-    );
-    assert.deepEqual(
-      services.flatMap(({ log }) => errors(log)),
-      [],
-    );
-  });
-
-  test('until the table is there, what needs it is 503', async (t) => {
-    const database = await startDatabase(server.url);
-    t.after(() => database.stop());
-    const lock = "select pg_advisory_lock(hashtext('titanic'))";
-    const service = await ask(database.url, async (sql) => {
-      await sql.unsafe(lock);
-      const starting = await startService({ DATABASE_URL: database.url });
-      t.after(() => end(starting));
-      await starting.logged('database up');
-      for (const path of ['/readyz', '/passengers', '/passengerlist']) {
-        assert.equal((await measure(starting, 'GET', path)).status, 503, path);
-      }
-      assert.equal((await measure(starting, 'POST', '/passengers', ROW)).status, 503);
-      return starting;
-    });
-    await until(() => isReady(service));
-  });
-
-  test('a process with a new column starts beside the old one, and neither fails', async (t) => {
-    const { database, service: old } = await openScene(t);
-    const load = startLoad(t, old);
-    await untilBack(load);
-    const file = await writeEntry(t, `deck: { ...integer(0, 9), default: 7 },`);
-    const young = await startService({ DATABASE_URL: database.url }, { file });
-    t.after(() => end(young));
-    await until(() => isReady(young));
-    const other = startLoad(t, young);
-    await untilBack(other);
-    await sleep(500);
-    await end(young);
-    await judge(t, database, await other.stop(), [0]);
-    await judge(t, database, await load.stop(), []);
-    const decks = await ask(database.url, (sql) => sql`select distinct deck from titanic`);
-    assert.deepEqual([...decks], [{ deck: 7 }]);
-  });
 
   test('a process is ready 1 s after its start', async (t) => {
     const database = await startDatabase(server.url);
@@ -892,48 +1328,6 @@ describe('Start', () => {
     }
     t.diagnostic(`ready after ${times.map((ms) => ms.toFixed()).join(', ')} ms`);
     assert.ok(Math.min(...times) <= 1000);
-  });
-
-  for (const [variable, environment] of [
-    ['POOL_SIZE', { POOL_SIZE: 'many' }],
-    ['JWT_SECRET', { JWT_SECRET: 'short' }],
-    ['AUTH', { NODE_ENV: 'production' }],
-    ['WEB_CONCURRENCY', { WEB_CONCURRENCY: '0' }],
-    ['DATABASE_URL', { DATABASE_URL: 'mysql://127.0.0.1/' }],
-  ] as const) {
-    test(`a bad ${variable} ends the process, and its log names the variable`, async () => {
-      const given = { DATABASE_URL: server.url, ...environment };
-      await assert.rejects(startService(given), new RegExp(`ended with 2: .*${variable}`));
-    });
-  }
-
-  test('a table that differs from the declaration ends the process, workers too', async (t) => {
-    const database = await startDatabase(server.url);
-    t.after(() => database.stop());
-    await ask(database.url, (sql) => sql`create table titanic (uuid uuid primary key, age text)`);
-    for (const WEB_CONCURRENCY of ['1', '2']) {
-      const starting = startService({ DATABASE_URL: database.url, WEB_CONCURRENCY });
-      await assert.rejects(starting, (error: Error) => {
-        assert.match(error.message, /^ended with 2: /);
-        assert.match(error.message, /age is text, declared double precision/);
-        return true;
-      });
-    }
-  });
-
-  test('Node paused under load: no write is lost, and it goes on at once', async (t) => {
-    const { database, service } = await openScene(t);
-    const load = startLoad(t, service);
-    await untilBack(load);
-    service.child.kill('SIGSTOP');
-    await sleep(4500);
-    service.child.kill('SIGCONT');
-    const resumed = performance.now();
-    await untilBack(load, resumed);
-    await sleep(300);
-    await load.stop();
-    recovery(t, load, resumed, 1000);
-    await judge(t, database, load.answers, [503, 504]);
   });
 
   test('Node killed under load, five times in a row: back in 1 s, no write lost or made twice', async (t) => {
@@ -957,178 +1351,6 @@ describe('Start', () => {
     await judge(t, database, all, [0, 503]);
   });
 
-  test('450 clients with slow heads and 200 with slow bodies do not slow a good one', async (t) => {
-    const { service } = await openScene(t);
-    const { port } = new URL(service.url);
-    const head = 'POST /passengers HTTP/1.1\r\nHost: x\r\n';
-    const body = `${head}Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{`;
-    const open = (text: string) => {
-      const socket = connect(Number(port), '127.0.0.1', () => socket.write(text));
-      t.after(() => socket.destroy());
-      return socket.on('error', () => {}).resume();
-    };
-    const heads = Array.from({ length: 450 }, () => open(head));
-    Array.from({ length: 200 }, () => open(body));
-    const times = [];
-    for (let count = 0; count < 200; count += 1) {
-      times.push((await measure(service, 'GET', '/passengers')).ms);
-    }
-    const p95 = times.sort((a, b) => a - b)[190] ?? 0;
-    t.diagnostic(`p95 of a good client ${p95.toFixed(1)} ms`);
-    assert.ok(p95 < 100);
-    await until(() => heads.every(({ closed }) => closed), 15_000);
-  });
-});
-
-// --- Stop -----------------------------------------------------------------------
-
-describe('Stop', () => {
-  for (const workers of [1, 2]) {
-    const who = workers === 1 ? 'the process' : 'its workers';
-
-    test(`SIGTERM: ${who} answer what is in flight, close idle clients, and exit 0`, async (t) => {
-      const scene = await openScene(t, { WEB_CONCURRENCY: String(workers) });
-      const { service, database } = scene;
-      await untilAll(service, workers);
-      const idle = await Promise.all(Array.from({ length: 20 }, () => openIdle(t, service)));
-      await slowReads(database, 2.5);
-      const asked = exchange(service, '/passengers', new Agent({ keepAlive: true }));
-      await until(async () => (await activeWith(database, 'row_number')).length === 1);
-      service.child.kill('SIGTERM');
-      const from = performance.now();
-      await until(() => idle.every(({ closed }) => closed), 1500);
-      const { status, headers, at } = await asked;
-      assert.equal(status, 200);
-      assert.equal(headers.connection, 'close');
-      const code = await service.stop('SIGCONT');
-      t.diagnostic(`exit ${(performance.now() - at).toFixed()} ms after the last answer`);
-      assert.equal(code, 0);
-      assert.ok(performance.now() - from < PROMISED);
-      assert.deepEqual(errors(service.log), []);
-      assert.equal((await backendsOf(database)).length, 0);
-      for (const pid of workersOf(service)) assert.equal(await isRunning(pid), false);
-    });
-
-    test(`SIGTERM under load: ${who} fail no request that was taken`, async (t) => {
-      const { service, database } = await openScene(t, { WEB_CONCURRENCY: String(workers) });
-      const load = startLoad(t, service, { writers: 12 });
-      await untilBack(load);
-      assert.equal(await service.stop(), 0);
-      await judge(t, database, await load.stop(), [0]);
-    });
-
-    test(`a second SIGTERM ends ${who} at once`, async (t) => {
-      const { service, database } = await openScene(t, { WEB_CONCURRENCY: String(workers) });
-      await untilAll(service, workers);
-      await slowReads(database, 2.9);
-      const asked = exchange(service, '/passengers').catch(() => {});
-      await until(async () => (await activeWith(database, 'row_number')).length === 1);
-      service.child.kill('SIGTERM');
-      await service.logged('stopping');
-      const from = performance.now();
-      await service.stop();
-      const ms = performance.now() - from;
-      t.diagnostic(`ended after ${ms.toFixed()} ms`);
-      assert.ok(ms < 1000);
-      assert.notEqual(service.child.exitCode, 0);
-      await until(
-        async () => !(await Promise.all(workersOf(service).map(isRunning))).includes(true),
-        1000,
-      );
-      await asked;
-    });
-
-    test(`SIGUSR1 opens no debugger in ${who}`, async (t) => {
-      const { service } = await openScene(t, { WEB_CONCURRENCY: String(workers) });
-      await untilAll(service, workers);
-      for (const pid of [service.child.pid!, ...workersOf(service)]) process.kill(pid, 'SIGUSR1');
-      for (let round = 0; round < 20; round += 1) {
-        assert.equal((await exchange(service, '/hello')).status, 200);
-      }
-      assert.doesNotMatch(service.stderr(), /debugger|inspector/i);
-    });
-
-    test(`SIGHUP: ${who} end as they do after SIGTERM`, async (t) => {
-      const { service, database } = await openScene(t, { WEB_CONCURRENCY: String(workers) });
-      await untilAll(service, workers);
-      await slowReads(database, 1);
-      const asked = exchange(service, '/passengers');
-      asked.catch(() => {});
-      await until(async () => (await activeWith(database, 'row_number')).length === 1);
-      assert.equal(await service.stop('SIGHUP'), 0);
-      assert.equal((await asked).status, 200);
-    });
-
-    for (const delay of [0, 150, 300, 450, 600, 900]) {
-      test(`SIGTERM ${delay} ms after the start of ${who} leaves nothing behind`, async (t) => {
-        const database = await startDatabase(server.url);
-        t.after(() => database.stop());
-        const env = { DATABASE_URL: database.url, WEB_CONCURRENCY: String(workers), PORT: '0' };
-        const child = spawnApp(t, env);
-        await sleep(delay);
-        const below = await childrenOf(child.pid!);
-        child.kill('SIGTERM');
-        const killed = performance.now();
-        await until(() => child.exitCode !== null || child.signalCode !== null);
-        assert.ok(performance.now() - killed < PROMISED);
-        assert.ok(child.exitCode === 0 || child.signalCode === 'SIGTERM', `exit ${child.exitCode}`);
-        await until(async () => !(await Promise.all(below.map(isRunning))).includes(true), 2000);
-      });
-    }
-  }
-
-  for (const signal of ['SIGTERM', 'SIGHUP', 'SIGINT'] as const) {
-    test(`${signal} during the start of an embedded PostgreSQL leaves no server behind`, async (t) => {
-      const directory = await mkdtemp(join(tmpdir(), 'passengers stop-'));
-      await chmod(directory, 0o755);
-      t.after(() => rm(directory, { recursive: true }));
-      const child = spawnApp(t, { DATA_DIR: join(directory, 'data'), PORT: '0' });
-      const file = join(directory, 'data', 'cluster', 'postmaster.pid');
-      let postmaster = 0;
-      await until(async () => {
-        postmaster = Number((await readFile(file, 'utf8').catch(() => '')).split('\n')[0]);
-        return postmaster > 0;
-      });
-      t.after(() =>
-        isRunning(postmaster).then((runs) => runs && process.kill(postmaster, 'SIGQUIT')),
-      );
-      child.kill(signal);
-      if (child.exitCode === null && child.signalCode === null) await once(child, 'exit');
-      assert.equal(child.exitCode, 0);
-      assert.equal(await isRunning(postmaster), false);
-    });
-  }
-
-  test('SIGTERM while the database is paused: exit 0 in time', async (t) => {
-    const { pause, resume } = hold(t);
-    const { service } = await openScene(t);
-    await pause();
-    const asked = measure(service, 'GET', '/passengers');
-    const from = performance.now();
-    const code = await service.stop();
-    await resume();
-    t.diagnostic(`ended after ${(performance.now() - from).toFixed()} ms`);
-    assert.equal(code, 0);
-    assert.ok(performance.now() - from < PROMISED);
-    assert.ok([503, 504].includes((await asked).status));
-  });
-
-  test('SHUTDOWN_GRACE: not ready, yet it answers until the time is over', async (t) => {
-    const { service } = await openScene(t, { SHUTDOWN_GRACE: '1' });
-    service.child.kill('SIGTERM');
-    const from = performance.now();
-    await service.logged('stopping');
-    assert.equal((await exchange(service, '/readyz')).status, 503);
-    assert.equal((await exchange(service, '/healthz')).status, 200);
-    assert.equal((await exchange(service, '/passengers')).status, 200);
-    assert.equal(await service.stop('SIGCONT'), 0);
-    assert.ok(performance.now() - from >= 1000);
-  });
-});
-
-// --- Workers --------------------------------------------------------------------
-
-describe('Workers', () => {
   test('a killed worker is replaced in 1 s, five times in a row, and no write is lost', async (t) => {
     const { service, database } = await openScene(t, await twoWorkers());
     await untilAll(service, 2);
@@ -1156,134 +1378,6 @@ describe('Workers', () => {
     await load.stop();
     recovery(t, load, killed + 10, 2000);
     await judge(t, database, load.answers, [0, 503]);
-  });
-
-  test('the primary killed: no worker stays', async (t) => {
-    const { service } = await openScene(t, await twoWorkers());
-    await untilAll(service, 2);
-    await service.stop('SIGKILL');
-    const workers = workersOf(service);
-    await until(async () => !(await Promise.all(workers.map(isRunning))).includes(true), 2000);
-    await assert.rejects(exchange(service, '/hello'));
-  });
-
-  test('/metrics sums over the workers', async (t) => {
-    const { service } = await openScene(t, await twoWorkers());
-    await untilAll(service, 2);
-    for (let count = 0; count < 20; count += 1) await exchange(service, '/hello');
-    for (let count = 0; count < 4; count += 1) {
-      const { text } = await exchange(service, '/metrics');
-      const lines = [...text.matchAll(/^http_request_duration_seconds_count\{(.*)\} (\d+)$/gm)];
-      const hello = lines.filter(([, labels]) => labels?.includes('route="/hello"'));
-      assert.equal(
-        hello.reduce((sum, [, , count]) => sum + Number(count), 0),
-        20,
-      );
-    }
-  });
-
-  for (const end of ['goes on', 'is killed', 'is killed with the one that asked'] as const) {
-    test(`/metrics while a worker is paused that then ${end}: the service lives`, async (t) => {
-      const { service } = await openScene(t, await twoWorkers());
-      await untilAll(service, 2);
-      const [paused, living] = workersOf(service);
-      process.kill(paused!, 'SIGSTOP');
-      const tries = Array.from({ length: 6 }, async () => {
-        const agent = new Agent({ keepAlive: true, maxSockets: 1 });
-        t.after(() => agent.destroy());
-        await exchange(service, '/hello', agent);
-        return agent;
-      });
-      for (const one of tries) one.catch(() => {});
-      const agent = await Promise.race(tries);
-      const from = performance.now();
-      const asked = exchange(service, '/metrics', agent);
-      asked.catch(() => {});
-      await sleep(300);
-      if (end === 'is killed') process.kill(paused!, 'SIGKILL');
-      if (end === 'is killed with the one that asked') {
-        process.kill(living!, 'SIGKILL');
-        process.kill(paused!, 'SIGKILL');
-        await asked.catch(() => {});
-      } else {
-        const { status } = await asked;
-        t.diagnostic(`${status} after ${(performance.now() - from).toFixed()} ms`);
-        assert.ok(performance.now() - from < PROMISED);
-      }
-      await sleep(5500 - (performance.now() - from));
-      if (end === 'goes on') process.kill(paused!, 'SIGCONT');
-      assert.equal(service.child.exitCode, null, service.stderr());
-      await untilAll(service, 2);
-      assert.equal((await exchange(service, '/metrics')).status, 200);
-    });
-  }
-});
-
-// --- Auth -----------------------------------------------------------------------
-
-describe('Auth', { concurrency: true }, () => {
-  test('keys that could never be had are 503, and used as soon as their source is there', async (t) => {
-    const source = await startKeySource(t);
-    await source.down();
-    const { service } = await openScene(t, { JWKS_URL: source.url });
-    const token = await source.sign('first');
-    assert.equal(await statusWith(service, token), 503);
-    await source.up();
-    const from = performance.now();
-    await until(async () => (await statusWith(service, token)) === 200, 5000);
-    t.diagnostic(`used after ${(performance.now() - from).toFixed()} ms`);
-  });
-
-  test('keys that were had go on while their source is down, talks nonsense or hangs', async (t) => {
-    const source = await startKeySource(t);
-    const { service } = await openScene(t, { JWKS_URL: source.url });
-    assert.equal(await statusWith(service, await source.sign('first')), 200);
-    for (const trouble of [source.down, source.babble, source.hang]) {
-      await trouble();
-      assert.equal(await statusWith(service, await source.sign('first')), 200);
-      assert.equal(await statusWith(service, await source.sign('unknown')), 401);
-      await source.up();
-    }
-  });
-
-  test('a source that hangs from the start is 503 in time, with one fetch for all', async (t) => {
-    const source = await startKeySource(t);
-    await source.hang();
-    const { service } = await openScene(t, { JWKS_URL: source.url });
-    const token = await source.sign('first');
-    const statuses = await Promise.all(
-      Array.from({ length: 30 }, () => statusWith(service, token)),
-    );
-    assert.deepEqual(new Set(statuses), new Set([503]));
-    assert.ok(source.fetches() <= 2, `${source.fetches()} fetches`);
-    await source.up();
-    await until(async () => (await statusWith(service, token)) === 200, 5000);
-  });
-
-  test('a rotated key is known in 35 s, and a storm of unknown ones costs one fetch per cooldown', async (t) => {
-    const source = await startKeySource(t);
-    const { service } = await openScene(t, { JWKS_URL: source.url });
-    assert.equal(await statusWith(service, await source.sign('first')), 200);
-    assert.equal(source.fetches(), 1);
-    source.publish('second');
-    const rotated = performance.now();
-    const token = await source.sign('second');
-    const from = performance.now();
-    while (performance.now() - from < 27_000) {
-      const storm = Array.from({ length: 20 }, (_, at) => source.sign(`unknown ${at}`));
-      for (const status of await Promise.all(
-        storm.map(async (one) => statusWith(service, await one)),
-      )) {
-        assert.equal(status, 401);
-      }
-      await sleep(1000);
-    }
-    assert.ok(source.fetches() <= 2, `${source.fetches()} fetches in 27 s`);
-    await until(async () => (await statusWith(service, token)) === 200, 10_000);
-    const ms = performance.now() - rotated;
-    t.diagnostic(`known after ${ms.toFixed()} ms, ${source.fetches()} fetches`);
-    assert.ok(ms <= 35_000);
-    assert.ok(source.fetches() <= 3);
   });
 });
 
@@ -1341,6 +1435,7 @@ function exchange(service: TestService, path: string, agent?: Agent): Promise<Ex
       });
       response.on('end', () => {
         const { statusCode: status = 0, headers } = response;
+        service.hear(text);
         done({ status, headers, text, at: performance.now() });
       });
     });
@@ -1348,13 +1443,37 @@ function exchange(service: TestService, path: string, agent?: Agent): Promise<Ex
   });
 }
 
+const UPLOADED = 'Uploaded, Miss. Row';
+
+/** An upload of CSV that goes on until end(). */
+function startUpload(t: TestContext, service: TestService) {
+  const headers = { 'Content-Type': 'text/csv' };
+  const sent = httpRequest(`${service.url}/passengers`, { method: 'POST', headers, agent: false });
+  t.after(() => sent.destroy());
+  sent.on('error', () => {}).write(`${Object.keys(ROW)}\n`);
+  const line = `${Object.values(bodyOf(`"${UPLOADED}"`))}\n`;
+  const answer = once(sent, 'response').then(async ([response]) => {
+    let text = '';
+    for await (const data of response) text += data;
+    return { status: Number(response.statusCode), text };
+  });
+  answer.catch(() => {});
+  return { answer, send: (rows: number) => sent.write(line.repeat(rows)), end: () => sent.end() };
+}
+
 /** A client that has had an answer and keeps its connection. */
 async function openIdle(t: TestContext, service: TestService): Promise<Socket> {
+  const socket = openSilent(t, service);
+  socket.write('GET /hello HTTP/1.1\r\nHost: x\r\n\r\n');
+  await once(socket, 'data');
+  return socket;
+}
+
+/** A client that connects and says nothing. */
+function openSilent(t: TestContext, service: TestService): Socket {
   const socket = connect(Number(new URL(service.url).port), '127.0.0.1');
   t.after(() => socket.destroy());
-  socket.on('error', () => {}).write('GET /hello HTTP/1.1\r\nHost: x\r\n\r\n');
-  await once(socket, 'data');
-  return socket.resume();
+  return socket.on('error', () => {}).resume();
 }
 
 /** Two workers on a port that stays theirs when both have gone. */

@@ -1,0 +1,538 @@
+/**
+ * 20 000 requests near valid ones, by HTTP and by bare sockets, to the real process on a real
+ * PostgreSQL. Afterwards the table holds exactly what the acknowledged writes say.
+ *
+ *     FUZZ_SEED=1 FUZZ_REQUESTS=1000 node --import tsx --test test/fuzz.test.ts
+ *
+ * The requests go in lanes, one after the other within each. A lane writes to its own rows alone:
+ * those whose siblingsOrSpousesAboard is its number, so that the order of all writes to a row is
+ * known. Each write asks for the rows that it wrote, and those are what the table has to hold.
+ */
+import assert from 'node:assert/strict';
+import { Agent, request as httpRequest, type IncomingHttpHeaders } from 'node:http';
+import { connect } from 'node:net';
+import { after, before, test } from 'node:test';
+import fc from 'fast-check';
+import {
+  startDatabase,
+  startService,
+  type TestDatabase,
+  type TestService,
+  until,
+} from './harness.ts';
+
+const SEED = Number(process.env.FUZZ_SEED ?? Date.now() % 2 ** 31);
+const REQUESTS = Number(process.env.FUZZ_REQUESTS ?? 20_000);
+const LANES = 10; // one digit, so that a digit lost makes no other lane
+const ELSEWHERE = 15; // the mark of rows that no lane changes
+const MARK = 'siblingsOrSpousesAboard';
+
+const ROW = {
+  survived: true,
+  passengerClass: 1,
+  name: 'Mr. Fuzz',
+  sex: 'female',
+  age: 30.5,
+  [MARK]: ELSEWHERE,
+  parentsOrChildrenAboard: 0,
+  fare: 12.5,
+};
+type Row = Record<string, unknown>;
+
+let database: TestDatabase;
+let service: TestService;
+
+before(async () => {
+  database = await startDatabase();
+  service = await startService({ DATABASE_URL: database.url, CSV_LIMIT: '100000' });
+  await until(async () => (await service.get('/readyz')).status === 200);
+});
+
+after(async () => {
+  await service?.stop();
+  await database?.stop();
+});
+
+// --- Requests -------------------------------------------------------------------
+
+const COLUMNS = ['uuid', ...Object.keys(ROW)];
+const odd = fc.oneof(
+  fc.constantFrom<unknown>(null, true, '', ' ', 'x', 0, -1, -0, 1.5, 151, 2 ** 31, 1e308, [], {}),
+  fc.constantFrom<unknown>(
+    'x'.repeat(150),
+    '😀'.repeat(151),
+    'a\0b',
+    '\ud800',
+    "'; drop table x --",
+  ),
+  fc.constantFrom<unknown>('__proto__', 'NaN', 'Infinity', '1', 'true', '\u2028', '%', '\\', '"'),
+  fc.jsonValue({ maxDepth: 2 }),
+);
+const column = fc.oneof(
+  { weight: 6, arbitrary: fc.constantFrom(...COLUMNS) },
+  fc.constantFrom('constructor', '__proto__', 'toString', '', 'select', 'xmin', 'Uuid', 'a"b'),
+);
+const change = fc.record({ column, value: fc.option(odd, { nil: undefined, freq: 8 }) });
+
+/** Rows near valid ones; `own` keys are set where the request is sent. */
+const row = fc.record({
+  name: fc.string({ minLength: 1, maxLength: 20 }),
+  age: fc.integer({ min: -1, max: 152 }),
+  changes: fc.oneof({ weight: 4, arbitrary: fc.constant([]) }, fc.array(change, { maxLength: 3 })),
+  keyed: fc.nat(3),
+});
+/** What is done to a text: a cut, and something put in; no digit, as those are the marks. */
+const damage = fc.record({
+  at: fc.nat(400),
+  cut: fc.nat(9),
+  put: fc.constantFrom(...'{}[]",:\\ x\0é'),
+});
+const body = fc.record({
+  rows: fc.array(row, { maxLength: 4 }),
+  many: fc.boolean(),
+  damage: fc.oneof({ weight: 6, arbitrary: fc.constant(undefined) }, damage),
+});
+
+const operator = fc.constantFrom(
+  ...'eq neq gt gte lt lte like ilike match imatch in is isdistinct fts plfts phfts wfts'.split(
+    ' ',
+  ),
+  ...'not.eq not.in eq(any) like(all) gt(any) fts(english) x toString'.split(' '),
+);
+const operand = fc.oneof(
+  fc.constantFrom('1', '30.5', 'true', 'null', 'Mr*', '(1,2)', '()', '("a","b\\")")', '{1,2}', '%'),
+  fc.constantFrom('(', '{', '[', '*', "'", '1e999', 'NaN', '99999999999999999999', '(eq.1)', '\\'),
+  fc.string({ maxLength: 8 }),
+  fc.uuid(),
+);
+const parameter: fc.Arbitrary<string[]> = fc.oneof(
+  {
+    weight: 5,
+    arbitrary: fc.tuple(column, operator, operand).map(([a, b, c]) => [a, `${b}.${c}`]),
+  },
+  fc
+    .tuple(
+      fc.constantFrom('or', 'and', 'not.or'),
+      fc.array(fc.tuple(column, operator, operand), { maxLength: 3 }),
+    )
+    .map(([tree, parts]) => [tree, `(${parts.map((part) => part.join('.'))})`]),
+  fc.tuple(fc.constantFrom('limit', 'offset'), fc.oneof(fc.nat(30).map(String), operand)),
+  fc.tuple(
+    fc.constant('order'),
+    fc.tuple(column, fc.constantFrom('', '.desc', '.asc.nullsfirst', '.x')).map((a) => a.join('')),
+  ),
+  fc.tuple(
+    fc.constant('select'),
+    fc.constantFrom(
+      '*',
+      'name,age',
+      'count()',
+      'sex,age.avg()',
+      'a:name::text',
+      'x(y)',
+      'age->1',
+      'name::uuid',
+      ',',
+    ),
+  ),
+  fc.tuple(
+    fc.constantFrom('columns', 'on_conflict', 'after', 'x', 'name[0]'),
+    fc.oneof(column, operand),
+  ),
+);
+
+const path = fc.oneof(
+  { weight: 6, arbitrary: fc.constantFrom('/passengers', '/rest/v1/passengers') },
+  {
+    weight: 8,
+    arbitrary: fc
+      .tuple(
+        fc.constantFrom(
+          '/passengers',
+          '/rest/v1/passengers',
+          '/getpassenger',
+          '/putpassenger',
+          '/deletepassenger',
+        ),
+        fc.oneof(
+          { weight: 5, arbitrary: fc.constant('OWN') },
+          fc.uuid(),
+          fc.constantFrom('abc', '%00', '%zz', '', '{', '..', '%F0%9F'),
+        ),
+      )
+      .map((parts) => parts.join('/')),
+  },
+  { weight: 2, arbitrary: fc.constant('/postpassenger') },
+  fc.constantFrom(
+    '/',
+    '//',
+    '/passengerlist',
+    '/hello',
+    '/zero',
+    '/healthz',
+    '/readyz',
+    '/metrics',
+    '/docs',
+    '/docs/start.js',
+    '/docs/..%2fapp.ts',
+    '/openapi.json',
+    '/passengers/',
+    '/rest/v1/rpc/x',
+    '*',
+    '/%',
+    'http://evil.example/hello',
+  ),
+  fc.webPath().map((path) => `/${path}`),
+);
+
+const method = fc.constantFrom(
+  ...'GET HEAD POST PUT PATCH DELETE OPTIONS TRACE QUERY FOO'.split(' '),
+);
+const type = fc.constantFrom(
+  ...['application/merge-patch+json', 'text/plain', '', 'application/json; charset=x'],
+  ...['text/csv', 'text/csv', 'text/csv'],
+);
+const header: fc.Arbitrary<string[]> = fc.oneof(
+  fc.tuple(
+    fc.constant('Accept'),
+    fc.constantFrom(
+      '*/*',
+      'application/json',
+      'text/csv',
+      'application/x-ndjson',
+      'application/vnd.pgrst.object+json',
+      'text/html',
+      'application/json;q=0',
+      ';',
+      'a/b,*/*;q=x',
+    ),
+  ),
+  fc.tuple(
+    fc.constant('Prefer'),
+    fc.constantFrom(
+      'count=exact',
+      'resolution=merge-duplicates',
+      'resolution=ignore-duplicates',
+      'handling=strict',
+      'max-affected=1',
+      'handling=strict, x=y',
+      'return=minimal',
+      'missing=default',
+      '=',
+      ',',
+    ),
+  ),
+  fc.tuple(
+    fc.constantFrom('If-Match', 'If-None-Match'),
+    fc.constantFrom('*', '"1"', 'W/"1"', '"', ''),
+  ),
+  fc.tuple(
+    fc.constant('Idempotency-Key'),
+    fc.oneof(fc.constant(''), fc.uuid(), fc.constant('k'.repeat(256))),
+  ),
+  fc.tuple(fc.constant('Range'), fc.constantFrom('0-9', '9-0', 'items=0-1', '-1', 'x')),
+  fc.tuple(fc.constantFrom('Accept-Profile', 'Content-Profile'), fc.constantFrom('public', 'x')),
+  fc.tuple(fc.constant('Content-Encoding'), fc.constantFrom('gzip', 'identity')),
+  fc.tuple(
+    fc.constantFrom(
+      'Range-Unit',
+      'Origin',
+      'Authorization',
+      'X-Request-Id',
+      'Host',
+      'Expect',
+      'User-Agent',
+      'Access-Control-Request-Method',
+    ),
+    fc.stringMatching(/^[ -~]{0,12}$/),
+  ),
+);
+/** A method and a path: mostly those that go together. */
+const ROUTES: [number, string, string][] = [
+  [4, 'GET HEAD', '/passengers /rest/v1/passengers /passengers/OWN /getpassenger/OWN'],
+  [8, 'POST', '/passengers /rest/v1/passengers /postpassenger'],
+  [4, 'PUT', '/passengers/OWN /rest/v1/passengers/OWN /putpassenger/OWN'],
+  [6, 'PATCH', '/passengers/OWN /rest/v1/passengers/OWN /passengers /rest/v1/passengers'],
+  [2, 'DELETE', '/passengers/OWN /deletepassenger/OWN /passengers/OWN /passengers'],
+  [1, 'GET', '/passengerlist /hello /zero /metrics /docs /readyz'],
+  [1, 'OPTIONS', '/passengers /hello *'],
+];
+const target = fc.oneof(
+  ...ROUTES.map(([weight, methods, paths]) => ({
+    weight,
+    arbitrary: fc.tuple(
+      fc.constantFrom(...methods.split(' ')),
+      fc.constantFrom(...paths.split(' ')),
+    ),
+  })),
+  { weight: 4, arbitrary: fc.tuple(method, path) },
+);
+const usual = fc.constant<string[][]>([]);
+const near = fc.record({
+  target,
+  parameters: fc.oneof({ weight: 3, arbitrary: usual }, fc.array(parameter, { maxLength: 3 })),
+  headers: fc.oneof({ weight: 3, arbitrary: usual }, fc.array(header, { maxLength: 3 })),
+  type: fc.oneof({ weight: 20, arbitrary: fc.constant('application/json') }, type),
+  body,
+  pick: fc.nat(1000),
+});
+type Near = typeof near extends fc.Arbitrary<infer T> ? T : never;
+
+/** Bytes near a request: heads of all kinds, bodies that are not as the head says. */
+const raw = fc
+  .record({
+    line: fc.constantFrom(
+      'GET /passengers HTTP/1.1',
+      'POST /passengers HTTP/1.1',
+      'GET /hello HTTP/1.0',
+      'CONNECT a:1 HTTP/1.1',
+      'GET  /hello HTTP/1.1',
+      'GET /hello HTTP/2.0',
+      'get /hello HTTP/1.1',
+      'GET /\x01 HTTP/1.1',
+      'PRI * HTTP/2.0',
+      'GET /é HTTP/1.1',
+      '\x16\x03\x01',
+      '',
+    ),
+    headers: fc.array(
+      fc.constantFrom(
+        'Host: x',
+        'Host: a b',
+        'Content-Length: 5',
+        'Content-Length: -1',
+        'Content-Length: 9',
+        'Transfer-Encoding: chunked',
+        'Transfer-Encoding: x',
+        'Expect: 100-continue',
+        'Upgrade: h2c',
+        'Connection: upgrade',
+        ': x',
+        'A : b',
+        'A\0: b',
+        ' folded',
+        'Content-Type: application/json',
+        'X: \x7f',
+        'Connection: close',
+      ),
+      { maxLength: 6 },
+    ),
+    end: fc.constantFrom('\r\n', '\n', '\r'),
+    body: fc.oneof(
+      fc.constantFrom(
+        '',
+        '{}',
+        '5\r\nhello\r\n0\r\n\r\n',
+        'zz\r\n',
+        '0\r\nA: b\r\n\r\n',
+        '[',
+        '\0',
+      ),
+      fc.string(),
+    ),
+    again: fc.boolean(),
+  })
+  .map(({ line, headers, end, body, again }) => {
+    const one = `${[line, ...headers].join(end)}${end}${end}${body}`;
+    return Buffer.from(again ? one + one : one, 'latin1');
+  });
+const one = fc.oneof({ weight: 12, arbitrary: near }, raw);
+
+// --- Lanes ----------------------------------------------------------------------
+
+/** What the table has to hold, by key; and how many rows came by CSV, whose keys are not told. */
+const model = new Map<string, Row>();
+let copied = 0;
+const statuses = new Map<number, number>();
+
+type Answer = { status: number; headers: IncomingHttpHeaders; text: string };
+
+/** The text of a body, its rows marked as the lane's wherever the mark is a valid one. */
+function write(
+  { target: [method], body: { rows, many, damage }, type }: Near,
+  lane: number,
+  own: () => string,
+) {
+  const made = rows.map(({ name, age, changes, keyed }) => {
+    const entries: Row = method === 'PATCH' ? { age } : { ...ROW, name, age };
+    if (keyed === 0) entries.uuid = own();
+    for (const { column, value } of changes) {
+      if (value === undefined) delete entries[column];
+      else Object.defineProperty(entries, column, { value, enumerable: true, configurable: true });
+    }
+    const mark = entries[MARK];
+    return Number.isInteger(mark) && Number(mark) < 21 ? { ...entries, [MARK]: lane } : entries;
+  });
+  if (type === 'text/csv') return csv(made);
+  const text = JSON.stringify(many ? made : (made[0] ?? null));
+  if (!damage) return text;
+  return text.slice(0, damage.at) + damage.put + text.slice(damage.at + damage.cut);
+}
+
+/** Rows for no lane: COPY tells how many there are, not which. */
+function csv(rows: Row[]): string {
+  const names = Object.keys(ROW);
+  const lines = rows.map((one) => names.map((name) => (name === MARK ? ELSEWHERE : one[name])));
+  return [names, ...lines].map((line) => `${line}\n`).join('');
+}
+
+/** Sends it. A write of many rows keeps to the lane's own, whatever its other filters are. */
+function send(near: Near, lane: number, own: () => string, agent: Agent): Promise<Answer> {
+  const { parameters, type } = near;
+  const [method, place] = near.target;
+  const writes = /^(POST|PUT|PATCH|DELETE)$/.test(method);
+  const query = parameters.map((pair) =>
+    pair.map((part) => encodeURIComponent(wellFormed(part))).join('='),
+  );
+  if (writes && method !== 'PUT') query.push('select=*');
+  if (/^(PATCH|DELETE)$/.test(method)) query.push(`${MARK}=eq.${lane}`);
+  const single = place.includes('OWN');
+  const target =
+    place.replace('OWN', own()) +
+    (query.length > 0 && !(single && writes) ? `?${query.join('&')}` : '');
+  const headers: Record<string, string> = { ...(type && { 'Content-Type': type }) };
+  for (const [name = '', value = ''] of near.headers) headers[name] = value;
+  if (writes) headers.Prefer = `return=representation, ${headers.Prefer ?? ''}`;
+  const sent = /^(POST|PUT|PATCH)$/.test(method) ? Buffer.from(write(near, lane, own)) : undefined;
+  if (sent) headers['Content-Length'] = String(sent.length);
+  return new Promise((resolve, reject) => {
+    const path = target.replace(/[^!-~]/g, encodeURIComponent);
+    const { hostname, port } = new URL(service.url);
+    const asked = httpRequest({ hostname, port, method, path, headers, agent }, (response) => {
+      const { statusCode: status = 0, headers } = response;
+      let text = '';
+      response.setEncoding('utf8').on('error', reject);
+      response.on('data', (data) => {
+        text += data;
+      });
+      response.on('end', () => resolve({ status, headers, text }));
+    });
+    asked.on('error', reject).end(sent);
+  });
+}
+
+function wellFormed(text: string): string {
+  return text.toWellFormed();
+}
+
+/** An answer has all that each answer has; an acknowledged write goes into the model. */
+function check({ target: [method, path] }: Near, { status, headers, text }: Answer): void {
+  statuses.set(status, (statuses.get(status) ?? 0) + 1);
+  assert.ok(status >= 200 && status !== 500, `${status} ${text}`);
+  assert.ok(headers['x-request-id'] && headers['server-timing'], 'X-Request-Id, Server-Timing');
+  service.hear(text);
+  if (status >= 400) assertProblem(method, status, headers['content-type'], text);
+  if (status >= 300 || !/^(POST|PUT|PATCH|DELETE)$/.test(method)) return;
+  if (text === '') {
+    const [, rows] = /^\*\/(\d+)$/.exec(String(headers['content-range'])) ?? [];
+    assert.ok(rows && method === 'POST', `${status} of ${path} tells no rows`);
+    copied += Number(rows);
+    return;
+  }
+  for (const row of [JSON.parse(text)].flat() as Row[]) {
+    if (method === 'DELETE') model.delete(String(row.uuid));
+    else model.set(String(row.uuid), row);
+  }
+}
+
+function assertProblem(method: string, status: number, type: unknown, text: string): void {
+  assert.equal(type, 'application/problem+json');
+  if (method === 'HEAD') return;
+  const problem = JSON.parse(text);
+  assert.equal(problem.status, status);
+  assert.equal(problem.detail, problem.message);
+  for (const member of [
+    'type',
+    'title',
+    'status',
+    'detail',
+    'code',
+    'message',
+    'details',
+    'hint',
+  ]) {
+    assert.ok(member in problem, `${member} is missing in ${text}`);
+  }
+}
+
+/** Bytes, and all answers to them; the client says that it has ended. */
+function sendRaw(bytes: Buffer): Promise<string> {
+  return new Promise((resolve) => {
+    let answer = '';
+    const { hostname, port } = new URL(service.url);
+    const socket = connect({ port: Number(port), host: hostname }, () => socket.end(bytes));
+    socket.setEncoding('utf8').on('data', (data) => {
+      answer += data;
+    });
+    socket.on('error', () => {}).on('close', () => resolve(answer));
+  });
+}
+
+function checkRaw(answer: string): void {
+  service.hear(answer);
+  assert.doesNotMatch(answer, /^HTTP\/1\.1 500/m);
+  const heads = answer.split(/^(?=HTTP\/1\.1 \d)/m).filter((one) => /^HTTP\/1\.1 [45]/.test(one));
+  for (const one of heads) {
+    const [head = '', body = ''] = one.split('\r\n\r\n');
+    const type = /^content-type: (.*?)\r?$/im.exec(head)?.[1];
+    assertProblem('GET', Number(head.slice(9, 12)), type, body);
+  }
+}
+
+/** Every tenth request of all, one after the other. */
+async function runLane(lane: number, requests: (Near | Buffer)[]): Promise<void> {
+  const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+  const mine = (pick: number) => {
+    const keys = [...model].filter(([, row]) => row[MARK] === lane).map(([key]) => key);
+    return keys[pick % (keys.length + 1)] ?? crypto.randomUUID();
+  };
+  for (let at = lane; at < requests.length; at += LANES) {
+    const request = requests[at]!;
+    let next = 0;
+    const own = () => {
+      next += 1;
+      return mine(Buffer.isBuffer(request) ? 0 : request.pick + next - 1);
+    };
+    try {
+      if (Buffer.isBuffer(request)) checkRaw(await sendRaw(request));
+      else check(request, await send(request, lane, own, agent));
+    } catch (error) {
+      const told = Buffer.isBuffer(request) ? request.toString('latin1') : request;
+      throw new Error(`FUZZ_SEED=${SEED}, request ${at}: ${JSON.stringify(told)}`, {
+        cause: error,
+      });
+    }
+  }
+  agent.destroy();
+}
+
+test(`${REQUESTS} requests near valid ones: no 500, no error in the log, no write but the acknowledged`, async (t) => {
+  t.diagnostic(`FUZZ_SEED=${SEED}`);
+  const { pid } = service.child;
+  for (let count = 0; count < 20; count += 1) {
+    const kept = { ...ROW, name: `kept ${count}`, uuid: crypto.randomUUID() };
+    await database.sql`insert into titanic ${database.sql(kept)}`;
+    model.set(kept.uuid, kept);
+  }
+  const requests = fc.sample(one, { numRuns: REQUESTS, seed: SEED });
+  const from = performance.now();
+  await Promise.all(Array.from({ length: LANES }, (_, lane) => runLane(lane, requests)));
+  const told = [...statuses].sort().map(([status, count]) => `${count} × ${status}`);
+  t.diagnostic(`${((performance.now() - from) / 1000).toFixed(1)} s; ${told.join(', ')}`);
+  assert.deepEqual(
+    service.log.filter(({ level }) => level === 'error' || level === 'fatal'),
+    [],
+  );
+  assert.equal(service.stderr(), '');
+  assert.deepEqual([service.child.pid, service.child.exitCode], [pid, null]);
+  assert.equal((await service.get('/healthz')).status, 200);
+  const stored = await database.sql`select uuid, row_to_json(t) as row from titanic t`;
+  const found = new Map(stored.map(({ uuid, row }) => [uuid, row as Row]));
+  for (const [uuid, row] of model) {
+    assert.deepEqual(found.get(uuid), row, `FUZZ_SEED=${SEED}: ${uuid} is not as acknowledged`);
+    found.delete(uuid);
+  }
+  t.diagnostic(`${model.size} rows as acknowledged, ${copied} of CSV`);
+  assert.equal(found.size, copied, `FUZZ_SEED=${SEED}: rows that nobody was told of`);
+  assert.ok([...found.values()].every((row) => row[MARK] === ELSEWHERE));
+});
