@@ -749,37 +749,6 @@ function dialler(ondismissed: () => void) {
   };
 }
 
-/**
- * Makes the sockets of postgres 3.4.9, which keeps to itself what the server said before it closed.
- * Tells of a FATAL 57P01 where no BindComplete, which comes before any execution, stands behind the
- * last ReadyForQuery. (Under TLS the driver takes this listener off: there a lost write is in doubt.)
- */
-function dialler(ondismissed: () => void) {
-  let tries = 0;
-  return ({ host, port, path }: { host: string[]; port: number[]; path?: string }) => {
-    const [name = '', number = 0] = [host[tries % host.length], port[tries % port.length]];
-    const socket = path ? dial(path) : dial(number, name);
-    let [at, begun, head] = [0, true, Buffer.of()];
-    socket.on('data', (data: Buffer) => {
-      const bytes = head.length > 0 ? Buffer.concat([head, data]) : data;
-      while (at + 5 <= bytes.length) {
-        const type = String.fromCharCode(bytes[at] ?? 0);
-        const end = at + 1 + bytes.readUInt32BE(at + 1);
-        if (type === 'Z') begun = false;
-        else if (!'1tTnESN'.includes(type)) begun = true;
-        else if (type === 'E' && !begun && DISMISSED.test(bytes.toString('latin1', at, end)))
-          ondismissed();
-        at = end;
-      }
-      head = Buffer.from(bytes.subarray(at));
-      at = Math.max(at - bytes.length, 0);
-    });
-    tries += 1;
-    return Object.assign(socket, { host: name, port: number });
-  };
-}
-const DISMISSED = /\0VFATAL\0C57P01\0/;
-
 /** The promise, or Problem 503 when it takes longer. */
 async function within<T>(ms: number, promise: PromiseLike<T>): Promise<T> {
   let timer: NodeJS.Timeout | undefined;
@@ -2218,9 +2187,12 @@ function listAll(service: Service, visit: Visit): Promise<Answer> {
 
 async function streamed({ store }: Service, visit: Visit, type: string, query: Query) {
   const headers = { 'Content-Type': type };
-  if (visit.incoming.method === 'HEAD') return { status: 200, headers, body: null };
   const batches = store.stream(query, type === CSV, visit.call);
   const { value = [] } = await batches.next(); // a fault up to here is still answered as one
+  if (visit.incoming.method === 'HEAD') {
+    await batches.return(undefined);
+    return { status: 200, headers, body: null };
+  }
   return { status: 200, headers, body: Readable.from(join(value, batches, type)) };
 }
 
@@ -2899,6 +2871,11 @@ async function serve(config: Config, resource: Resource, log: Logger): Promise<R
   const authorize = createAuth(config, log);
   const app = createApp({ config, resource, store, authorize, metrics, log, life });
   const server = createHttpServer(app);
+  const sockets = new Set<Socket>();
+  server.on('connection', (socket: Socket) => {
+    sockets.add(socket);
+    socket.once('close', () => sockets.delete(socket));
+  });
   await Promise.race([tryTable(resource, database, life), sleep(500)]); // ready when it listens
   await listen(server, config);
   const url = urlOf(server.address() as AddressInfo);
@@ -2906,7 +2883,7 @@ async function serve(config: Config, resource: Resource, log: Logger): Promise<R
   const stop = async () => {
     life.stopping = true;
     await sleep(config.SHUTDOWN_GRACE * 1000);
-    const idle = setInterval(() => server.closeIdleConnections(), 50);
+    const idle = setInterval(() => closeIdle(server, sockets), 50);
     const closed = within(DEADLINE + 1000, once(server.close(), 'close'));
     await closed.catch(() => server.closeAllConnections());
     clearInterval(idle);
