@@ -641,17 +641,21 @@ export class Database {
       const refused = new Promise<never>((_, reject) => {
         query.reject = reject;
       });
-      const timer = setTimeout(() => query.reject?.(tooSlow()), DEADLINE);
+      let timer: NodeJS.Timeout | undefined;
+      const expect = () => {
+        timer = setTimeout(() => query.reject?.(tooSlow()), DEADLINE);
+      };
       const pieces = async function* watched() {
         for await (const piece of bytes) {
-          timer.refresh();
+          expect();
           yield piece;
           clearTimeout(timer); // it was taken: now the caller is waited for
         }
-        timer.refresh();
+        expect();
       };
-      const writable = await Promise.race([query.writable(), refused]);
-      clearTimeout(timer);
+      expect();
+      const taken = Promise.race([query.writable(), refused]);
+      const writable = await taken.finally(() => clearTimeout(timer));
       const closed = once(writable, 'close');
       await Promise.race([finished(Readable.from(pieces()), writable), refused]).finally(() => {
         clearTimeout(timer);
