@@ -145,17 +145,33 @@ export const passengers = resource({
   },
 });
 
-/** `csv`: other names in a CSV header. `default`, `nullable`: a body may leave it out. */
-type Options = { csv?: string; default?: unknown; nullable?: boolean; example?: unknown };
+/**
+ * `csv`: other names in a CSV header. `default`, `nullable`: a body may leave it out. `generated`:
+ * the database makes it, a body may not. `unique`: 409 where it is taken. A function gives SQL.
+ */
+type Options = {
+  csv?: string;
+  default?: unknown;
+  nullable?: boolean;
+  generated?: () => string;
+  unique?: boolean;
+  example?: unknown;
+};
 
 /** SQL over a quoted column name. */
 type Check = (name: string) => string;
 
 /**
  * One column. `type` is written as PostgreSQL's format_type() prints it; `check` says what `schema`
- * says; `expects` completes «must be …».
+ * says; `expects` completes «must be …»; `owner` is what the token's `sub` has to match.
  */
-export type Column = Options & { type: string; expects: string; schema: z.ZodType; check: Check };
+export type Column = Options & {
+  type: string;
+  expects: string;
+  schema: z.ZodType;
+  check: Check;
+  owner?: RegExp;
+};
 
 /** Values by column name, as JSON has them. */
 export type Row = Record<string, unknown>;
@@ -173,28 +189,41 @@ type Declaration = {
 export type Resource = ReturnType<typeof resource>;
 
 /**
- * Completes a declaration with `names` (key first), those `required` in a whole row, an example, and
- * the validators of a whole row and of a part. Where a body has no key, the service makes it.
+ * Completes a declaration with `names` (key first), those a body may set, those required in a whole
+ * row, an example, the validators of a whole row and of a part. A key that lacks the service makes.
  */
 export function resource(declaration: Declaration) {
   const { key, columns } = declaration;
-  const must = mustBe('a UUID');
-  const uuid = z.string(must).transform(toUuid).refine(Boolean, must).optional();
-  const [row, part]: [Schemas, Schemas] = [{ [key]: uuid }, { [key]: uuid }];
-  const example: Row = { [key]: '0192f0c1-2f3a-7bcd-8123-456789abcdef' };
-  for (const [name, column] of Object.entries(columns)) {
-    const schema = column.nullable ? column.schema.nullable() : column.schema;
-    const absent = column.default ?? (column.nullable ? null : undefined);
-    row[name] = absent === undefined ? schema : schema.default(absent);
-    part[name] = schema.optional();
+  const id = uuid({ example: '0192f0c1-2f3a-7bcd-8123-456789abcdef' });
+  const [row, part]: [Schemas, Schemas] = [{}, {}];
+  const example: Row = { [key]: id.example };
+  for (const [name, { schema, nullable, default: initial, ...column }] of Object.entries(columns)) {
     example[name] = column.example;
+    if (column.generated || column.owner) continue;
+    const valid = nullable ? schema.nullable() : schema;
+    const absent = initial === undefined && nullable ? null : initial;
+    part[name] = valid.optional();
+    row[name] = absent === undefined ? valid : valid.default(absent);
+    if (typeof initial === 'function') row[name] = schema.optional();
   }
-  const strict = (schemas: Schemas) => z.strictObject(schemas, 'must be an object');
-  const names = Object.keys(row);
-  const required = names.filter((name) => !row[name]?.safeParse(undefined).success);
-  return { ...declaration, names, required, example, row: strict(row), part: strict(part) };
+  const names = Object.keys(example);
+  const odd = Object.keys(columns).find((name) => name === key || !isColumnName(name));
+  if (odd !== undefined) throw new StartError(`"${odd}" cannot be the name of a column`);
+  const settable = Object.keys(row);
+  const required = settable.filter((name) => !row[name]?.safeParse(undefined).success);
+  const owner = names.find((name) => columns[name]?.owner);
+  const whole = z.strictObject({ [key]: id.schema.optional(), ...row }, 'must be an object');
+  const some = z.strictObject({ [key]: id.schema.optional(), ...part }, 'must be an object');
+  return { ...declaration, names, settable, required, owner, example, row: whole, part: some };
 }
 type Schemas = Record<string, z.ZodType>;
+
+/** As OpenAPI wants the keys of its components, and none of the parameters that are no filters. */
+function isColumnName(name: string): boolean {
+  const taken = /^(select|order|limit|offset|after|columns|on_conflict|and|or|not)$/;
+  return /^[a-z_]\w*$/i.test(name) && !taken.test(name);
+}
+
 type Must = ReturnType<typeof mustBe>;
 
 function mustBe(expects: string) {
@@ -234,7 +263,7 @@ export function number(least: number, most: number, options?: Options): Column {
 /** Text of 1 to `most` code points; blanks around it are removed. */
 export function text(most: number, options?: Options): Column {
   const expects = `text of 1 to ${most} characters besides blanks around it`;
-  const fits = (value: string) => isText(value) && [...value].length <= most;
+  const fits = (value: string) => value !== '' && isStorable(value) && [...value].length <= most;
   const bounds = { minLength: 1, maxLength: most }; // for the JSON schema, which sees no refine()
   const schema: Make = (must) => z.string(must).trim().refine(fits, must).meta(bounds);
   const check: Check = (name) => `${name} <> '' and ${name} = btrim(${name}, E'${BLANKS}')`;
@@ -250,13 +279,90 @@ export function oneOf(words: string[], options?: Options): Column {
   return column(type, words.join(' or '), schema, check, { example: words[0], ...options });
 }
 
+/** A UUID in any form that PostgreSQL takes. */
+export function uuid(options?: Options): Column {
+  const schema: Make = (must) => z.string(must).transform(toUuid).refine(Boolean, must);
+  const example = 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11';
+  return column('uuid', 'a UUID', schema, isKnown, { example, ...options });
+}
+
+/** Bounds, written as values of the column are. */
+type Span = Options & { from?: string; to?: string };
+
+/** A day, as 2026-01-31. */
+export function date({ from = '0001-01-01', to = '9999-12-31', ...options }: Span = {}): Column {
+  const usual = { example: '2026-01-31', ...options };
+  return span('date', 'a day, as 2026-01-31,', z.iso.date, [from, to], usual);
+}
+
+/** A moment with its offset, as 2026-01-31T12:00:00Z. */
+export function timestamp(options: Span = {}): Column {
+  const { from = '0001-01-01T00:00:00Z', to = '9999-12-31T23:59:59Z', ...others } = options;
+  const schema = (must: Must) => z.iso.datetime({ offset: true, ...must }).refine(isZoned, must);
+  const example = '2026-01-31T12:00:00+00:00';
+  const what = 'a moment, as 2026-01-31T12:00:00Z,';
+  return span('timestamp with time zone', what, schema, [from, to], { example, ...others });
+}
+
+/** PostgreSQL's offsets end before 16 hours, and its patience with fractions somewhere. */
+function isZoned(text: string): boolean {
+  return text.length <= 40 && !/[+-](1[6-9]|2\d):\d\d$/.test(text);
+}
+
+function span(
+  ...[type, what, schema, [from, to], options]: [
+    string,
+    string,
+    MakeText,
+    [string, string],
+    Options,
+  ]
+): Column {
+  const fits = (text: string) =>
+    Date.parse(text) >= Date.parse(from) && Date.parse(text) <= Date.parse(to);
+  const make: Make = (must) => schema(must).refine(fits, must);
+  return column(type, `${what} from ${from} to ${to}`, make, between(from, to), options);
+}
+type MakeText = (must: Must) => z.ZodType<string>;
+
+/** JSON that fits the schema. The table checks its outermost type alone, so CSV cannot bring it. */
+export function jsonb(schema: z.ZodType, example: unknown, options?: Options): Column {
+  const type = String(z.toJSONSchema(schema, { io: 'input' }).type);
+  const typed: Check = (name) => `jsonb_typeof(${name}) = ${literal(type)}`;
+  const check = /^(array|object|string|number|boolean)$/.test(type) ? typed : isKnown;
+  const make: Make = (must) => schema.refine((value) => isStorable(value), must);
+  return column('jsonb', 'JSON of its schema', make, check, { example, ...options });
+}
+
+/** Whose the row is: the `sub` of the token that made it, never told by a body, never changed. */
+export function owner(pattern: RegExp, options?: Options): Column {
+  const like = column('text', `as ${pattern.source}`, z.string, isKnown, options ?? {});
+  return { ...like, owner: pattern };
+}
+
+/** For `default` and `generated`: the time of the statement; a UUID. */
+export function now(): string {
+  return 'now()';
+}
+
+export function randomUuid(): string {
+  return 'gen_random_uuid()';
+}
+
+function isKnown(name: string): string {
+  return `${name} = ${name}`;
+}
+
 function between(least: unknown, most: unknown) {
   return (name: string) => `${name} between ${literal(least)} and ${literal(most)}`;
 }
 
-/** PostgreSQL's text has no NUL and no half of a surrogate pair. */
-function isText(value: string): boolean {
-  return value !== '' && !value.includes('\0') && value.isWellFormed();
+/** PostgreSQL has no NUL, no half of a surrogate pair, in JSON no infinity, and a stack that ends. */
+function isStorable(value: unknown, depth = 0): boolean {
+  if (typeof value === 'string') return !value.includes('\0') && value.isWellFormed();
+  if (typeof value !== 'object') return typeof value !== 'number' || Number.isFinite(value);
+  const inside = Object.entries(value ?? {}).flat();
+  return depth < 100 && inside.every((one) => isStorable(one, depth + 1));
 }
 
 /** What String.prototype.trim() removes, for PostgreSQL's E''. */
@@ -276,8 +382,29 @@ function quoted(name: string): string {
   return `"${name.replaceAll('"', '""')}"`;
 }
 
+/** A value as PostgreSQL reads it from text. */
+function toText(value: unknown): string {
+  return typeof value === 'object' ? JSON.stringify(value) : String(value);
+}
+
 function literal(value: unknown): string {
-  return `'${String(value).replaceAll("'", "''")}'`;
+  return `'${toText(value).replaceAll("'", "''")}'`;
+}
+
+/** What an insert stores of the row `i`, where a default or a generated value is SQL. */
+function inserted({ columns }: Resource, name: string): string {
+  const { generated, default: initial } = columns[name] ?? {};
+  const given = `i.${quoted(name)}`;
+  return (
+    generated?.() ?? (typeof initial === 'function' ? `coalesce(${given}, ${initial()})` : given)
+  );
+}
+
+/** What a row that is there has to have to be as `i`: anything that SQL would have filled. */
+function expectedOf({ columns }: Resource, name: string): string {
+  const given = `i.${quoted(name)}`;
+  const filled = typeof columns[name]?.default === 'function';
+  return filled ? `coalesce(${given}, t.${quoted(name)})` : given;
 }
 
 // --- Errors ---------------------------------------------------------------------
@@ -336,8 +463,16 @@ export function toProblem(error: unknown): Problem {
   if (status === 503 || LOST.test(code) || UNREACHABLE.test(code)) return unavailable();
   if (status === 504) return tooSlow();
   if (status === 403) return new Problem(403, code, 'The database role of the service may not.');
+  if (status === 409) return conflict(error as postgres.PostgresError);
   if (status && error instanceof Error) return new Problem(status, code, error.message);
   return new Problem(500, 'XX000', 'Something went wrong here; the log tells, by the request id.');
+}
+
+/** The column stands in the detail, «Key (name)=(x) …», whatever its language. */
+function conflict({ code, message, detail: details = '' }: postgres.PostgresError): Problem {
+  const name = /\(("?)(\w+)\1\)=\(/.exec(details)?.[2];
+  const errors = name ? [{ pointer: pointer(name), detail: 'is taken' }] : [];
+  return new Problem(409, code, message, undefined, { ...(details && { details }), errors });
 }
 
 const LATER = { headers: { 'Retry-After': '1' } };
@@ -354,12 +489,14 @@ function tooSlow(): Problem {
   return new Problem(504, '57014', 'The database took too long and was told to stop.');
 }
 
+const NO_COLUMN = 'is not a column that a body may set';
+
 /** zod's issues, one fault each. */
 function toFaults(error: z.ZodError, base: string): Fault[] {
   return error.issues.flatMap((issue) => {
     const at = base + issue.path.map((part) => pointer(String(part))).join('');
     if (issue.code !== 'unrecognized_keys') return [{ pointer: at, detail: issue.message }];
-    return issue.keys.map((name) => ({ pointer: at + pointer(name), detail: 'is not a column' }));
+    return issue.keys.map((name) => ({ pointer: at + pointer(name), detail: NO_COLUMN }));
   });
 }
 
@@ -790,9 +927,11 @@ function compareTable({ table, key, names, columns }: Resource, found: Result[])
   for (const name of names) {
     const [column, is] = [columns[name], there.get(name)?.type];
     const type = column?.type ?? 'uuid';
-    const optional = column?.nullable || column?.default !== undefined;
+    const optional = column?.nullable || column?.generated || column?.default !== undefined;
+    const unique = !column?.unique || there.get(name)?.unique === 't';
     const add = `alter table ${quoted(table)} add column if not exists `;
     if (is && is !== type) faults.push({ fault: `${name} is ${is}, declared ${type}` });
+    else if (is && !unique) faults.push({ fault: `${name} has no unique index` });
     else if (!is && !(column && optional)) faults.push({ fault: `${name} is missing` });
     else if (!is && column)
       faults.push({ fault: `${name} is missing`, repair: add + define(name, column) });
@@ -804,10 +943,12 @@ function compareTable({ table, key, names, columns }: Resource, found: Result[])
   return faults;
 }
 
-function define(name: string, { type, nullable, check, default: initial }: Column): string {
-  const preset = initial === undefined ? '' : ` default ${literal(initial)}`;
-  const test = check(quoted(name));
-  return `${quoted(name)} ${type}${nullable ? '' : ' not null'}${preset} check (${test})`;
+function define(name: string, column: Column): string {
+  const { type, nullable, check, unique, generated, default: initial = generated } = column;
+  const value = typeof initial === 'function' ? initial() : literal(initial);
+  const preset = initial === undefined ? '' : ` default ${value}`;
+  const rest = `${nullable ? '' : ' not null'}${preset}${unique ? ' unique' : ''}`;
+  return `${quoted(name)} ${type}${rest} check (${check(quoted(name))})`;
 }
 
 // --- Query ----------------------------------------------------------------------
@@ -1146,6 +1287,7 @@ export class Store {
   private row: Sql;
   private all: Sql;
   private settable: Sql;
+  private values: Sql;
   private reads = this.together('read', (asks: Ask[], since) => this.readAll(asks, since));
   private creates = this.together('create', (asks: Ask[], since) => this.createAll(asks, since));
   private replaces = this.together('replace', (asks: Ask[], since) => this.replaceAll(asks, since));
@@ -1161,7 +1303,8 @@ export class Store {
     this.key = name(resource.key);
     this.row = sql`(select row_to_json(r) from (select ${names(resource.names, 't.')}) r)::text`;
     this.all = names(resource.names);
-    this.settable = names(Object.keys(resource.columns));
+    this.settable = names(resource.settable);
+    this.values = new Sql(resource.names.map((one) => inserted(resource, one)).join(', '));
   }
 
   ping(call: Call): Promise<unknown> {
@@ -1321,28 +1464,30 @@ export class Store {
   private creation(rows: Row[], together: boolean): Sql {
     const { table, key, all } = this;
     const none = sql`where not exists (select from there)`;
-    const columns = Object.keys(this.resource.columns);
+    const { settable } = this.resource;
+    const wanted = new Sql(settable.map((one) => expectedOf(this.resource, one)).join(', '));
     return sql`
       input as (select * from json_populate_recordset(null::${table}, ${JSON.stringify(rows)})),
       there as (
         select t.*, t.xmin::text as "#",
-          row(${names(columns, 't.')}) is not distinct from row(${names(columns, 'i.')}) as flag
+          row(${names(settable, 't.')}) is not distinct from row(${wanted}) as flag
         from ${table} t join input i using (${key})
       ),
       made as (
-        insert into ${table} as t (${all}) select ${all} from input
+        insert into ${table} as t (${all}) select ${this.values} from input i
         ${together ? none : sql`on conflict (${key}) do nothing`} ${RETURNING}, null::boolean as flag
       ),
       changed as (select * from made union all select * from there)`;
   }
 
   /** `changed` are the rows written, with a flag: they are new. */
-  private replacement(rows: Row[], set: string[]): Sql {
-    const { table, key, all } = this;
+  private replacement(rows: Row[], to: string[]): Sql {
+    const { table, key, all, resource } = this;
+    const set = to.filter((one) => one === resource.key || resource.settable.includes(one));
     const update = sql`update set (${names(set)}) = row(${names(set, 'excluded.')})`;
     return sql`changed as (
       insert into ${table} as t (${all})
-      select ${all} from json_populate_recordset(null::${table}, ${JSON.stringify(rows)})
+      select ${this.values} from json_populate_recordset(null::${table}, ${JSON.stringify(rows)}) i
       on conflict (${key}) do ${set.length > 0 ? update : sql`nothing`} ${RETURNING}, t.xmax = 0 as flag
     )`;
   }
@@ -1529,19 +1674,22 @@ function csvLine(values: (string | null)[]): string {
 export type CsvReader = { columns: string[]; lines: AsyncIterable<Buffer>; rows: number };
 
 /**
- * Reads the header, gives each row a key where it has none. Bytes pass as latin1, one character
+ * Reads the header, gives each row its owner, and a key where it has none. Bytes pass as latin1, one character
  * each, so that PostgreSQL judges the encoding. Throws 400 for the header, 413 past the limit.
  */
 export async function readCsv(
   resource: Resource,
   bytes: AsyncIterable<Buffer>,
   limit: number,
+  sub = '',
 ): Promise<CsvReader> {
   const batches = splitCsv(bytes, limit);
   const { value: [header = '', ...first] = [] } = await batches.next();
   const columns = readHeader(resource, Buffer.from(header, 'latin1').toString());
   const keyed = columns.includes(resource.key);
-  const reader = { columns: keyed ? columns : [resource.key, ...columns], rows: 0, lines: lines() };
+  const made = [...(resource.owner ? [resource.owner] : []), ...(keyed ? [] : [resource.key])];
+  const reader = { columns: [...made, ...columns], rows: 0, lines: lines() };
+  const own = resource.owner ? csvLine([sub]).replace('\n', ',') : '';
   return reader;
 
   async function* lines(): AsyncGenerator<Buffer> {
@@ -1551,13 +1699,16 @@ export async function readCsv(
 
   function withKeys(records: string[]): Buffer {
     reader.rows += records.length;
-    const lines = records.map((record) => (keyed ? `${record}\n` : `${uuidv7()},${record}\n`));
+    const withKey = (record: string) => `${own}${keyed ? '' : `${uuidv7()},`}${record}\n`;
+    const lines = records.map(withKey);
     return Buffer.from(lines.join(''), 'latin1');
   }
 }
 
 /** The columns that the titles mean. Throws 400 unless they make whole rows. */
-function readHeader({ names, columns, required }: Resource, header: string): string[] {
+function readHeader(resource: Resource, header: string): string[] {
+  const { key, settable, columns, required } = resource;
+  const names = [key, ...settable.filter((name) => columns[name]?.type !== 'jsonb')];
   const refused = (what: string) => decline('header', what, `It names columns: ${names.join(',')}`);
   const titles = header.replace(/^\ufeff/, '').split(',');
   const found = titles.map((text) => {
@@ -1598,9 +1749,9 @@ async function* splitCsv(bytes: AsyncIterable<Buffer>, limit: number): AsyncGene
 function badLine({ columns }: Resource, error: Error & { where?: string }): unknown {
   const [, line, at] = /, line (\d+)(?:, column (\w+))?/.exec(error.where ?? '') ?? [];
   if (!line) return error;
-  const { status, code, message } = toProblem(error);
+  const { status, code, message, extras } = toProblem(error);
   const failed = /"!(\w+)"/.exec(message)?.[1];
-  const name = failed ?? at;
+  const name = failed ?? at ?? extras.errors?.[0]?.pointer.slice(1);
   const details = `line ${Number(line) + 1}${name ? `, column ${name}` : ''}`;
   const detail = `${details}: ${failed ? `${failed} must be ${columns[failed]?.expects}` : message}`;
   const errors = name ? [{ pointer: pointer(name), detail }] : [];
@@ -1719,11 +1870,13 @@ const ASYMMETRIC = ['RS256', 'ES256', 'EdDSA', 'Ed25519'];
 export type Authorize = ReturnType<typeof createAuth>;
 
 /** Tells who calls by the bearer token. Throws Problem 401, 403, or 503 where no key could be had. */
-export function createAuth(config: Config, log: Logger) {
+export function createAuth(config: Config, log: Logger, { owner = '', columns }: Resource) {
   const { JWT_SECRET = [], JWKS_URL, JWT_WRITE_SCOPE, JWT_ISSUER, JWT_AUDIENCE } = config;
   const secrets = JWT_SECRET.map((secret) => () => Buffer.from(secret));
   const keys: jose.JWTVerifyGetKey[] = JWKS_URL ? [fetchedKeys(JWKS_URL, log)] : secrets;
   const callers = new Map<string, Caller>();
+  const pattern = columns[owner]?.owner;
+  if (pattern && !needsToken(config, false)) throw new StartError(`AUTH=all is required: ${owner}`);
   const options: jose.JWTVerifyOptions = {
     algorithms: JWKS_URL ? ASYMMETRIC : ['HS256'],
     requiredClaims: ['exp', 'sub'],
@@ -1751,6 +1904,7 @@ export function createAuth(config: Config, log: Logger) {
     let caller = callers.get(token);
     if (!caller || caller.expires < Date.now()) {
       caller = await verify(token);
+      if (pattern && !pattern.test(caller.sub)) throw notOwner(pattern);
       if (callers.size >= MOST_CALLERS) callers.clear();
       callers.set(token, caller);
     }
@@ -1770,6 +1924,11 @@ const UNAUTHORIZED = {
   PGRST302: 'A token is needed here',
   PGRST303: 'JWT expired',
 };
+
+function notOwner(pattern: RegExp): Problem {
+  const hint = `Its sub has to match ${pattern.source}.`;
+  return new Problem(403, '42501', 'The token is of nobody who can own rows.', hint);
+}
 
 /** RFC 6750, 3: an error is named only where a token was sent. */
 function unauthorized(code: keyof typeof UNAUTHORIZED): Problem {
@@ -2183,7 +2342,7 @@ async function upsert(
 }
 
 async function copy({ config, resource, store }: Service, visit: Visit): Promise<Answer> {
-  const csv = await readCsv(resource, bytesOf(visit), config.CSV_LIMIT);
+  const csv = await readCsv(resource, bytesOf(visit), config.CSV_LIMIT, visit.call.sub);
   await store.copy(csv);
   return { status: 201, headers: { 'Content-Range': `*/${csv.rows}` }, body: null };
 }
@@ -2592,18 +2751,18 @@ function describeOperation({ names }: Resource, route: Route, contents: Record<s
 }
 
 /** What MEDIA names, with a schema and an example for each type. */
-function contentsOf({ key, example }: Resource) {
-  const { [key]: _, ...fresh } = example;
+function contentsOf({ key, settable, example }: Resource) {
+  const fresh = Object.fromEntries(settable.map((name) => [name, example[name]]));
   const [row, whole, part] = ['Row', 'NewRow', 'Part'].map((name) => refer(`schemas/${name}`));
   const many = (items?: object) => ({ type: 'array', items });
   const either = (schema?: object) => ({ anyOf: [schema, many(schema)] });
-  const csv = csvLine(Object.keys(fresh)) + csvLine(Object.values(fresh).map(String));
+  const csv = csvLine(Object.keys(fresh)) + csvLine(Object.values(fresh).map(toText));
   const rows = { schema: many(row), example: [example] };
   const shown: Record<string, object> = {
     ...{ rows, all: rows, row: { schema: row, example } },
     made: { schema: either(row), example: [example] },
     new: { schema: either(whole), examples: { one: { value: fresh }, many: { value: [fresh] } } },
-    whole: { schema: whole, example },
+    whole: { schema: whole, example: { [key]: example[key], ...fresh } },
     part: { schema: part, example: fresh },
     parts: { schema: either(part), example: fresh },
   };
@@ -2640,7 +2799,7 @@ function describeParameters({ key, names, columns, example }: Resource) {
     const { type = 'uuid', expects = 'a UUID' } = columns[name] ?? {};
     const operators = [...OPERATORS.keys()].filter((operator) => isFor(type, operator)).join('|');
     const pattern = `^(not\\.)?(${operators})(\\(\\w+\\))?\\.`;
-    const schema = { ...STRING, pattern, examples: [`eq.${example[name]}`] };
+    const schema = { ...STRING, pattern, examples: [`eq.${toText(example[name])}`] };
     return [`column.${name}`, { in: 'query', name, description: `Is ${expects}`, schema }];
   });
   const others = Object.entries(PARAMETERS).map(([name, [description, more]]) => {
@@ -2797,7 +2956,7 @@ async function serve(config: Config, resource: Resource, log: Logger): Promise<R
   const database = new Database(config, log);
   const store = new Store(resource, database);
   const metrics = createMetrics(config, database);
-  const authorize = createAuth(config, log);
+  const authorize = createAuth(config, log, resource);
   const app = createApp({ config, resource, store, authorize, metrics, log, life });
   const server = createHttpServer(app);
   const sockets = new Set<Socket>();
@@ -2975,7 +3134,7 @@ async function embed(config: Config, resource: Resource, log: Logger) {
   return { stop: embedded.stop, greet };
 }
 
-function fail(error: unknown): never {
+export function fail(error: unknown): never {
   const known = error instanceof StartError;
   pino().fatal(known ? {} : { error }, known ? error.message : 'ended by an error');
   process.exit(known ? 2 : 1);
