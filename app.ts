@@ -212,9 +212,10 @@ export function resource(declaration: Declaration) {
   const settable = Object.keys(row);
   const required = settable.filter((name) => !row[name]?.safeParse(undefined).success);
   const owner = names.find((name) => columns[name]?.owner);
-  const whole = z.strictObject({ [key]: id.schema.optional(), ...row }, 'must be an object');
-  const some = z.strictObject({ [key]: id.schema.optional(), ...part }, 'must be an object');
-  return { ...declaration, names, settable, required, owner, example, row: whole, part: some };
+  const strict = (columns: Schemas) =>
+    z.strictObject({ [key]: id.schema.optional(), ...columns }, 'must be an object');
+  const validators = { row: strict(row), part: strict(part) };
+  return { ...declaration, ...validators, names, settable, required, owner, example };
 }
 type Schemas = Record<string, z.ZodType>;
 
@@ -290,40 +291,31 @@ export function uuid(options?: Options): Column {
 type Span = Options & { from?: string; to?: string };
 
 /** A day, as 2026-01-31. */
-export function date({ from = '0001-01-01', to = '9999-12-31', ...options }: Span = {}): Column {
-  const usual = { example: '2026-01-31', ...options };
-  return span('date', 'a day, as 2026-01-31,', z.iso.date, [from, to], usual);
+export function date(options?: Span): Column {
+  const bounds = { from: '0001-01-01', to: '9999-12-31' };
+  const usual = { ...bounds, example: '2026-01-31', ...options };
+  return span('date', 'a day, as 2026-01-31,', z.iso.date, usual);
 }
 
 /** A moment with its offset, as 2026-01-31T12:00:00Z. */
-export function timestamp(options: Span = {}): Column {
-  const { from = '0001-01-01T00:00:00Z', to = '9999-12-31T23:59:59Z', ...others } = options;
-  const schema = (must: Must) => z.iso.datetime({ offset: true, ...must }).refine(isZoned, must);
-  const example = '2026-01-31T12:00:00+00:00';
-  const what = 'a moment, as 2026-01-31T12:00:00Z,';
-  return span('timestamp with time zone', what, schema, [from, to], { example, ...others });
+export function timestamp(options?: Span): Column {
+  const bounds = { from: '0001-01-01T00:00:00Z', to: '9999-12-31T23:59:59Z' };
+  const usual = { ...bounds, example: '2026-01-31T12:00:00+00:00', ...options };
+  const schema = (must: Must) => z.iso.datetime({ offset: true, ...must });
+  return span('timestamp with time zone', 'a moment, as 2026-01-31T12:00:00Z,', schema, usual);
 }
 
 /** PostgreSQL's offsets end before 16 hours, and its patience with fractions somewhere. */
-function isZoned(text: string): boolean {
-  return text.length <= 40 && !/[+-](1[6-9]|2\d):\d\d$/.test(text);
-}
-
 function span(
-  ...[type, what, schema, [from, to], options]: [
-    string,
-    string,
-    MakeText,
-    [string, string],
-    Options,
-  ]
+  ...[type, what, schema, options]: [string, string, (must: Must) => z.ZodType<string>, Span]
 ): Column {
-  const fits = (text: string) =>
-    Date.parse(text) >= Date.parse(from) && Date.parse(text) <= Date.parse(to);
+  const { from = '', to = '', ...others } = options;
+  const isWithin = (at: number) => at >= Date.parse(from) && at <= Date.parse(to);
+  const isZoned = (text: string) => text.length <= 40 && !/[+-](1[6-9]|2\d):\d\d$/.test(text);
+  const fits = (text: string) => isWithin(Date.parse(text)) && isZoned(text);
   const make: Make = (must) => schema(must).refine(fits, must);
-  return column(type, `${what} from ${from} to ${to}`, make, between(from, to), options);
+  return column(type, `${what} from ${from} to ${to}`, make, between(from, to), others);
 }
-type MakeText = (must: Must) => z.ZodType<string>;
 
 /** JSON that fits the schema. The table checks its outermost type alone, so CSV cannot bring it. */
 export function jsonb(schema: z.ZodType, example: unknown, options?: Options): Column {
@@ -340,13 +332,9 @@ export function owner(pattern: RegExp, options?: Options): Column {
   return { ...like, owner: pattern };
 }
 
-/** For `default` and `generated`: the time of the statement; a UUID. */
+/** For `default` and `generated`: the time of the statement. */
 export function now(): string {
   return 'now()';
-}
-
-export function randomUuid(): string {
-  return 'gen_random_uuid()';
 }
 
 function isKnown(name: string): string {
@@ -391,20 +379,11 @@ function literal(value: unknown): string {
   return `'${toText(value).replaceAll("'", "''")}'`;
 }
 
-/** What an insert stores of the row `i`, where a default or a generated value is SQL. */
-function inserted({ columns }: Resource, name: string): string {
-  const { generated, default: initial } = columns[name] ?? {};
-  const given = `i.${quoted(name)}`;
-  return (
-    generated?.() ?? (typeof initial === 'function' ? `coalesce(${given}, ${initial()})` : given)
-  );
-}
-
-/** What a row that is there has to have to be as `i`: anything that SQL would have filled. */
-function expectedOf({ columns }: Resource, name: string): string {
-  const given = `i.${quoted(name)}`;
-  const filled = typeof columns[name]?.default === 'function';
-  return filled ? `coalesce(${given}, t.${quoted(name)})` : given;
+/** A column of the row `i`; `instead` where it lacks and the default is SQL. */
+function given({ columns }: Resource, name: string, instead?: string): string {
+  const initial = columns[name]?.default;
+  if (typeof initial !== 'function') return `i.${quoted(name)}`;
+  return `coalesce(i.${quoted(name)}, ${instead ?? initial()})`;
 }
 
 // --- Errors ---------------------------------------------------------------------
@@ -489,14 +468,12 @@ function tooSlow(): Problem {
   return new Problem(504, '57014', 'The database took too long and was told to stop.');
 }
 
-const NO_COLUMN = 'is not a column that a body may set';
-
 /** zod's issues, one fault each. */
 function toFaults(error: z.ZodError, base: string): Fault[] {
   return error.issues.flatMap((issue) => {
     const at = base + issue.path.map((part) => pointer(String(part))).join('');
     if (issue.code !== 'unrecognized_keys') return [{ pointer: at, detail: issue.message }];
-    return issue.keys.map((name) => ({ pointer: at + pointer(name), detail: NO_COLUMN }));
+    return issue.keys.map((name) => ({ pointer: at + pointer(name), detail: 'cannot be set' }));
   });
 }
 
@@ -1304,7 +1281,8 @@ export class Store {
     this.row = sql`(select row_to_json(r) from (select ${names(resource.names, 't.')}) r)::text`;
     this.all = names(resource.names);
     this.settable = names(resource.settable);
-    this.values = new Sql(resource.names.map((one) => inserted(resource, one)).join(', '));
+    const made = (one: string) => resource.columns[one]?.generated?.() ?? given(resource, one);
+    this.values = new Sql(resource.names.map(made).join(', '));
   }
 
   ping(call: Call): Promise<unknown> {
@@ -1465,7 +1443,8 @@ export class Store {
     const { table, key, all } = this;
     const none = sql`where not exists (select from there)`;
     const { settable } = this.resource;
-    const wanted = new Sql(settable.map((one) => expectedOf(this.resource, one)).join(', '));
+    const there = (one: string) => given(this.resource, one, `t.${quoted(one)}`);
+    const wanted = new Sql(settable.map(there).join(', '));
     return sql`
       input as (select * from json_populate_recordset(null::${table}, ${JSON.stringify(rows)})),
       there as (
@@ -1904,7 +1883,9 @@ export function createAuth(config: Config, log: Logger, { owner = '', columns }:
     let caller = callers.get(token);
     if (!caller || caller.expires < Date.now()) {
       caller = await verify(token);
-      if (pattern && !pattern.test(caller.sub)) throw notOwner(pattern);
+      const hint = `The sub of the token has to match ${pattern?.source}.`;
+      if (pattern && !pattern.test(caller.sub))
+        throw new Problem(403, '42501', 'The token is of nobody who can own rows.', hint);
       if (callers.size >= MOST_CALLERS) callers.clear();
       callers.set(token, caller);
     }
@@ -1924,11 +1905,6 @@ const UNAUTHORIZED = {
   PGRST302: 'A token is needed here',
   PGRST303: 'JWT expired',
 };
-
-function notOwner(pattern: RegExp): Problem {
-  const hint = `Its sub has to match ${pattern.source}.`;
-  return new Problem(403, '42501', 'The token is of nobody who can own rows.', hint);
-}
 
 /** RFC 6750, 3: an error is named only where a token was sent. */
 function unauthorized(code: keyof typeof UNAUTHORIZED): Problem {
