@@ -219,10 +219,11 @@ export function resource(declaration: Declaration) {
 }
 type Schemas = Record<string, z.ZodType>;
 
-/** As OpenAPI wants the keys of its components, and none of the parameters that are no filters. */
+/** None of the parameters that are no filters. */
 function isColumnName(name: string): boolean {
-  const taken = /^(select|order|limit|offset|after|columns|on_conflict|and|or|not)$/;
-  return /^[a-z_]\w*$/i.test(name) && !taken.test(name);
+  return !/^(|select|order|limit|offset|after|columns|on_conflict|(not\.)?(and|or)|not)$/.test(
+    name,
+  );
 }
 
 type Must = ReturnType<typeof mustBe>;
@@ -449,7 +450,8 @@ export function toProblem(error: unknown): Problem {
 
 /** The column stands in the detail, «Key (name)=(x) …», whatever its language. */
 function conflict({ code, message, detail: details = '' }: postgres.PostgresError): Problem {
-  const name = /\(("?)(\w+)\1\)=\(/.exec(details)?.[2];
+  const [, inQuotes, bare] = /\((?:"((?:[^"]|"")+)"|(\w+))\)=\(/.exec(details) ?? [];
+  const name = inQuotes?.replaceAll('""', '"') ?? bare;
   const errors = name ? [{ pointer: pointer(name), detail: 'is taken' }] : [];
   return new Problem(409, code, message, undefined, { ...(details && { details }), errors });
 }
@@ -1730,10 +1732,11 @@ function badLine({ columns }: Resource, error: Error & { where?: string }): unkn
   if (!line) return error;
   const { status, code, message, extras } = toProblem(error);
   const failed = /"!(\w+)"/.exec(message)?.[1];
-  const name = failed ?? at ?? extras.errors?.[0]?.pointer.slice(1);
+  const name = failed ?? at;
   const details = `line ${Number(line) + 1}${name ? `, column ${name}` : ''}`;
   const detail = `${details}: ${failed ? `${failed} must be ${columns[failed]?.expects}` : message}`;
-  const errors = name ? [{ pointer: pointer(name), detail }] : [];
+  const to = name ? pointer(name) : extras.errors?.[0]?.pointer;
+  const errors = to ? [{ pointer: to, detail }] : [];
   return new Problem(status, code, detail, 'Nothing was stored.', { details, errors });
 }
 
