@@ -48,7 +48,7 @@ export const Config = z.object({
   DATA_DIR: z.string().default('.data'),
   POOL_SIZE: whole(1, 100).default(8),
   WEB_CONCURRENCY: whole(1, 64).default(1),
-  JWT_SECRET: words().refine(areLong, 'has a secret of less than 32 bytes').optional(),
+  JWT_SECRET: words().refine(areLong, 'is empty or has less than 32 bytes').optional(),
   JWKS_URL: z.url({ protocol: /^https?$/, error: 'expected https://…' }).optional(),
   JWT_ISSUER: z.string().optional(),
   JWT_AUDIENCE: z.string().optional(),
@@ -77,15 +77,15 @@ const DEADLINE = 4000;
 /** What an operator has to mend; the message names the variable or the table. Exit code 2. */
 export class StartError extends Error {}
 
-/** Checks the environment; an empty variable counts as unset. Throws StartError. */
+/** Checks the environment; an empty variable counts as unset, but for a secret. Throws StartError. */
 export function readConfig(environment: Record<string, string | undefined>): Config {
-  const given = Object.entries(environment).filter(([, value]) => value !== '');
-  const { data, error } = Config.safeParse(Object.fromEntries(given));
+  const isGiven = ([name, value]: [string, unknown]) => value || name === 'JWT_SECRET';
+  const given = Object.fromEntries(Object.entries(environment).filter(isGiven));
+  const { data, error } = Config.safeParse(given);
   const faults = error?.issues.map(({ path, message }) => `${path.join()} ${message}`) ?? [];
   if (!data) throw new StartError(faults.join('; '));
   const { JWT_SECRET, JWKS_URL, AUTH, DATABASE_URL, PGHOST } = data;
   const [keyed, production] = [JWT_SECRET || JWKS_URL, data.NODE_ENV === 'production'];
-  if (environment.JWT_SECRET === '') faults.push('JWT_SECRET is empty');
   if (JWT_SECRET && JWKS_URL) faults.push('JWT_SECRET and JWKS_URL exclude each other');
   if (!keyed && AUTH && AUTH !== 'none') faults.push(`AUTH=${AUTH} needs JWT_SECRET or JWKS_URL`);
   if (production && !keyed && !AUTH) faults.push('JWT_SECRET, JWKS_URL or AUTH=none is required');
@@ -95,13 +95,9 @@ export function readConfig(environment: Record<string, string | undefined>): Con
 }
 
 function whole(least: number, most: number) {
-  const error = `expected a whole number from ${least} to ${most}`;
-  const number = z.number().min(least, error).max(most, error);
-  return z
-    .string()
-    .regex(/^\d{1,15}$/, error)
-    .transform(Number)
-    .pipe(number);
+  const fits = (text: string) => /^\d{1,15}$/.test(text) && +text >= least && +text <= most;
+  const text = z.string().refine(fits, `expected a whole number from ${least} to ${most}`);
+  return text.transform(Number);
 }
 
 function words() {
@@ -119,7 +115,7 @@ function packageVersion(): string {
 // --- Resource -------------------------------------------------------------------
 
 // A column more: one line in `columns`, with a default or nullable where the table is in use.
-// Another resource: change path, table, key, columns, sample and example; drop `legacy`.
+// Another resource: change path, table, key and columns; drop `sample` and `legacy`.
 // The DDL, the validator, the filters, the CSV header and the OpenAPI document follow.
 export const passengers = resource({
   path: 'passengers',
@@ -128,29 +124,18 @@ export const passengers = resource({
   columns: {
     survived: boolean({ csv: 'Survived' }),
     passengerClass: integer(1, 3, { csv: 'Pclass' }),
-    name: text(150, { csv: 'Name' }),
-    sex: oneOf(['male', 'female'], { csv: 'Sex' }),
-    age: number(0, 150, { csv: 'Age' }),
+    name: text(150, { csv: 'Name', example: 'Miss. Elisabeth Walton Allen' }),
+    sex: oneOf(['male', 'female'], { csv: 'Sex', example: 'female' }),
+    age: number(0, 150, { csv: 'Age', example: 29 }),
     siblingsOrSpousesAboard: integer(0, 20, {
       csv: 'Siblings/Spouses Aboard, Siblings_Spouses_Aboard, SibSp',
     }),
     parentsOrChildrenAboard: integer(0, 20, {
       csv: 'Parents/Children Aboard, Parents_Children_Aboard, Parch',
     }),
-    fare: number(0, Number.MAX_VALUE, { csv: 'Fare' }),
+    fare: number(0, Number.MAX_VALUE, { csv: 'Fare', example: 211.3375 }),
   },
   sample: 'examples/passengers.csv',
-  example: {
-    uuid: '0192f0c1-2f3a-7bcd-8123-456789abcdef',
-    survived: true,
-    passengerClass: 1,
-    name: 'Miss. Elisabeth Walton Allen',
-    sex: 'female',
-    age: 29,
-    siblingsOrSpousesAboard: 0,
-    parentsOrChildrenAboard: 0,
-    fare: 211.3375,
-  },
   legacy: {
     list: '/passengerlist',
     create: '/postpassenger',
@@ -160,101 +145,88 @@ export const passengers = resource({
   },
 });
 
-/** `csv`: its other names in a CSV header. `default` or `nullable`: a body may leave it out. */
-type Options = { csv?: string; default?: unknown; nullable?: boolean };
+/**
+ * `csv`: other names in a CSV header. `default`, `nullable`: a body may leave it out. `generated`:
+ * the database makes it, a body may not. `unique`: 409 where it is taken. A function gives SQL.
+ */
+type Options = {
+  csv?: string;
+  default?: unknown;
+  nullable?: boolean;
+  generated?: () => string;
+  unique?: boolean;
+  example?: unknown;
+};
+
+/** SQL over a quoted column name. */
+type Check = (name: string) => string;
 
 /**
- * One column. `type` is written as PostgreSQL's format_type() prints it; `check` is SQL over the
- * quoted name and says what `schema` says; `expects` completes «must be …».
+ * One column. `type` is written as PostgreSQL's format_type() prints it; `check` says what `schema`
+ * says; `expects` completes «must be …»; `owner` is what the token's `sub` has to match.
  */
 export type Column = Options & {
   type: string;
   expects: string;
   schema: z.ZodType;
-  check: (name: string) => string;
+  check: Check;
+  owner?: RegExp;
 };
 
 /** Values by column name, as JSON has them. */
 export type Row = Record<string, unknown>;
 
-/**
- * What one service serves. `sample`: a CSV file that a new embedded database begins with.
- * `example`: the row that /openapi.json shows.
- */
+/** What one service serves. `sample`: a CSV file that a new embedded database begins with. */
 type Declaration = {
   path: string;
   table: string;
   key: string;
   columns: Record<string, Column>;
   sample?: string;
-  example: Row;
   legacy?: Record<'list' | 'create' | 'read' | 'replace' | 'remove', string>;
 };
 
-/** A declaration, its column names (key first), and its validators: of a whole row, of a part. */
-export type Resource = Declaration & { names: string[]; row: z.ZodType<Row>; part: z.ZodType<Row> };
+export type Resource = ReturnType<typeof resource>;
 
-/** Completes a declaration. The key is a uuid column; where a body has none, the service makes it. */
-export function resource(declaration: Declaration): Resource {
+/**
+ * Completes a declaration with `names` (key first), those a body may set, those required in a whole
+ * row, an example, the validators of a whole row and of a part. A key that lacks the service makes.
+ */
+export function resource(declaration: Declaration) {
   const { key, columns } = declaration;
-  const uuid = z.string(mustBe('a UUID')).transform(toUuid).refine(Boolean, mustBe('a UUID'));
-  const row: Record<string, z.ZodType> = { [key]: uuid.optional() };
-  const part = { ...row };
-  for (const [name, column] of Object.entries(columns)) {
-    const schema = column.nullable ? column.schema.nullable() : column.schema;
-    const absent = column.default ?? (column.nullable ? null : undefined);
-    row[name] = absent === undefined ? schema : schema.default(absent);
-    part[name] = schema.optional();
+  const id = uuid({ example: '0192f0c1-2f3a-7bcd-8123-456789abcdef' });
+  const [row, part]: [Schemas, Schemas] = [{}, {}];
+  const example: Row = { [key]: id.example };
+  for (const [name, { schema, nullable, default: initial, ...column }] of Object.entries(columns)) {
+    example[name] = column.example;
+    if (column.generated || column.owner) continue;
+    const valid = nullable ? schema.nullable() : schema;
+    const absent = initial === undefined && nullable ? null : initial;
+    part[name] = valid.optional();
+    row[name] = absent === undefined ? valid : valid.default(absent);
+    if (typeof initial === 'function') row[name] = schema.optional();
   }
-  const strict = (shape: typeof row) => z.strictObject(shape, 'must be an object');
-  return { ...declaration, names: Object.keys(row), row: strict(row), part: strict(part) };
+  const names = Object.keys(example);
+  const odd = Object.keys(columns).find((name) => name === key || !isColumnName(name));
+  if (odd !== undefined) throw new StartError(`"${odd}" cannot be the name of a column`);
+  const settable = Object.keys(row);
+  const required = settable.filter((name) => !row[name]?.safeParse(undefined).success);
+  const owner = names.find((name) => columns[name]?.owner);
+  const strict = (columns: Schemas) =>
+    z.strictObject({ [key]: id.schema.optional(), ...columns }, 'must be an object');
+  const validators = { row: strict(row), part: strict(part) };
+  return { ...declaration, ...validators, names, settable, required, owner, example };
+}
+type Schemas = Record<string, z.ZodType>;
+
+/** None of the parameters that are no filters. */
+function isColumnName(name: string): boolean {
+  return !/^(|select|order|limit|offset|after|columns|on_conflict|(not\.)?(and|or)|not)$/.test(
+    name,
+  );
 }
 
-export function boolean(options: Options = {}): Column {
-  const expects = 'true or false';
-  const schema = z.boolean(mustBe(expects));
-  return {
-    ...options,
-    type: 'boolean',
-    expects,
-    schema,
-    check: (name) => `${name} or not ${name}`,
-  };
-}
-
-/** A 32-bit integer within bounds. */
-export function integer(least: number, most: number, options: Options = {}): Column {
-  const expects = `a whole number from ${least} to ${most}`;
-  const schema = z.int(mustBe(expects)).min(least, mustBe(expects)).max(most, mustBe(expects));
-  const check = (name: string) => `${name} between ${least} and ${most}`;
-  return { ...options, type: 'integer', expects, schema, check };
-}
-
-/** A double within bounds; NaN and the infinities are outside of any. */
-export function number(least: number, most: number, options: Options = {}): Column {
-  const expects = `a number from ${least}${most < Number.MAX_VALUE ? ` to ${most}` : ''}`;
-  const schema = z.number(mustBe(expects)).min(least, mustBe(expects)).max(most, mustBe(expects));
-  const check = (name: string) => `${name} between ${least} and ${most}`;
-  return { ...options, type: 'double precision', expects, schema, check };
-}
-
-/** Text of 1 to `most` code points; blanks around it are removed. */
-export function text(most: number, options: Options = {}): Column {
-  const expects = `text of 1 to ${most} characters besides blanks around it`;
-  const fits = (value: string) => isText(value) && [...value].length <= most;
-  const bounds = { minLength: 1, maxLength: most }; // for the JSON schema, which sees no refine()
-  const schema = z.string(mustBe(expects)).trim().refine(fits, mustBe(expects)).meta(bounds);
-  const check = (name: string) => `${name} <> '' and ${name} = btrim(${name}, E'${BLANKS}')`;
-  return { ...options, type: `character varying(${most})`, expects, schema, check };
-}
-
-/** One of the given words. */
-export function oneOf(values: string[], options: Options = {}): Column {
-  const expects = values.join(' or ');
-  const type = `character varying(${Math.max(...values.map((value) => value.length))})`;
-  const check = (name: string) => values.map((one) => `${name} = ${literal(one)}`).join(' or ');
-  return { ...options, type, expects, schema: z.enum(values, mustBe(expects)), check };
-}
+type Must = ReturnType<typeof mustBe>;
 
 function mustBe(expects: string) {
   const error = ({ input }: { input?: unknown }) =>
@@ -262,9 +234,124 @@ function mustBe(expects: string) {
   return { error };
 }
 
-/** PostgreSQL's text has no NUL and no half of a surrogate pair. */
-function isText(value: string): boolean {
-  return value !== '' && !value.includes('\0') && value.isWellFormed();
+/** A column of some kind; its schema says `expects` of all that does not fit. */
+function column(
+  ...[type, expects, schema, check, options]: [string, string, Make, Check, Options]
+): Column {
+  return { type, expects, schema: schema(mustBe(expects)), check, ...options };
+}
+type Make = (must: Must) => z.ZodType;
+
+export function boolean(options?: Options): Column {
+  const check: Check = (name) => `${name} in (true, false)`;
+  return column('boolean', 'true or false', z.boolean, check, { example: true, ...options });
+}
+
+/** A 32-bit integer within bounds. */
+export function integer(least: number, most: number, options?: Options): Column {
+  const [expects, check] = [`a whole number from ${least} to ${most}`, between(least, most)];
+  const schema: Make = (must) => z.int(must).min(least, must).max(most, must);
+  return column('integer', expects, schema, check, { example: least, ...options });
+}
+
+/** A double within bounds; NaN and the infinities are outside of any. */
+export function number(least: number, most: number, options?: Options): Column {
+  const expects = `a number from ${least}${most < Number.MAX_VALUE ? ` to ${most}` : ''}`;
+  const schema: Make = (must) => z.number(must).min(least, must).max(most, must);
+  const usual = { example: least, ...options };
+  return column('double precision', expects, schema, between(least, most), usual);
+}
+
+/** Text of 1 to `most` code points; blanks around it are removed. */
+export function text(most: number, options?: Options): Column {
+  const expects = `text of 1 to ${most} characters besides blanks around it`;
+  const fits = (value: string) => value !== '' && isStorable(value) && [...value].length <= most;
+  const bounds = { minLength: 1, maxLength: most }; // for the JSON schema, which sees no refine()
+  const schema: Make = (must) => z.string(must).trim().refine(fits, must).meta(bounds);
+  const check: Check = (name) => `${name} <> '' and ${name} = btrim(${name}, E'${BLANKS}')`;
+  const usual = { example: 'some text', ...options };
+  return column(`character varying(${most})`, expects, schema, check, usual);
+}
+
+/** One of the given words. */
+export function oneOf(words: string[], options?: Options): Column {
+  const type = `character varying(${Math.max(...words.map((word) => word.length))})`;
+  const check: Check = (name) => `${name} in (${words.map(literal).join(', ')})`;
+  const schema: Make = (must) => z.enum(words, must);
+  return column(type, words.join(' or '), schema, check, { example: words[0], ...options });
+}
+
+/** A UUID in any form that PostgreSQL takes. */
+export function uuid(options?: Options): Column {
+  const schema: Make = (must) => z.string(must).transform(toUuid).refine(Boolean, must);
+  const example = 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11';
+  return column('uuid', 'a UUID', schema, isKnown, { example, ...options });
+}
+
+/** Bounds, written as values of the column are. */
+type Span = Options & { from?: string; to?: string };
+
+/** A day, as 2026-01-31. */
+export function date(options?: Span): Column {
+  const bounds = { from: '0001-01-01', to: '9999-12-31' };
+  const usual = { ...bounds, example: '2026-01-31', ...options };
+  return span('date', 'a day, as 2026-01-31,', z.iso.date, usual);
+}
+
+/** A moment with its offset, as 2026-01-31T12:00:00Z. */
+export function timestamp(options?: Span): Column {
+  const bounds = { from: '0001-01-01T00:00:00Z', to: '9999-12-31T23:59:59Z' };
+  const usual = { ...bounds, example: '2026-01-31T12:00:00+00:00', ...options };
+  const schema = (must: Must) => z.iso.datetime({ offset: true, ...must });
+  return span('timestamp with time zone', 'a moment, as 2026-01-31T12:00:00Z,', schema, usual);
+}
+
+/** PostgreSQL's offsets end before 16 hours, and its patience with fractions somewhere. */
+function span(
+  ...[type, what, schema, options]: [string, string, (must: Must) => z.ZodType<string>, Span]
+): Column {
+  const { from = '', to = '', ...others } = options;
+  const isWithin = (at: number) => at >= Date.parse(from) && at <= Date.parse(to);
+  const isZoned = (text: string) => text.length <= 40 && !/[+-](1[6-9]|2\d):\d\d$/.test(text);
+  const fits = (text: string) => isWithin(Date.parse(text)) && isZoned(text);
+  const make: Make = (must) => schema(must).refine(fits, must);
+  return column(type, `${what} from ${from} to ${to}`, make, between(from, to), others);
+}
+
+/** JSON that fits the schema. The table checks its outermost type alone, so CSV cannot bring it. */
+export function jsonb(schema: z.ZodType, example: unknown, options?: Options): Column {
+  const type = String(z.toJSONSchema(schema, { io: 'input' }).type);
+  const typed: Check = (name) => `jsonb_typeof(${name}) = ${literal(type)}`;
+  const check = /^(array|object|string|number|boolean)$/.test(type) ? typed : isKnown;
+  const make: Make = (must) => schema.refine((value) => isStorable(value), must);
+  return column('jsonb', 'JSON of its schema', make, check, { example, ...options });
+}
+
+/** Whose the row is: the `sub` of the token that made it, never told by a body, never changed. */
+export function owner(pattern: RegExp, options?: Options): Column {
+  const like = column('text', `as ${pattern.source}`, z.string, isKnown, options ?? {});
+  return { ...like, owner: pattern };
+}
+
+/** For `default` and `generated`: the time of the statement. */
+export function now(): string {
+  return 'now()';
+}
+
+function isKnown(name: string): string {
+  return `${name} = ${name}`;
+}
+
+function between(least: unknown, most: unknown) {
+  return (name: string) => `${name} between ${literal(least)} and ${literal(most)}`;
+}
+
+/** PostgreSQL has no NUL, no half of a surrogate pair, in JSON no infinity, and a stack that ends. */
+function isStorable(value: unknown, depth = 0): boolean {
+  if (typeof value === 'string') return !value.includes('\0') && value.isWellFormed();
+  if (typeof value !== 'object') return typeof value !== 'number' || Number.isFinite(value);
+  const inside = Object.entries(value ?? {}).flat();
+  return depth < 100 && inside.every((one) => isStorable(one, depth + 1));
 }
 
 /** What String.prototype.trim() removes, for PostgreSQL's E''. */
@@ -284,8 +371,20 @@ function quoted(name: string): string {
   return `"${name.replaceAll('"', '""')}"`;
 }
 
+/** A value as PostgreSQL reads it from text. */
+function toText(value: unknown): string {
+  return typeof value === 'object' ? JSON.stringify(value) : String(value);
+}
+
 function literal(value: unknown): string {
-  return `'${String(value).replaceAll("'", "''")}'`;
+  return `'${toText(value).replaceAll("'", "''")}'`;
+}
+
+/** A column of the row `i`; `instead` where it lacks and the default is SQL. */
+function given({ columns }: Resource, name: string, instead?: string): string {
+  const initial = columns[name]?.default;
+  if (typeof initial !== 'function') return `i.${quoted(name)}`;
+  return `coalesce(i.${quoted(name)}, ${instead ?? initial()})`;
 }
 
 // --- Errors ---------------------------------------------------------------------
@@ -301,10 +400,7 @@ export class Problem extends Error {
   extras: Extras;
   constructor(status: number, code: string, detail: string, hint?: string, extras: Extras = {}) {
     super(detail);
-    this.status = status;
-    this.code = code;
-    this.hint = hint ?? null;
-    this.extras = extras;
+    [this.status, this.code, this.hint, this.extras] = [status, code, hint ?? null, extras];
   }
 }
 
@@ -332,7 +428,7 @@ const SQLSTATES: [RegExp, number][] = [
 ];
 
 /** Codes of the driver and of Node for a connection that was lost, or not made. */
-const LOST = /^(CONNECTION_CLOSED|CONNECTION_DESTROYED|ECONNRESET|EPIPE)$/;
+const LOST = /^(CONNECTION_(CLOSED|DESTROYED)|ECONNRESET|EPIPE)$/;
 const UNREACHABLE =
   /^(CONNECT_TIMEOUT|CONNECTION_ENDED|ECONNREFUSED|ETIMEDOUT|ENOTFOUND|EAI_AGAIN)$/;
 
@@ -347,13 +443,23 @@ export function toProblem(error: unknown): Problem {
   if (status === 503 || LOST.test(code) || UNREACHABLE.test(code)) return unavailable();
   if (status === 504) return tooSlow();
   if (status === 403) return new Problem(403, code, 'The database role of the service may not.');
+  if (status === 409) return conflict(error as postgres.PostgresError);
   if (status && error instanceof Error) return new Problem(status, code, error.message);
   return new Problem(500, 'XX000', 'Something went wrong here; the log tells, by the request id.');
 }
 
+/** The column stands in the detail, «Key (name)=(x) …», whatever its language. */
+function conflict({ code, message, detail: details = '' }: postgres.PostgresError): Problem {
+  const [, inQuotes, bare] = /\((?:"((?:[^"]|"")+)"|(\w+))\)=\(/.exec(details) ?? [];
+  const name = inQuotes?.replaceAll('""', '"') ?? bare;
+  const errors = name ? [{ pointer: pointer(name), detail: 'is taken' }] : [];
+  return new Problem(409, code, message, undefined, { ...(details && { details }), errors });
+}
+
+const LATER = { headers: { 'Retry-After': '1' } };
+
 function unavailable(detail = 'The database is not available.'): Problem {
-  const headers = { 'Retry-After': '1' };
-  return new Problem(503, '08006', detail, 'Try again.', { headers });
+  return new Problem(503, '08006', detail, 'Try again.', LATER);
 }
 
 function gone(): Problem {
@@ -369,7 +475,7 @@ function toFaults(error: z.ZodError, base: string): Fault[] {
   return error.issues.flatMap((issue) => {
     const at = base + issue.path.map((part) => pointer(String(part))).join('');
     if (issue.code !== 'unrecognized_keys') return [{ pointer: at, detail: issue.message }];
-    return issue.keys.map((name) => ({ pointer: at + pointer(name), detail: 'is not a column' }));
+    return issue.keys.map((name) => ({ pointer: at + pointer(name), detail: 'cannot be set' }));
   });
 }
 
@@ -804,9 +910,11 @@ function compareTable({ table, key, names, columns }: Resource, found: Result[])
   for (const name of names) {
     const [column, is] = [columns[name], there.get(name)?.type];
     const type = column?.type ?? 'uuid';
-    const optional = column?.nullable || column?.default !== undefined;
+    const optional = column?.nullable || column?.generated || column?.default !== undefined;
+    const unique = !column?.unique || there.get(name)?.unique === 't';
     const add = `alter table ${quoted(table)} add column if not exists `;
     if (is && is !== type) faults.push({ fault: `${name} is ${is}, declared ${type}` });
+    else if (is && !unique) faults.push({ fault: `${name} has no unique index` });
     else if (!is && !(column && optional)) faults.push({ fault: `${name} is missing` });
     else if (!is && column)
       faults.push({ fault: `${name} is missing`, repair: add + define(name, column) });
@@ -818,10 +926,12 @@ function compareTable({ table, key, names, columns }: Resource, found: Result[])
   return faults;
 }
 
-function define(name: string, { type, nullable, check, default: initial }: Column): string {
-  const preset = initial === undefined ? '' : ` default ${literal(initial)}`;
-  const test = check(quoted(name));
-  return `${quoted(name)} ${type}${nullable ? '' : ' not null'}${preset} check (${test})`;
+function define(name: string, column: Column): string {
+  const { type, nullable, check, unique, generated, default: initial = generated } = column;
+  const value = typeof initial === 'function' ? initial() : literal(initial);
+  const preset = initial === undefined ? '' : ` default ${value}`;
+  const rest = `${nullable ? '' : ' not null'}${preset}${unique ? ' unique' : ''}`;
+  return `${quoted(name)} ${type}${rest} check (${check(quoted(name))})`;
 }
 
 // --- Query ----------------------------------------------------------------------
@@ -835,12 +945,8 @@ export type Filter =
 export type Order = { column: string; descending: boolean; nullsFirst: boolean };
 
 /** A member of the answer: `column`, or all of the row for count(); `cast` is applied last. */
-export type Member = {
-  name: string;
-  column?: string | undefined;
-  inner?: string | undefined;
-  aggregate?: string | undefined;
-  cast?: string | undefined;
+export type Member = { name: string; column?: string | undefined } & {
+  [optional in 'inner' | 'aggregate' | 'cast']?: string | undefined;
 };
 
 /** A list as it was asked for. `after`: the values of the row before it, in the terms of `order`. */
@@ -855,26 +961,20 @@ export type Query = {
   on_conflict?: string[];
 };
 
-/** PostgREST's operators (its manual, «Operators») in SQL. */
-const OPERATORS = new Map(
-  Object.entries({
-    ...{
-      eq: '=',
-      neq: '<>',
-      gt: '>',
-      gte: '>=',
-      lt: '<',
-      lte: '<=',
-      isdistinct: 'is distinct from',
-    },
-    ...{ like: 'like', ilike: 'ilike', match: '~', imatch: '~*', in: '= any', is: 'is' },
-    ...{ fts: 'to_tsquery', plfts: 'plainto_tsquery', phfts: 'phraseto_tsquery' },
-    wfts: 'websearch_to_tsquery',
-  }),
-);
-const SEARCHING = /fts$/; // may have a (config)
-const QUANTIFIED = /^(n?eq|[gl]te?|i?like|i?match)$/; // may have (any) or (all)
+/** PostgREST's operators (its manual, «Operators») in SQL, one line a class. */
+const OPERATORS = new Map([
+  ...Object.entries({ eq: '=', neq: '<>', gt: '>', gte: '>=', lt: '<', lte: '<=' }),
+  ...Object.entries({ isdistinct: 'is distinct from' }),
+  ...Object.entries({ like: 'like', ilike: 'ilike', match: '~', imatch: '~*' }),
+  ...Object.entries({ in: '= any', is: 'is' }),
+  ...Object.entries({ fts: 'to_tsquery', plfts: 'plainto_tsquery' }),
+  ...Object.entries({ phfts: 'phraseto_tsquery', wfts: 'websearch_to_tsquery' }),
+]);
+const SEARCHING = /fts$/;
 const TEXTUAL = /fts$|like$|match$/; // for text columns
+const OPERATOR = [...OPERATORS.keys()].join('|');
+const MODIFIER = String.raw`(?<=fts\()\w+|(?<=(?:eq|[gl]te?|like|match)\()(?:any|all)`;
+const BRACES = /^\{.*\}$/s;
 const IS = /^(null|not_null|true|false|unknown)$/i;
 const CASTS =
   /^(text|varchar|bool(ean)?|int(eger|2|4|8)?|(small|big)int|numeric|decimal|real|float[48]?|double precision|uuid|jsonb?|date|timestamp(tz)?)$/;
@@ -887,55 +987,80 @@ const GROUPS = { most: 128, width: 2 };
 const UNDONE = /^(2[^58]|4|55)/; // SQLSTATE of what a row of its own may be the reason for
 
 const NAME = String.raw`("(?:[^"\\]|\\.)*"|(?:(?!->)[^\s".,:()*])+)`;
+const AGGREGATE = String.raw`(?:\.(count|sum|avg|min|max)\(\))?`;
 const CAST = String.raw`(?:::([\w ]+))?`;
-const MEMBER = `(?:${NAME}:(?!:))?(?:(count)\\(\\)|${NAME}${CAST}(?:\\.(count|sum|avg|min|max)\\(\\))?)${CAST}`;
 const PATTERNS = {
   name: new RegExp(NAME, 'ys'),
-  member: new RegExp(MEMBER, 'ys'),
+  member: new RegExp(`(?:${NAME}:(?!:))?(?:(count)\\(\\)|${NAME}${CAST}${AGGREGATE})${CAST}`, 'ys'),
   order: new RegExp(`${NAME}(?:\\.(asc|desc))?(?:\\.nulls(first|last))?`, 'ys'),
-  branch: new RegExp(` *(?:(not\\.)?(and|or) *\\(|${NAME})`, 'ys'),
-  condition: /(not\.)?([a-z]+)(?:\((\w+)\))?\./y,
-  item: /"((?:[^"\\]|\\.)*)"(?=[,)])|(\{[^{}]*\}(?=[,)])|[^,)]*)/sy,
-  listed: /"((?:[^"\\]|\\.)*)"(?=[,)])|([^,)]*)/sy,
+  branch: new RegExp(` *(?:((?:not\\.)?(?:and|or))(?= *\\()|${NAME})`, 'ys'),
+  condition: new RegExp(`(not\\.)?(${OPERATOR})(?:\\((${MODIFIER})\\))?\\.`, 'y'),
+  item: /"(?:[^"\\]|\\.)*"(?=[,)])|\{[^{}]*\}(?=[,)])|[^,)]*/sy,
+  listed: /"(?:[^"\\]|\\.)*"(?=[,)])|[^,)]*/sy,
 };
 
-/** Where a parser stands in the text of one parameter. */
+const ONE_TABLE = 'This service has one table and embeds nothing.';
+/** What the grammar refuses, with PostgREST's codes; `$` is what was found, then comes a hint. */
+const REFUSALS = {
+  column: [400, '42703', 'column $ does not exist'],
+  field: [422, 'PGRST204', 'column $ does not exist'],
+  path: [400, '42883', 'operator does not exist: -> in a list of $', 'Name a column alone.'],
+  embedding: [400, 'PGRST108', "'$' is not an embedded resource in this request", ONE_TABLE],
+  relation: [400, 'PGRST200', 'Could not find a relationship between $', ONE_TABLE],
+  operator: [400, '42883', 'operator does not exist: $', 'It is for text.'],
+  syntax: [400, 'PGRST100', 'The parameter $ could not be read.'],
+  place: [400, 'PGRST100', 'The parameter $ has no meaning here.'],
+  cursor: [400, 'PGRST100', 'The parameter $ is no cursor of this list.'],
+  header: [400, 'PGRST204', 'The header of the CSV $.'],
+} as const;
+type Refusal = keyof typeof REFUSALS;
+
+function decline(kind: Refusal, found: string, hint?: string, extras?: Extras): never {
+  const [status, code, detail, usual] = REFUSALS[kind];
+  const told = detail.replace('$', () => found);
+  throw new Problem(status, code, told, hint ?? usual, extras);
+}
+
+/** Where the reading of one parameter stands. */
 type Reader = { resource: Resource; parameter: string; text: string; at: number };
 
-/** Moves over what the sticky pattern matches here, or fails with what was expected here. */
-function take(reader: Reader, pattern: RegExp, what: string): RegExpExecArray {
-  pattern.lastIndex = reader.at;
-  const found = pattern.exec(reader.text);
-  if (!found) throw expected(reader, what);
-  reader.at += found[0].length;
-  return found;
-}
-
-function isNext(reader: Reader, text: string): boolean {
-  const found = reader.text.startsWith(text, reader.at);
-  if (found) reader.at += text.length;
-  return found;
-}
-
 /** PGRST100, PostgREST's error for what its grammar does not know. */
-function expected({ parameter, text, at, resource }: Reader, what: string): Problem {
-  if (text.startsWith('->', at)) return noPath(resource.table);
+function expected({ parameter, text, at, resource }: Reader, what: string): never {
+  if (text.startsWith('->', at)) decline('path', resource.table);
   const found = at < text.length ? JSON.stringify(text.slice(at, at + 12)) : 'end';
   const details = `unexpected ${found} at position ${at + 1} of ${text.slice(0, 200)}`;
-  const detail = `The parameter ${parameter} could not be read.`;
-  return new Problem(400, 'PGRST100', detail, `expected ${what}`, { details });
+  decline('syntax', parameter, `expected ${what}`, { details });
+}
+
+/** Moves over what the sticky pattern matches here, where it does. */
+function skip(reader: Reader, pattern: RegExp): RegExpExecArray | null {
+  pattern.lastIndex = reader.at;
+  const found = pattern.exec(reader.text);
+  reader.at += found?.[0].length ?? 0;
+  return found;
+}
+
+function take(reader: Reader, pattern: RegExp, what: string): RegExpExecArray {
+  return skip(reader, pattern) ?? expected(reader, what);
 }
 
 /** Items between commas, until something else follows. */
-function takeList<T>(reader: Reader, item: () => T, comma = /,/y): T[] {
-  const items = [item()];
-  for (;;) {
-    comma.lastIndex = reader.at;
-    if (!comma.test(reader.text)) return items;
-    reader.at = comma.lastIndex;
-    items.push(item());
-  }
+function takeList<T>(reader: Reader, item: (reader: Reader) => T): T[] {
+  const items = [item(reader)];
+  while (skip(reader, / *,/y)) items.push(item(reader));
+  return items;
 }
+
+/** The parameters that are no filters; each may stand once. */
+const SINGLE = new Map<string, (reader: Reader) => Partial<Query>>([
+  ['select', (reader) => (reader.text === '' ? {} : { select: readSelect(reader) })],
+  ['order', (reader) => ({ order: takeList(reader, readOrder) })],
+  ['limit', (reader) => ({ limit: readWhole(reader) })],
+  ['offset', (reader) => ({ offset: readWhole(reader) })],
+  ['after', (reader) => ({ after: readCursor(reader) })],
+  ['columns', (reader) => ({ columns: takeList(reader, () => readColumn(reader, 'field')) })],
+  ['on_conflict', (reader) => ({ on_conflict: takeList(reader, () => readColumn(reader)) })],
+]);
 
 /** Parses parameters, of those allowed. Throws Problem 400 that tells what was expected where. */
 export function parseQuery(
@@ -949,38 +1074,34 @@ export function parseQuery(
     const parameter = key.replace(/\[\d{1,4}\]$/, '');
     const reader = { resource, parameter, text, at: 0 };
     const read = SINGLE.get(parameter);
-    if (text.includes('\0')) throw expected({ ...reader, at: text.indexOf('\0') }, 'no NUL');
-    if (read && seen.has(parameter)) throw expected(reader, `${parameter} once`);
-    if (!allowed.includes(read ? parameter : 'filter')) throw notHere(resource, reader, allowed);
+    if (text.includes('\0')) expected({ ...reader, at: text.indexOf('\0') }, 'no NUL');
+    if (read && seen.has(parameter)) expected(reader, `${parameter} once`);
     if (read) Object.assign(query, read(reader));
     else query.filters.push(readFilter(reader));
     take(reader, /$/y, 'nothing more');
+    const hint = `Here can stand: ${allowed.join(', ') || 'none'}.`;
+    if (!allowed.includes(read ? parameter : 'filter')) decline('place', parameter, hint);
     seen.add(parameter);
   }
   return completeOrder(resource, query);
 }
 
-/** The parameters that are no filters; each may stand once. */
-const SINGLE = new Map<string, (reader: Reader) => Partial<Query>>([
-  ['select', (reader) => (reader.text ? { select: readSelect(reader) } : {})],
-  ['order', (reader) => ({ order: takeList(reader, () => readOrder(reader)) })],
-  ['limit', (reader) => ({ limit: readWhole(reader) })],
-  ['offset', (reader) => ({ offset: readWhole(reader) })],
-  ['after', (reader) => ({ after: readCursor(reader) })],
-  ['columns', (reader) => ({ columns: readColumns(reader, 422, 'PGRST204') })],
-  ['on_conflict', (reader) => ({ on_conflict: readColumns(reader, 400, '42703') })],
-]);
-
-function notHere(resource: Resource, { parameter }: Reader, allowed: string[]): Problem {
-  if (!SINGLE.has(parameter) && !/^(not\.)?(and|or)$/.test(parameter))
-    knownColumn(resource, parameter);
-  const hint = `Here can stand: ${allowed.join(', ') || 'none'}.`;
-  return new Problem(400, 'PGRST100', `The parameter ${parameter} has no meaning here.`, hint);
+function columnNamed({ table, names }: Resource, text: string, kind: Refusal = 'column') {
+  const name = unquoted(text);
+  if (names.includes(name)) return name;
+  if (text.includes('->')) decline('path', table);
+  const [embedded = '', more] = text.split(/[.(]/);
+  if (more !== undefined) decline('embedding', embedded);
+  return decline(kind, `${table}.${name}`, `The columns are ${names.join(', ')}.`);
 }
 
-function readColumns(reader: Reader, status: number, code: string): string[] {
-  const name = () => take(reader, PATTERNS.name, 'a column')[1] ?? '';
-  return takeList(reader, name).map((one) => knownColumn(reader.resource, one, status, code));
+function unquoted(text: string): string {
+  const inQuotes = /^"((?:[^"\\]|\\.)*)"$/s.exec(text)?.[1];
+  return inQuotes?.replace(/\\(.)/gs, '$1') ?? text;
+}
+
+function readColumn(reader: Reader, kind?: Refusal): string {
+  return columnNamed(reader.resource, take(reader, PATTERNS.name, 'a column')[0], kind);
 }
 
 function readWhole(reader: Reader): number {
@@ -1005,112 +1126,71 @@ function toJson(text: unknown): unknown {
 function readOrder(reader: Reader): Order {
   const what = 'a column, .asc or .desc, .nullsfirst or .nullslast';
   const [, name = '', direction, nulls] = take(reader, PATTERNS.order, what);
-  if (isNext(reader, '(')) throw noEmbedding(name);
-  if (reader.text.startsWith('.', reader.at)) throw expected(reader, what);
+  if (skip(reader, /\(/y)) decline('embedding', name);
+  if (skip(reader, /(?=\.)/y)) expected(reader, what);
   const descending = direction === 'desc';
   const nullsFirst = nulls ? nulls === 'first' : descending;
-  return { column: knownColumn(reader.resource, name), descending, nullsFirst };
+  return { column: columnNamed(reader.resource, name), descending, nullsFirst };
 }
 
 function readSelect(reader: Reader): Member[] {
   const all = reader.resource.names.map((name) => ({ name, column: name }));
-  const members = takeList(reader, () => (isNext(reader, '*') ? all : [readMember(reader)])).flat();
-  if (members.length > MOST_MEMBERS) throw expected(reader, `at most ${MOST_MEMBERS} columns`);
+  const members = takeList(reader, () => (skip(reader, /\*/y) ? all : [readMember(reader)])).flat();
+  if (members.length > MOST_MEMBERS) expected(reader, `at most ${MOST_MEMBERS} columns`);
   return members;
 }
 
 /** `alias:column::cast.aggregate()::cast`, of which all but the column or `count()` may lack. */
 function readMember(reader: Reader): Member {
-  const spread = isNext(reader, '...');
+  const spread = skip(reader, /\.\.\./y);
   const found = take(reader, PATTERNS.member, 'a column, alias:column, column::type or count()');
   const [, alias, count, name = '', inner, of, cast] = found;
-  if (spread || isNext(reader, '(')) throw noRelation(reader.resource, name);
+  const relation = `'${reader.resource.table}' and '${name.replace(/!.*/, '')}'`;
+  if (spread || skip(reader, /\(/y)) decline('relation', relation);
   for (const type of [inner, cast]) {
-    if (type && !CASTS.test(type)) throw expected(reader, `a type of ${CASTS.source}`);
+    if (type && !CASTS.test(type)) expected(reader, `a type of ${CASTS.source}`);
   }
-  const column = count ? undefined : knownColumn(reader.resource, name);
+  const column = count ? undefined : columnNamed(reader.resource, name);
   const aggregate = count ?? of;
-  const shown = alias ? unquoted(alias) : (aggregate ?? column ?? '');
-  return {
-    name: shown,
-    column,
-    inner: aggregate ? inner : undefined,
-    aggregate,
-    cast: aggregate ? cast : inner,
-  };
-}
-
-function noRelation({ table }: Resource, name: string): Problem {
-  const detail = `Could not find a relationship between '${table}' and '${name.replace(/!.*/, '')}'`;
-  return new Problem(400, 'PGRST200', detail, 'This service has one table and embeds nothing.');
-}
-
-function knownColumn({ table, names }: Resource, text: string, status = 400, code = '42703') {
-  const name = unquoted(text);
-  if (names.includes(name)) return name;
-  if (text.includes('->')) throw noPath(table);
-  const [embedded, more] = text.split(/[.(]/);
-  if (more !== undefined) throw noEmbedding(embedded ?? '');
-  const detail = `column ${table}.${name} does not exist`;
-  throw new Problem(status, code, detail, `The columns are ${names.join(', ')}.`);
-}
-
-function noPath(table: string): Problem {
-  const detail = `operator does not exist: no column of ${table} is json, as -> wants it`;
-  return new Problem(400, '42883', detail, 'Name a column alone.');
-}
-
-function noEmbedding(name: string): Problem {
-  const detail = `'${name}' is not an embedded resource in this request`;
-  return new Problem(400, 'PGRST108', detail, 'This service has one table and embeds nothing.');
-}
-
-function unquoted(text: string): string {
-  return text.startsWith('"') ? text.slice(1, -1).replace(/\\(.)/gs, '$1') : text;
+  return { name: unquoted(alias ?? aggregate ?? name), column, inner, aggregate, cast };
 }
 
 /** `column=op.value`, or a tree under `and`, `or`, `not.and`, `not.or`. */
 function readFilter(reader: Reader): Filter {
-  const { parameter, resource, text } = reader;
-  if (!/^(not\.)?(and|or)$/.test(parameter)) {
-    return readCondition(reader, knownColumn(resource, parameter), false);
-  }
-  if (!/^ *\(/.test(text)) throw expected(reader, '"("');
-  reader.text = parameter + text;
-  return readBranch(reader, 1);
+  const { parameter, resource } = reader;
+  if (/^(not\.)?(and|or)$/.test(parameter)) return readTree(reader, parameter, 1);
+  return readCondition(reader, columnNamed(resource, parameter), false);
+}
+
+/** What follows `and`, `or`, `not.and` or `not.or`: `(…,…)`. */
+function readTree(reader: Reader, head: string, depth: number): Filter {
+  take(reader, / *\(/y, '"("');
+  if (depth > DEEPEST) expected(reader, `at most ${DEEPEST} levels`);
+  const branches = takeList(reader, () => readBranch(reader, depth));
+  take(reader, / *\)/y, '"," or ")"');
+  const filter = { tree: head.endsWith('and') ? 'and' : 'or', branches } as const;
+  return head.startsWith('not') ? { not: filter } : filter;
 }
 
 function readBranch(reader: Reader, depth: number): Filter {
-  const what = 'and(, or(, or a column and "."';
-  const [, not, tree, name = ''] = take(reader, PATTERNS.branch, what);
-  if (!tree) take(reader, /\./y, '"." and an operator');
-  if (!tree) return readCondition(reader, knownColumn(reader.resource, name), true);
-  if (depth > DEEPEST) throw expected(reader, `at most ${DEEPEST} levels`);
-  const branches = takeList(reader, () => readBranch(reader, depth + 1), / *,/y);
-  take(reader, / *\)/y, '"," or ")"');
-  const filter = { tree: tree === 'and' ? 'and' : 'or', branches } as const;
-  return not ? { not: filter } : filter;
+  const [, head, name = ''] = take(reader, PATTERNS.branch, 'and(, or(, or a column and "."');
+  if (head) return readTree(reader, head, depth + 1);
+  take(reader, /\./y, '"." and an operator');
+  return readCondition(reader, columnNamed(reader.resource, name), true);
 }
 
 /** What follows a column: `op.value`, `not.op.value`, `op(any).{a,b}`, `fts(config).value`. */
 function readCondition(reader: Reader, column: string, inTree: boolean): Filter {
-  const start = { ...reader };
   const what = `[not.]operator. with one of ${[...OPERATORS.keys()].join(', ')}`;
   const [, not, operator = '', modifier] = take(reader, PATTERNS.condition, what);
-  const quantifier = /^(any|all)$/.test(modifier ?? '');
-  const fits = !modifier || SEARCHING.test(operator) || (QUANTIFIED.test(operator) && quantifier);
-  if (!OPERATORS.has(operator) || !fits) throw expected(start, what);
   const type = reader.resource.columns[column]?.type ?? 'uuid';
-  if (!isFor(type, operator)) {
-    throw new Problem(
-      400,
-      '42883',
-      `operator does not exist: ${type} ${operator}`,
-      'It is for text.',
-    );
-  }
-  const value = readValue(reader, operator, quantifier, inTree);
-  const filter = { column, operator, modifier, value };
+  if (!isFor(type, operator)) decline('operator', `${type} ${operator}`);
+  const shape = modifier && !SEARCHING.test(operator) ? BRACES : operator === 'is' ? IS : /^/;
+  const start = { ...reader };
+  const value = operator === 'in' ? readListed(reader) : readValue(reader, inTree);
+  if (!shape.test(value)) expected(start, shape.source);
+  const wanted = /like$/.test(operator) ? value.replaceAll('*', '%') : value;
+  const filter = { column, operator, modifier, value: wanted };
   return not ? { not: filter } : filter;
 }
 
@@ -1119,27 +1199,18 @@ function isFor(type: string, operator: string): boolean {
 }
 
 /** Alone, a value is the rest of the parameter; in a tree it ends at "," or ")", unless quoted. */
-function readValue(reader: Reader, operator: string, many: boolean, inTree: boolean): string {
-  if (operator === 'in') return readListed(reader);
-  const start = { ...reader };
-  const value = inTree ? readItem(reader, PATTERNS.item) : take(reader, /.*/sy, 'a value')[0];
-  if (operator === 'is' && !IS.test(value)) throw expected(start, IS.source);
-  if (many && !/^\{.*\}$/s.test(value)) throw expected(start, '"{", values between commas, "}"');
-  return /like$/.test(operator) ? value.replaceAll('*', '%') : value;
+function readValue(reader: Reader, inTree: boolean): string {
+  if (!inTree) return take(reader, /.*/sy, 'a value')[0];
+  return unquoted(take(reader, PATTERNS.item, 'a value')[0]);
 }
 
 /** `(a,"b")` as an array literal of PostgreSQL. */
 function readListed(reader: Reader): string {
   take(reader, /\(/y, '"("');
-  if (isNext(reader, ')')) return '{}';
-  const items = takeList(reader, () => readItem(reader, PATTERNS.listed));
+  const item = () => unquoted(take(reader, PATTERNS.listed, 'a value')[0]);
+  const items = skip(reader, /(?=\))/y) ? [] : takeList(reader, item);
   take(reader, /\)/y, '"," or ")"');
-  return `{${items.map((item) => `"${item.replace(/["\\]/g, '\\$&')}"`).join(',')}}`;
-}
-
-function readItem(reader: Reader, pattern: RegExp): string {
-  const [, inQuotes, bare = ''] = take(reader, pattern, 'a value');
-  return inQuotes === undefined ? bare : inQuotes.replace(/\\(.)/gs, '$1');
+  return `{${items.map((one) => `"${one.replace(/["\\]/g, '\\$&')}"`)}}`;
 }
 
 /** Makes the order total: by the key at last, in groups by what they are grouped by. */
@@ -1151,8 +1222,7 @@ function completeOrder({ key }: Resource, query: Query): Query {
   }
   const fits = !isGrouped(query) && after?.length === order.length && toUuid(after.at(-1) ?? '');
   if (!after || fits) return query;
-  const hint = 'Follow the link rel="next" of the page before, in the same order.';
-  throw new Problem(400, 'PGRST100', 'The parameter after is no cursor of this list.', hint);
+  return decline('cursor', 'after', 'Follow the link rel="next" of the page before, in its order.');
 }
 
 function isGrouped({ select = [] }: { select?: Member[] | undefined }): boolean {
@@ -1200,6 +1270,7 @@ export class Store {
   private row: Sql;
   private all: Sql;
   private settable: Sql;
+  private values: Sql;
   private reads = this.together('read', (asks: Ask[], since) => this.readAll(asks, since));
   private creates = this.together('create', (asks: Ask[], since) => this.createAll(asks, since));
   private replaces = this.together('replace', (asks: Ask[], since) => this.replaceAll(asks, since));
@@ -1215,7 +1286,9 @@ export class Store {
     this.key = name(resource.key);
     this.row = sql`(select row_to_json(r) from (select ${names(resource.names, 't.')}) r)::text`;
     this.all = names(resource.names);
-    this.settable = names(Object.keys(resource.columns));
+    this.settable = names(resource.settable);
+    const made = (one: string) => resource.columns[one]?.generated?.() ?? given(resource, one);
+    this.values = new Sql(resource.names.map(made).join(', '));
   }
 
   ping(call: Call): Promise<unknown> {
@@ -1375,28 +1448,31 @@ export class Store {
   private creation(rows: Row[], together: boolean): Sql {
     const { table, key, all } = this;
     const none = sql`where not exists (select from there)`;
-    const columns = Object.keys(this.resource.columns);
+    const { settable } = this.resource;
+    const there = (one: string) => given(this.resource, one, `t.${quoted(one)}`);
+    const wanted = new Sql(settable.map(there).join(', '));
     return sql`
       input as (select * from json_populate_recordset(null::${table}, ${JSON.stringify(rows)})),
       there as (
         select t.*, t.xmin::text as "#",
-          row(${names(columns, 't.')}) is not distinct from row(${names(columns, 'i.')}) as flag
+          row(${names(settable, 't.')}) is not distinct from row(${wanted}) as flag
         from ${table} t join input i using (${key})
       ),
       made as (
-        insert into ${table} as t (${all}) select ${all} from input
+        insert into ${table} as t (${all}) select ${this.values} from input i
         ${together ? none : sql`on conflict (${key}) do nothing`} ${RETURNING}, null::boolean as flag
       ),
       changed as (select * from made union all select * from there)`;
   }
 
   /** `changed` are the rows written, with a flag: they are new. */
-  private replacement(rows: Row[], set: string[]): Sql {
-    const { table, key, all } = this;
+  private replacement(rows: Row[], to: string[]): Sql {
+    const { table, key, all, resource } = this;
+    const set = to.filter((one) => one === resource.key || resource.settable.includes(one));
     const update = sql`update set (${names(set)}) = row(${names(set, 'excluded.')})`;
     return sql`changed as (
       insert into ${table} as t (${all})
-      select ${all} from json_populate_recordset(null::${table}, ${JSON.stringify(rows)})
+      select ${this.values} from json_populate_recordset(null::${table}, ${JSON.stringify(rows)}) i
       on conflict (${key}) do ${set.length > 0 ? update : sql`nothing`} ${RETURNING}, t.xmax = 0 as flag
     )`;
   }
@@ -1573,12 +1649,9 @@ function behind({ key }: Resource, order: Order[], values: (string | null)[]): S
     return sql`(${beyond} or (${same} and ${rest}))`;
   }, sql`false`);
 }
-
 function csvLine(values: (string | null)[]): string {
-  const field = (value: string | null) => {
-    if (value === null) return '';
-    return value === '' || /[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value;
-  };
+  const field = (value: string | null) =>
+    value === '' || /[",\r\n]/.test(value ?? '') ? `"${value?.replaceAll('"', '""')}"` : value;
   return `${values.map(field).join(',')}\n`;
 }
 
@@ -1586,98 +1659,89 @@ function csvLine(values: (string | null)[]): string {
 export type CsvReader = { columns: string[]; lines: AsyncIterable<Buffer>; rows: number };
 
 /**
- * Reads the header, gives each row a key where it has none. Bytes pass as latin1, one character
+ * Reads the header, gives each row its owner, and a key where it has none. Bytes pass as latin1, one character
  * each, so that PostgreSQL judges the encoding. Throws 400 for the header, 413 past the limit.
  */
 export async function readCsv(
   resource: Resource,
   bytes: AsyncIterable<Buffer>,
   limit: number,
+  sub = '',
 ): Promise<CsvReader> {
   const batches = splitCsv(bytes, limit);
   const { value: [header = '', ...first] = [] } = await batches.next();
-  const titles = Buffer.from(header, 'latin1')
-    .toString()
-    .replace(/^\ufeff/, '')
-    .split(',');
-  const columns = titles.map((title) =>
-    csvColumn(resource, title.trim().replace(/^"(.*)"$/, '$1')),
-  );
-  const missing = Object.entries(resource.columns).filter(([name, column]) => {
-    return !columns.includes(name) && column.default === undefined && !column.nullable;
-  });
-  const twice = columns.filter((name, at) => columns.indexOf(name) !== at);
-  if (twice.length > 0) throw badHeader(resource, `has ${twice} twice`);
-  if (missing.length > 0)
-    throw badHeader(resource, `lacks ${missing.map(([name]) => name).join(', ')}`);
+  const columns = readHeader(resource, Buffer.from(header, 'latin1').toString());
   const keyed = columns.includes(resource.key);
-  const reader = { columns: keyed ? columns : [resource.key, ...columns], rows: 0, lines: keys() };
+  const made = [...(resource.owner ? [resource.owner] : []), ...(keyed ? [] : [resource.key])];
+  const reader = { columns: [...made, ...columns], rows: 0, lines: lines() };
+  const own = resource.owner ? csvLine([sub]).replace('\n', ',') : '';
   return reader;
 
-  async function* keys(): AsyncGenerator<Buffer> {
+  async function* lines(): AsyncGenerator<Buffer> {
     yield withKeys(first);
     for await (const batch of batches) yield withKeys(batch);
   }
 
   function withKeys(records: string[]): Buffer {
     reader.rows += records.length;
-    const lines = records.map((record) => (keyed ? `${record}\n` : `${uuidv7()},${record}\n`));
+    const withKey = (record: string) => `${own}${keyed ? '' : `${uuidv7()},`}${record}\n`;
+    const lines = records.map(withKey);
     return Buffer.from(lines.join(''), 'latin1');
   }
 }
 
-/** Records of CSV (RFC 4180), those of a chunk at a time: lines, of which one in quotes goes on. */
+/** The columns that the titles mean. Throws 400 unless they make whole rows. */
+function readHeader(resource: Resource, header: string): string[] {
+  const { key, settable, columns, required } = resource;
+  const names = [key, ...settable.filter((name) => columns[name]?.type !== 'jsonb')];
+  const refused = (what: string) => decline('header', what, `It names columns: ${names.join(',')}`);
+  const titles = header.replace(/^\ufeff/, '').split(',');
+  const found = titles.map((text) => {
+    const title = text.trim().replace(/^"(.*)"$/, '$1');
+    const isNamed = (name: string) =>
+      name === title || columns[name]?.csv?.split(', ').includes(title);
+    const known = names.find(isNamed);
+    return known ?? refused(`has ${JSON.stringify(title.slice(0, 50))}, which is no column`);
+  });
+  const twice = found.filter((name, at) => found.indexOf(name) !== at);
+  if (twice.length > 0) refused(`has ${twice} twice`);
+  const missing = required.filter((name) => !found.includes(name));
+  if (missing.length > 0) refused(`lacks ${missing.join(', ')}`);
+  return found;
+}
+
+/** Records of CSV (RFC 4180), those of a chunk at a time: they end at line breaks outside quotes. */
 async function* splitCsv(bytes: AsyncIterable<Buffer>, limit: number): AsyncGenerator<string[]> {
-  let [open, size] = ['', 0];
+  let [open, size, inQuotes] = ['', 0, false];
   for await (const chunk of bytes) {
     size += chunk.length;
     if (size > limit) throw new Problem(413, 'PGRST102', `The CSV is larger than ${limit} bytes.`);
-    const lines = (open + chunk.toString('latin1')).split('\n');
-    const last = lines.pop() ?? '';
-    const records = [];
-    open = '';
-    for (const line of lines) {
-      open = open === '' ? line : `${open}\n${line}`;
-      if (open.includes('"') && open.split('"').length % 2 === 0) continue;
-      records.push(open.endsWith('\r') ? open.slice(0, -1) : open);
-      open = '';
+    const [text, records]: [string, string[]] = [chunk.toString('latin1'), []];
+    let start = 0;
+    for (const { 0: mark, index } of text.matchAll(/["\n]/g)) {
+      if (mark === '"') inQuotes = !inQuotes;
+      if (mark === '"' || inQuotes) continue;
+      records.push((open + text.slice(start, index)).replace(/\r$/, ''));
+      [open, start] = ['', index + 1];
     }
-    open = open === '' ? last : `${open}\n${last}`;
+    open += text.slice(start);
     if (records.length > 0) yield records;
   }
   if (open !== '') yield [open];
-}
-
-function csvColumn(resource: Resource, title: string): string {
-  const known = Object.entries(resource.columns).find(([name, { csv = '' }]) => {
-    return [name, ...csv.split(', ')].includes(title);
-  });
-  if (title === resource.key) return title;
-  return (
-    known?.[0] ??
-    badHeader(resource, `has ${JSON.stringify(title.slice(0, 50))}, which is no column`)
-  );
-}
-
-function badHeader({ names }: Resource, what: string): never {
-  const hint = `Its first line names columns: ${names.join(',')}`;
-  throw new Problem(400, 'PGRST204', `The header of the CSV ${what}.`, hint);
 }
 
 /** COPY tells the line, counted without the header, and the column. */
 function badLine({ columns }: Resource, error: Error & { where?: string }): unknown {
   const [, line, at] = /, line (\d+)(?:, column (\w+))?/.exec(error.where ?? '') ?? [];
   if (!line) return error;
-  const { status, code, message } = toProblem(error);
+  const { status, code, message, extras } = toProblem(error);
   const failed = /"!(\w+)"/.exec(message)?.[1];
   const name = failed ?? at;
-  const what = failed ? `${failed} must be ${columns[failed]?.expects}` : message;
-  const where = `line ${Number(line) + 1}${name ? `, column ${name}` : ''}`;
-  const errors = name ? [{ pointer: pointer(name), detail: `${where}: ${what}` }] : [];
-  return new Problem(status, code, `${where}: ${what}`, 'Nothing was stored.', {
-    details: where,
-    errors,
-  });
+  const details = `line ${Number(line) + 1}${name ? `, column ${name}` : ''}`;
+  const detail = `${details}: ${failed ? `${failed} must be ${columns[failed]?.expects}` : message}`;
+  const to = name ? pointer(name) : extras.errors?.[0]?.pointer;
+  const errors = to ? [{ pointer: to, detail }] : [];
+  return new Problem(status, code, detail, 'Nothing was stored.', { details, errors });
 }
 
 // --- Grouping -------------------------------------------------------------------
@@ -1792,30 +1856,27 @@ const ASYMMETRIC = ['RS256', 'ES256', 'EdDSA', 'Ed25519'];
 export type Authorize = ReturnType<typeof createAuth>;
 
 /** Tells who calls by the bearer token. Throws Problem 401, 403, or 503 where no key could be had. */
-export function createAuth(config: Config, log: Logger) {
-  const { JWT_SECRET = [], JWKS_URL, JWT_WRITE_SCOPE } = config;
+export function createAuth(config: Config, log: Logger, { owner = '', columns }: Resource) {
+  const { JWT_SECRET = [], JWKS_URL, JWT_WRITE_SCOPE, JWT_ISSUER, JWT_AUDIENCE } = config;
   const secrets = JWT_SECRET.map((secret) => () => Buffer.from(secret));
   const keys: jose.JWTVerifyGetKey[] = JWKS_URL ? [fetchedKeys(JWKS_URL, log)] : secrets;
   const callers = new Map<string, Caller>();
+  const pattern = columns[owner]?.owner;
+  if (pattern && !needsToken(config, false)) throw new StartError(`AUTH=all is required: ${owner}`);
   const options: jose.JWTVerifyOptions = {
     algorithms: JWKS_URL ? ASYMMETRIC : ['HS256'],
     requiredClaims: ['exp', 'sub'],
     clockTolerance: 5,
-    ...(config.JWT_ISSUER && { issuer: config.JWT_ISSUER }),
-    ...(config.JWT_AUDIENCE && { audience: config.JWT_AUDIENCE }),
+    ...(JWT_ISSUER && { issuer: JWT_ISSUER }),
+    ...(JWT_AUDIENCE && { audience: JWT_AUDIENCE }),
   };
 
   async function verify(token: string): Promise<Caller> {
     const tries = keys.map((key) => jose.jwtVerify(token, key, options));
     const { payload } = await Promise.any(tries).catch(({ errors }: AggregateError) => {
-      const problem = errors.find((error) => error instanceof Problem);
       const expired = errors.some((error) => error instanceof jose.errors.JWTExpired);
-      throw (
-        problem ??
-        (expired
-          ? unauthorized('PGRST303', 'JWT expired')
-          : unauthorized('PGRST301', 'JWT invalid'))
-      );
+      const problem = errors.find((error) => error instanceof Problem);
+      throw problem ?? unauthorized(expired ? 'PGRST303' : 'PGRST301');
     });
     const scopes = String(payload.scope ?? '').split(' ');
     return { sub: String(payload.sub), scopes, expires: (Number(payload.exp) + 5) * 1000 };
@@ -1825,10 +1886,13 @@ export function createAuth(config: Config, log: Logger) {
   return async function authorize(authorization: string | null, writes: boolean): Promise<string> {
     if (!needsToken(config, writes)) return '';
     const token = /^Bearer +([\w.~+/=-]+)$/i.exec(authorization ?? '')?.[1];
-    if (!token) throw unauthorized('PGRST302', 'A token is needed here');
+    if (!token) throw unauthorized('PGRST302');
     let caller = callers.get(token);
     if (!caller || caller.expires < Date.now()) {
       caller = await verify(token);
+      const hint = `The sub of the token has to match ${pattern?.source}.`;
+      if (pattern && !pattern.test(caller.sub))
+        throw new Problem(403, '42501', 'The token is of nobody who can own rows.', hint);
       if (callers.size >= MOST_CALLERS) callers.clear();
       callers.set(token, caller);
     }
@@ -1843,14 +1907,21 @@ function needsToken({ AUTH, JWT_SECRET, JWKS_URL }: Config, writes: boolean): bo
   return mode === 'all' || (mode === 'write' && writes);
 }
 
+const UNAUTHORIZED = {
+  PGRST301: 'JWT invalid',
+  PGRST302: 'A token is needed here',
+  PGRST303: 'JWT expired',
+};
+
 /** RFC 6750, 3: an error is named only where a token was sent. */
-function unauthorized(code: string, detail: string): Problem {
+function unauthorized(code: keyof typeof UNAUTHORIZED): Problem {
+  const detail = UNAUTHORIZED[code];
   const why = code === 'PGRST302' ? '' : ` error="invalid_token", error_description="${detail}"`;
   const headers = { 'WWW-Authenticate': `Bearer realm="api"${why}` };
   return new Problem(401, code, detail, 'Send "Authorization: Bearer <token>".', { headers });
 }
 
-/** Keys that go on while their source is away; it is asked for an unknown one once per cooldown. */
+/** Keys that go on while their source is away (jose's own do not); asked for once per cooldown. */
 function fetchedKeys(url: string, log: Logger): jose.JWTVerifyGetKey {
   let keys: jose.JWTVerifyGetKey | undefined;
   let fetching: Promise<void> = Promise.resolve();
@@ -1871,10 +1942,7 @@ function fetchedKeys(url: string, log: Logger): jose.JWTVerifyGetKey {
     }
     await fetching;
     if (keys) return keys(header, token);
-    const headers = { 'Retry-After': '1' };
-    throw new Problem(503, 'PGRST300', 'The keys for tokens could not be had.', 'Try again.', {
-      headers,
-    });
+    throw new Problem(503, 'PGRST300', 'No key for tokens could be had.', 'Try again.', LATER);
   };
 }
 
@@ -1884,10 +1952,9 @@ async function printToken({ JWT_SECRET, JWT_ISSUER, JWT_AUDIENCE }: Config, args
   if (!secret) throw new StartError('JWT_SECRET is needed to sign a token');
   const options = { sub: TEXT, scope: TEXT, expires: TEXT };
   const { sub = 'me', scope, expires = '1h' } = parseArgs({ args, options }).values;
-  const token = new jose.SignJWT(scope ? { scope } : {}).setProtectedHeader({ alg: 'HS256' });
-  if (JWT_ISSUER) token.setIssuer(JWT_ISSUER);
-  if (JWT_AUDIENCE) token.setAudience(JWT_AUDIENCE);
-  token.setSubject(sub).setIssuedAt().setExpirationTime(expires);
+  const of = { ...(JWT_ISSUER && { iss: JWT_ISSUER }), ...(JWT_AUDIENCE && { aud: JWT_AUDIENCE }) };
+  const token = new jose.SignJWT({ sub, ...of, ...(scope && { scope }) });
+  token.setProtectedHeader({ alg: 'HS256' }).setIssuedAt().setExpirationTime(expires);
   process.stdout.write(`${await token.sign(Buffer.from(secret))}\n`);
 }
 const TEXT = { type: 'string' } as const;
@@ -2258,7 +2325,7 @@ async function upsert(
 }
 
 async function copy({ config, resource, store }: Service, visit: Visit): Promise<Answer> {
-  const csv = await readCsv(resource, bytesOf(visit), config.CSV_LIMIT);
+  const csv = await readCsv(resource, bytesOf(visit), config.CSV_LIMIT, visit.call.sub);
   await store.copy(csv);
   return { status: 201, headers: { 'Content-Range': `*/${csv.rows}` }, body: null };
 }
@@ -2667,18 +2734,18 @@ function describeOperation({ names }: Resource, route: Route, contents: Record<s
 }
 
 /** What MEDIA names, with a schema and an example for each type. */
-function contentsOf({ key, example }: Resource) {
-  const { [key]: _, ...fresh } = example;
+function contentsOf({ key, settable, example }: Resource) {
+  const fresh = Object.fromEntries(settable.map((name) => [name, example[name]]));
   const [row, whole, part] = ['Row', 'NewRow', 'Part'].map((name) => refer(`schemas/${name}`));
   const many = (items?: object) => ({ type: 'array', items });
   const either = (schema?: object) => ({ anyOf: [schema, many(schema)] });
-  const csv = csvLine(Object.keys(fresh)) + csvLine(Object.values(fresh).map(String));
+  const csv = csvLine(Object.keys(fresh)) + csvLine(Object.values(fresh).map(toText));
   const rows = { schema: many(row), example: [example] };
   const shown: Record<string, object> = {
     ...{ rows, all: rows, row: { schema: row, example } },
     made: { schema: either(row), example: [example] },
     new: { schema: either(whole), examples: { one: { value: fresh }, many: { value: [fresh] } } },
-    whole: { schema: whole, example },
+    whole: { schema: whole, example: { [key]: example[key], ...fresh } },
     part: { schema: part, example: fresh },
     parts: { schema: either(part), example: fresh },
   };
@@ -2715,7 +2782,7 @@ function describeParameters({ key, names, columns, example }: Resource) {
     const { type = 'uuid', expects = 'a UUID' } = columns[name] ?? {};
     const operators = [...OPERATORS.keys()].filter((operator) => isFor(type, operator)).join('|');
     const pattern = `^(not\\.)?(${operators})(\\(\\w+\\))?\\.`;
-    const schema = { ...STRING, pattern, examples: [`eq.${example[name]}`] };
+    const schema = { ...STRING, pattern, examples: [`eq.${toText(example[name])}`] };
     return [`column.${name}`, { in: 'query', name, description: `Is ${expects}`, schema }];
   });
   const others = Object.entries(PARAMETERS).map(([name, [description, more]]) => {
@@ -2872,7 +2939,7 @@ async function serve(config: Config, resource: Resource, log: Logger): Promise<R
   const database = new Database(config, log);
   const store = new Store(resource, database);
   const metrics = createMetrics(config, database);
-  const authorize = createAuth(config, log);
+  const authorize = createAuth(config, log, resource);
   const app = createApp({ config, resource, store, authorize, metrics, log, life });
   const server = createHttpServer(app);
   const sockets = new Set<Socket>();
@@ -3050,7 +3117,7 @@ async function embed(config: Config, resource: Resource, log: Logger) {
   return { stop: embedded.stop, greet };
 }
 
-function fail(error: unknown): never {
+export function fail(error: unknown): never {
   const known = error instanceof StartError;
   pino().fatal(known ? {} : { error }, known ? error.message : 'ended by an error');
   process.exit(known ? 2 : 1);
