@@ -668,7 +668,8 @@ export class Database {
         return await this.execute(client, query, DEADLINE - elapsed(), kind, call);
       } catch (error) {
         const unread = this.dismissed.has(driver) && !query.options?.simple;
-        const mayRun = mayRepeat(unread ? 'read' : kind, query, error);
+        const met = codeOf(error) === '23505' && tries <= this.config.POOL_SIZE; // not its own row
+        const mayRun = !met && mayRepeat(unread ? 'read' : kind, query, error);
         const last = tries === 1 || elapsed() > LOCK_TIMEOUT || !mayRun;
         if (last) throw query.state || codeOf(error) !== '57014' ? error : unavailable();
         call.repeated ||= LOST.test(codeOf(error));
@@ -1210,7 +1211,7 @@ function readListed(reader: Reader): string {
   const item = () => unquoted(take(reader, PATTERNS.listed, 'a value')[0]);
   const items = skip(reader, /(?=\))/y) ? [] : takeList(reader, item);
   take(reader, /\)/y, '"," or ")"');
-  return `{${items.map((one) => `"${one.replace(/["\\]/g, '\\$&')}"`)}}`;
+  return toArray(items);
 }
 
 /** Makes the order total: by the key at last, in groups by what they are grouped by. */
@@ -1271,6 +1272,8 @@ export class Store {
   private all: Sql;
   private settable: Sql;
   private values: Sql;
+  private none: Sql; // a row of the table's type; null::name could be a type of that name
+  private identity: Sql;
   private reads = this.together('read', (asks: Ask[], since) => this.readAll(asks, since));
   private creates = this.together('create', (asks: Ask[], since) => this.createAll(asks, since));
   private replaces = this.together('replace', (asks: Ask[], since) => this.replaceAll(asks, since));
@@ -1289,6 +1292,11 @@ export class Store {
     this.settable = names(resource.settable);
     const made = (one: string) => resource.columns[one]?.generated?.() ?? given(resource, one);
     this.values = new Sql(resource.names.map(made).join(', '));
+    this.none = sql`(select t from ${this.table} t where false)`;
+    const { owner } = resource;
+    this.identity = owner
+      ? sql`t.${this.key} || ' ' || t.${name(owner)}`
+      : sql`t.${this.key}::text`;
   }
 
   ping(call: Call): Promise<unknown> {
@@ -1301,7 +1309,7 @@ export class Store {
 
   /** Inserts the row; where its key is taken, nothing. */
   create(row: Row, call: Call): Promise<Written> {
-    const ask = { uuid: String(row[this.resource.key]), row, call };
+    const ask = this.ask(row, call);
     return this.database.admit(call, async () => {
       for (let tries = 2; ; tries -= 1) {
         const made = await this.creates(ask); // no row: its key came in between
@@ -1312,18 +1320,17 @@ export class Store {
 
   /** Inserts the row, or puts it in the place of the one with its key. */
   replace(row: Row, call: Call): Promise<Written> {
-    const ask = { uuid: String(row[this.resource.key]), row, call };
-    return this.database.admit(call, () => this.replaces(ask));
+    return this.database.admit(call, () => this.replaces(this.ask(row, call)));
   }
 
   /** Inserts all rows, or none where a key is taken; the flag tells whether by what was wanted. */
   createMany(rows: Row[], terms: Terms, call: Call): Promise<Written> {
-    return this.write('keyed', this.creation(rows, true), terms, call);
+    return this.write('keyed', this.creation(this.owned(rows, call), true), terms, call);
   }
 
   /** Inserts rows; where the key is taken, `set` columns replace what is there, or nothing does. */
   upsert(rows: Row[], set: string[], terms: Terms, call: Call): Promise<Written> {
-    return this.write('write', this.replacement(rows, set), terms, call);
+    return this.write('write', this.replacement(this.owned(rows, call), set), terms, call);
   }
 
   /** Sets what the part has and leaves the rest, all within the statement (RFC 7396). */
@@ -1356,7 +1363,7 @@ export class Store {
 
   /** One page. Equal ones that are asked for at the same time are one statement. */
   page(query: Query, wanted: Wanted, call: Call): Promise<Page> {
-    const statement = this.paging(query, wanted);
+    const statement = this.paging(query, wanted, call);
     const key = JSON.stringify(statement);
     return this.database.admit(call, () => this.pages(key, { query, wanted, statement, call }));
   }
@@ -1366,7 +1373,7 @@ export class Store {
     const { select = this.resource.names.map((name): Member => ({ name, column: name })) } = query;
     const values = select.map((one, at) => sql`${shownOf(query, one, at)} as ${name(`c${at}`)}`);
     const wanted = csv ? joined(values) : sql`${this.member(query)} as body`;
-    const rows = this.source(query, query.limit ?? null, query.offset);
+    const rows = this.source(query, query.limit ?? null, query.offset, call);
     const lineOf = (one: Result) => (csv ? csvLine(Object.values(one)) : (one.body ?? ''));
     let header = csv ? [csvLine(select.map((one) => one.name))] : [];
     for await (const batch of this.database.stream(call, sql`select ${wanted} from ${rows} t`)) {
@@ -1393,6 +1400,33 @@ export class Store {
     });
   }
 
+  private ask(row: Row, call: Call): Ask {
+    return { uuid: String(row[this.resource.key]), row: this.owned([row], call)[0] ?? row, call };
+  }
+
+  /** The rows as their caller's; a body does not tell whose they are. */
+  private owned(rows: Row[], { sub }: Call): Row[] {
+    const { owner } = this.resource;
+    return owner ? rows.map((row) => ({ ...row, [owner]: sub })) : rows;
+  }
+
+  /** The test that a row is the caller's. */
+  private own({ sub }: Call): Sql[] {
+    const { owner } = this.resource;
+    return owner ? [sql`t.${name(owner)} = ${sub}`] : [];
+  }
+
+  /** The test that a row is one that was asked for, by its owner. */
+  private oneOf(asks: Ask[]): Sql {
+    const keyed = sql`t.${this.key} = any(${toArray(asks.map(({ uuid }) => uuid))})`;
+    const ids = toArray(asks.map((ask) => this.idOf(ask)));
+    return this.resource.owner ? sql`${keyed} and ${this.identity} = any(${ids})` : keyed;
+  }
+
+  private idOf({ uuid, call }: Ask): string {
+    return this.resource.owner ? `${uuid} ${call.sub}` : uuid;
+  }
+
   private together<O>(work: string, run: Grouping<Ask, O>['run']) {
     const keyOf = work === 'read' ? () => undefined : ({ uuid }: Ask) => uuid;
     return group({ ...this.grouping(work, run), keyOf });
@@ -1409,13 +1443,13 @@ export class Store {
   }
 
   private async readAll(asks: Ask[], since: number): Promise<(Stored | undefined)[]> {
-    const { table, key, row } = this;
+    const { table, identity, row } = this;
     const statement = sql`
-      select t.${key}::text as key, t.xmin::text as version, ${row} as body
-      from ${table} t where t.${key} = any(${keysOf(asks)})`;
+      select ${identity} as id, t.xmin::text as version, ${row} as body
+      from ${table} t where ${this.oneOf(asks)}`;
     const found = await this.database.run('read', callOf(asks), statement, since);
-    const rows = new Map(found.map((one) => [one.key, one as Stored]));
-    return asks.map(({ uuid }) => rows.get(uuid));
+    const rows = new Map(found.map((one) => [one.id, one as Stored]));
+    return asks.map((ask) => rows.get(this.idOf(ask)));
   }
 
   private createAll(asks: Ask[], since: number): Promise<Written[]> {
@@ -1428,7 +1462,7 @@ export class Store {
   }
 
   private removeAll(asks: Ask[], since: number): Promise<Written[]> {
-    const removed = sql`delete from ${this.table} t where t.${this.key} = any(${keysOf(asks)})`;
+    const removed = sql`delete from ${this.table} t where ${this.oneOf(asks)}`;
     const ctes = sql`changed as (${removed} ${RETURNING}, null::boolean as flag)`;
     return this.writeAll('write', asks, ctes, since);
   }
@@ -1436,31 +1470,33 @@ export class Store {
   /** Runs the CTEs for a group; of each ask what became of its row. */
   private async writeAll(kind: Kind, asks: Ask[], ctes: Sql, since: number): Promise<Written[]> {
     const call = callOf(asks);
-    const statement = sql`with ${ctes} select t.${this.key}::text as key, "#" as version,
-      ${this.row} as body, flag from changed t`;
+    const statement = sql`
+      with ${ctes} select ${this.identity} as id, "#" as version, ${this.row} as body, flag
+      from changed t`;
     const results = await this.database.run(kind, call, statement, since);
     for (const ask of asks) ask.call.repeated ||= call.repeated;
-    const rows = new Map(results.map((one) => [one.key, one]));
-    return asks.map(({ uuid }) => writtenOf(rows.get(uuid)));
+    const rows = new Map(results.map((one) => [one.id, one]));
+    return asks.map((ask) => writtenOf(rows.get(this.idOf(ask))));
   }
 
   /** `changed` are the rows made, and those that were there, with a flag: as they were wanted. */
   private creation(rows: Row[], together: boolean): Sql {
     const { table, key, all } = this;
-    const none = sql`where not exists (select from there)`;
-    const { settable } = this.resource;
+    const free = sql`where not exists (select from there)`;
+    const { settable, owner } = this.resource;
+    const mine = owner ? sql`${key}, ${name(owner)}` : key;
     const there = (one: string) => given(this.resource, one, `t.${quoted(one)}`);
     const wanted = new Sql(settable.map(there).join(', '));
     return sql`
-      input as (select * from json_populate_recordset(null::${table}, ${JSON.stringify(rows)})),
+      input as (select * from json_populate_recordset(${this.none}, ${JSON.stringify(rows)})),
       there as (
         select t.*, t.xmin::text as "#",
           row(${names(settable, 't.')}) is not distinct from row(${wanted}) as flag
-        from ${table} t join input i using (${key})
+        from ${table} t join input i using (${mine})
       ),
       made as (
         insert into ${table} as t (${all}) select ${this.values} from input i
-        ${together ? none : sql`on conflict (${key}) do nothing`} ${RETURNING}, null::boolean as flag
+        ${together ? free : sql`on conflict (${key}) do nothing`} ${RETURNING}, null::boolean as flag
       ),
       changed as (select * from made union all select * from there)`;
   }
@@ -1469,10 +1505,12 @@ export class Store {
   private replacement(rows: Row[], to: string[]): Sql {
     const { table, key, all, resource } = this;
     const set = to.filter((one) => one === resource.key || resource.settable.includes(one));
-    const update = sql`update set (${names(set)}) = row(${names(set, 'excluded.')})`;
+    const owner = name(resource.owner ?? resource.key); // nobody takes the row of another
+    const update = sql`update set (${names(set)}) = row(${names(set, 'excluded.')})
+      where t.${owner} = excluded.${owner}`;
     return sql`changed as (
       insert into ${table} as t (${all})
-      select ${this.values} from json_populate_recordset(null::${table}, ${JSON.stringify(rows)}) i
+      select ${this.values} from json_populate_recordset(${this.none}, ${JSON.stringify(rows)}) i
       on conflict (${key}) do ${set.length > 0 ? update : sql`nothing`} ${RETURNING}, t.xmax = 0 as flag
     )`;
   }
@@ -1487,7 +1525,8 @@ export class Store {
   }
 
   private change(action: Sql, tests: Sql[], terms: Terms, call: Call, uuid?: string) {
-    const changed = sql`${action} ${where(tests)} ${RETURNING}, null::boolean as flag`;
+    const mine = where([...tests, ...this.own(call)]);
+    const changed = sql`${action} ${mine} ${RETURNING}, null::boolean as flag`;
     return this.write('write', sql`changed as (${changed})`, terms, call, uuid);
   }
 
@@ -1501,7 +1540,8 @@ export class Store {
   ): Promise<Written> {
     const { single = false, most = MOST_ROWS } = terms;
     const broken = sql`count(*) > ${most} or (${single} and count(*) <> 1)`;
-    const found = sql`(select count(*) from ${this.table} t where t.${this.key} = ${uuid ?? null})`;
+    const same = where([sql`t.${this.key} = ${uuid ?? null}`, ...this.own(call)]);
+    const found = sql`(select count(*) from ${this.table} t ${same})`;
     const statement = sql`
       with ${ctes}
       select count(*) as rows, string_agg(${this.member(terms)}, ',') as body, min("#") as version,
@@ -1536,24 +1576,25 @@ export class Store {
   }
 
   /** One row more than wanted tells that there are more. */
-  private paging(query: Query, { limit, body, count }: Wanted): Sql {
+  private paging(query: Query, { limit, body, count }: Wanted, call: Call): Sql {
     const { after, ...whole } = query;
     const seen = isGrouped(query) || (body && !query.select); // else the cursor is in no row
     const values = query.order.map(({ column }) => sql`t.${name(column)}::text`);
     const next = seen ? sql`null` : sql`(array_agg(json_build_array(${joined(values)})))[${limit}]`;
     return sql`
       select count(*),
-        ${count ? sql`(select count(*) from ${this.source(whole, null, 0)} t)` : sql`null`},
+        ${count ? sql`(select count(*) from ${this.source(whole, null, 0, call)} t)` : sql`null`},
         ${next}, ${body ? sql`string_agg(${this.member(query)}, E',\n')` : sql`null`}
-      from ${this.source(query, limit + 1, query.offset)} t`;
+      from ${this.source(query, limit + 1, query.offset, call)} t`;
   }
 
   /** The rows of a list as a table; groups have the columns c0, c1, … in the order of `select`. */
-  private source(query: Query, limit: number | null, offset: number): Sql {
+  private source(query: Query, limit: number | null, offset: number, call: Call): Sql {
     const { select = [], filters, order, after } = query;
     const groups = isGrouped(query) ? groupedBy(query).map((column) => sql`t.${name(column)}`) : [];
     const members = select.map((one, at) => sql`${expression(one)} as ${name(`c${at}`)}`);
-    const tests = [...filters.map(test), ...(after ? [behind(this.resource, order, after)] : [])];
+    const tests = [...this.own(call), ...filters.map(test)];
+    if (after) tests.push(behind(this.resource, order, after));
     return sql`(
       select ${isGrouped(query) ? joined(members) : sql`t.*`} from ${this.table} t ${where(tests)}
       ${groups.length > 0 ? sql`group by ${joined(groups)}` : sql``}
@@ -1583,12 +1624,13 @@ function rowsOf(asks: Ask[]): Row[] {
   return sorted.map(({ row = {} }) => row);
 }
 
-function keysOf(asks: Ask[]): string {
-  return `{${asks.map(({ uuid }) => uuid)}}`;
+/** An array literal of PostgreSQL. */
+function toArray(items: string[]): string {
+  return `{${items.map((item) => `"${item.replace(/["\\]/g, '\\$&')}"`).join(',')}}`;
 }
 
 function writtenOf(result: Result = {}): Written {
-  const { rows = result.key ? 1 : 0, body, version, flag, every = flag, found } = result;
+  const { rows = result.id ? 1 : 0, body, version, flag, every = flag, found } = result;
   return {
     ...{ rows: Number(rows), body: body ?? '', version: version ?? '' },
     ...{ created: flag === 't', taken: flag !== null, same: every === 't', found: found === '1' },
@@ -2340,7 +2382,7 @@ async function replace(service: Service, visit: Visit): Promise<Answer> {
   const stored = versions
     ? await store.merge(key, row, versions, call)
     : await (only ? store.upsert([row], [], {}, call) : store.replace(row, call));
-  if (stored.rows === 0) throw preconditionFailed();
+  if (stored.rows === 0) throw only || versions ? preconditionFailed() : noRow();
   const location = stored.created && { Location: locationOf(service, visit, row) };
   return written(visit, stored, terms, location ? 201 : 200, { ...tag(stored), ...location });
 }
