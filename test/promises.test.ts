@@ -1454,7 +1454,8 @@ function startUpload(t: TestContext, service: TestService) {
   t.after(() => sent.destroy());
   sent.on('error', () => {}).write(`${Object.keys(ROW)}\n`);
   const line = `${Object.values(bodyOf(`"${UPLOADED}"`))}\n`;
-  const answer = once(sent, 'response').then(async ([response]) => {
+  const signal = AbortSignal.timeout(4 * PROMISED);
+  const answer = once(sent, 'response', { signal }).then(async ([response]) => {
     let text = '';
     for await (const data of response) text += data;
     return { status: Number(response.statusCode), text };
