@@ -471,7 +471,7 @@ function sendRaw(bytes: Buffer): Promise<string> {
 function checkRaw(answer: string): void {
   service.hear(answer);
   assert.doesNotMatch(answer, /^HTTP\/1\.1 500/m);
-  const heads = answer.split(/^(?=HTTP\/1\.1 \d)/m).filter((one) => /^HTTP\/1\.1 [45]/.test(one));
+  const heads = answer.split(/(?=HTTP\/1\.1 \d{3} )/).filter((one) => /^HTTP\/1\.1 [45]/.test(one));
   for (const one of heads) {
     const [head = '', body = ''] = one.split('\r\n\r\n');
     const type = /^content-type: (.*?)\r?$/im.exec(head)?.[1];

@@ -281,7 +281,8 @@ function bodyOf(name: string) {
   return { ...ROW, name };
 }
 
-// Most of a fault is waiting: these sections run beside each other, each on databases of its own.
+// Most of a fault is waiting: these sections run beside each other, each test on a database of its
+// own. (What says nothing of concurrency would take that of what it is in.)
 describe('Faults', { concurrency: 3 }, () => {
   // --- Database -------------------------------------------------------------------
 
@@ -355,12 +356,12 @@ describe('Faults', { concurrency: 3 }, () => {
     });
 
     for (const [fault, rest] of [
-      ['hangs, and the rest of the upload is short', 'no more'],
-      ['hangs, and the rest of the upload is long', 'much more'],
-      ['is behind a network that stalls', 'much more'],
+      ['hangs when all of it is sent', 'its end'],
+      ['hangs in the middle', 'much more'],
+      ['stalls in the middle with its network', 'much more'],
     ] as const) {
-      test(`an upload of CSV whose server ${fault} is answered in time and leaves nothing`, async (t) => {
-        const stalls = fault.includes('stalls');
+      test(`an upload of CSV whose server ${fault} is answered in time, and no part of it stored`, async (t) => {
+        const stalls = fault.includes('network');
         const { database, proxy, service } = await openScene(t, {}, { proxied: stalls });
         const upload = startUpload(t, service);
         upload.send(1);
@@ -383,7 +384,8 @@ describe('Faults', { concurrency: 3 }, () => {
         assert.equal(JSON.parse(text).status, status);
         assert.ok(ms < PROMISED);
         await until(async () => (await activeWith(database, 'copy ')).length === 0, 3000);
-        assert.equal(await countRows(database, UPLOADED), 0);
+        const stored = await countRows(database, UPLOADED); // all of it is in doubt, never a part
+        assert.ok(stored === 0 || (stored === 1 && rest === 'its end'), `${stored} rows`);
         assert.match((await service.get('/metrics')).text, /^db_streams 0$/m);
       });
     }
@@ -667,7 +669,7 @@ describe('Faults', { concurrency: 3 }, () => {
   // --- Server ---------------------------------------------------------------------
 
   // These stop, pause or crash a server, so they have one of their own.
-  describe('Server', () => {
+  describe('Server', { concurrency: 1 }, () => {
     test('a service without its database starts, says so, and is ready 2 s after it is up', async (t) => {
       const { stop, start } = hold(t);
       await stop('fast');
@@ -773,7 +775,7 @@ describe('Faults', { concurrency: 3 }, () => {
 
   // --- Types ----------------------------------------------------------------------
 
-  describe('Types', () => {
+  describe('Types', { concurrency: 1 }, () => {
     test('PostgreSQL judges what a filter and a body say, not the driver', async (t) => {
       const file = await writeEntry(
         t,
@@ -857,7 +859,7 @@ describe('Faults', { concurrency: 3 }, () => {
 
   // --- Repetition -----------------------------------------------------------------
 
-  describe('Repetition', () => {
+  describe('Repetition', { concurrency: 1 }, () => {
     test('a POST whose answer the network lost is repeated by the service: one row', async (t) => {
       const { database, proxy, service } = await openScene(t, {}, { proxied: true });
       const dropped = proxy.dropReply('Lost, Mr. Answer');
@@ -912,7 +914,7 @@ describe('Faults', { concurrency: 3 }, () => {
 
   // --- Start ----------------------------------------------------------------------
 
-  describe('Start', () => {
+  describe('Start', { concurrency: 1 }, () => {
     test('four processes that start at once on an empty database make one schema', async (t) => {
       const database = await startDatabase(server.url);
       const environment = { DATABASE_URL: database.url };
@@ -1019,7 +1021,7 @@ describe('Faults', { concurrency: 3 }, () => {
 
   // --- Stop -----------------------------------------------------------------------
 
-  describe('Stop', () => {
+  describe('Stop', { concurrency: 1 }, () => {
     for (const workers of [1, 2]) {
       const who = workers === 1 ? 'the process' : 'its workers';
 
@@ -1156,7 +1158,7 @@ describe('Faults', { concurrency: 3 }, () => {
 
   // --- Workers --------------------------------------------------------------------
 
-  describe('Workers', () => {
+  describe('Workers', { concurrency: 1 }, () => {
     test('the primary killed: no worker stays', async (t) => {
       const { service } = await openScene(t, await twoWorkers());
       await untilAll(service, 2);
@@ -1452,7 +1454,8 @@ function startUpload(t: TestContext, service: TestService) {
   t.after(() => sent.destroy());
   sent.on('error', () => {}).write(`${Object.keys(ROW)}\n`);
   const line = `${Object.values(bodyOf(`"${UPLOADED}"`))}\n`;
-  const answer = once(sent, 'response').then(async ([response]) => {
+  const signal = AbortSignal.timeout(4 * PROMISED);
+  const answer = once(sent, 'response', { signal }).then(async ([response]) => {
     let text = '';
     for await (const data of response) text += data;
     return { status: Number(response.statusCode), text };
