@@ -38,7 +38,9 @@ export type Line = { text: string; json?: Record<string, unknown> };
 export type Container = {
   lines: Line[];
   /** Resolves with the first line, of those after `from`, that satisfies. */
-  logged: (satisfies: (line: Record<string, unknown>) => unknown) => Promise<Record<string, unknown>>;
+  logged: (
+    satisfies: (line: Record<string, unknown>) => unknown,
+  ) => Promise<Record<string, unknown>>;
   pids: (name: string) => Promise<number[]>;
   kill: (signal: NodeJS.Signals) => Promise<void>;
   ended: Promise<number | null>;
@@ -87,7 +89,9 @@ export async function startContainer(
     }
   };
   const pids = async (name: string) => {
-    const first = Number(await readFile(join(bundle, 'state', id, 'pid'), 'utf8').catch(() => init()));
+    const first = Number(
+      await readFile(join(bundle, 'state', id, 'pid'), 'utf8').catch(() => init()),
+    );
     return named(await descendants(first), name);
   };
   const init = async () =>
