@@ -25,8 +25,10 @@ export const storage = ['--root', join(cache, 'storage'), '--runroot', join(cach
 
 /** Runs buildah on that storage; returns what it printed. */
 export function buildah(...args: string[]): string {
-  const options = { encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] } as const;
-  return execFileSync('buildah', [...storage, ...args], options).trim();
+  return execFileSync('buildah', [...storage, ...args], {
+    encoding: 'utf8',
+    stdio: ['ignore', 'pipe', 'inherit'],
+  }).trim();
 }
 
 /** Makes the stand-in unless there is an image of that name already. */

@@ -54,8 +54,10 @@ function publicAddress(remote: string): string {
 /** What the command prints; nothing where it is missing or fails. */
 function ask(command: string, ...args: string[]): string {
   try {
-    const options = { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] } as const;
-    return execFileSync(command, args, options).trim();
+    return execFileSync(command, args, {
+      encoding: 'utf8',
+      stdio: ['ignore', 'pipe', 'ignore'],
+    }).trim();
   } catch {
     return '';
   }

@@ -53,18 +53,23 @@ export const REFUSALS: [string, string, number][] = [
 /** An answer read off the wire. */
 export type Raw = { status: number; headers: Headers; body: string };
 
-/** Sends bytes and reads until the other side closes. */
+/** Sends bytes and reads one answer, to its end or to that of the connection. */
 export function send(port: number, bytes: string): Promise<Raw> {
   return new Promise((resolve, reject) => {
     const socket = connect(port, '127.0.0.1', () => socket.write(bytes, 'latin1'));
     let text = '';
+    const finish = () => {
+      socket.destroy();
+      resolve(parse(text));
+    };
     socket.setEncoding('latin1').on('data', (data) => {
       text += data;
+      const { headers, body } = parse(text);
+      if (body.length >= Number(headers.get('content-length') ?? Number.POSITIVE_INFINITY))
+        finish();
     });
-    socket.on('error', (error) =>
-      text.includes('\r\n\r\n') ? resolve(parse(text)) : reject(error),
-    );
-    socket.on('close', () => resolve(parse(text)));
+    socket.on('error', (error) => (text.includes('\r\n\r\n') ? finish() : reject(error)));
+    socket.on('close', finish);
   });
 }
 
