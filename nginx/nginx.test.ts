@@ -173,7 +173,7 @@ describe('Files', () => {
   });
 
   test('the time budget: inner below outer', async (t) => {
-    const [app, server, process] = await Promise.all(
+    const [app = '', server = '', process = ''] = await Promise.all(
       ['app.ts', 'nginx/passengers.conf', 'supervisord.conf'].map(read),
     );
     const constant = (name: string) => numberIn(app, new RegExp(`const ${name} = (\\d+);`)) / 1000;
@@ -219,7 +219,7 @@ function read(path: string): Promise<string> {
   return readFile(join(root, path), 'utf8');
 }
 
-function numberIn(text = '', pattern: RegExp): number {
+function numberIn(text: string, pattern: RegExp): number {
   const [, found] = pattern.exec(text) ?? [];
   assert.ok(found, `${pattern} is not there`);
   return Number(found.replaceAll('_', ''));
