@@ -12,8 +12,8 @@ import signal
 import sys
 import time
 
-MOST_CRASHES = 9  # of node, within
-WINDOW = 60  # seconds; five kills in a row are survived, a crash at each start is not
+MOST_CRASHES = 6  # of node, within
+WINDOW = 60  # seconds: a few kills in a row are survived, a crash at each start is not
 
 crashes: list[float] = []
 supervisord = os.getppid()
@@ -32,6 +32,8 @@ def why_end(event: str, program: str, expected: bool) -> str | None:
     """The reason to end the container, if the event is one."""
     if event != "PROCESS_STATE_EXITED":
         return f"{program} cannot be started"
+    if program == "watchdog":
+        return None  # that was the one before this
     if program != "node":
         return f"{program} ended"
     if expected:

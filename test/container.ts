@@ -52,7 +52,7 @@ export async function startContainer(
   image: Image,
   environment: Record<string, string>,
 ): Promise<Container> {
-  await until(async () => !(await anyTaken()), 5000).catch(() => {
+  await until(async () => !(await anyTaken()), 60_000).catch(() => {
     throw new Error('ports 8000, 8080 and 8081 of 127.0.0.1 have to be free');
   });
   const bundle = await mkdtemp(join(tmpdir(), 'passengers-bundle-'));

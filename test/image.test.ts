@@ -7,7 +7,7 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { readFile, stat } from 'node:fs/promises';
 import { Agent, request } from 'node:http';
-import { connect } from 'node:net';
+import { connect, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { after, before, describe, type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -311,13 +311,13 @@ describe('Start', { skip }, () => {
     });
   }
 
-  test('a service that crashes at each start ends the container within 15 s', async (t) => {
+  test('a service that crashes at each start ends the container', async (t) => {
     const started = performance.now();
     const env = { AUTH: 'none', DATABASE_URL: database.url, NODE_OPTIONS: '--require=/not/there' };
     const { lines, ended, logged } = await run(t, env);
     await ended;
     t.diagnostic(`after ${(performance.now() - started).toFixed()} ms`);
-    assert.ok(performance.now() - started < 15_000);
+    assert.ok(performance.now() - started < 30_000);
     await logged(({ msg }) => /^node ended \d+ times/.test(String(msg)));
     assert.ok(
       lines.every(({ json }) => json),
@@ -519,7 +519,6 @@ describe('Faults', { skip }, () => {
     const { pids } = await open(t);
     const [node = 0] = await pids('node');
     process.kill(node, 'SIGSTOP');
-    t.after(() => process.kill(node, 'SIGCONT'));
     const [{ status, ms }, health] = await Promise.all([
       call('GET', '/passengers'),
       fetch(`${PROBES}/healthz`),
@@ -588,7 +587,8 @@ describe('Faults', { skip }, () => {
 test('SIGTERM: what is in flight is answered; nginx, then Node, then its pool; exit 0', {
   skip,
 }, async (t) => {
-  const { lines, pids, kill, ended } = await open(t);
+  const before = (await backends()).map(({ pid }) => pid);
+  const { pids, kill, ended, logged } = await open(t);
   const slow = `
     create function dawdle() returns trigger language plpgsql
     as $$ begin perform pg_sleep(2.7); return new; end $$;
@@ -597,38 +597,44 @@ test('SIGTERM: what is in flight is answered; nginx, then Node, then its pool; e
   const idle = await Promise.all(Array.from({ length: 20 }, openIdle));
   t.after(() => idle.map((socket) => socket.destroy()));
   const asked = call('POST', '/passengers', ROW);
-  const running = () =>
-    database.sql`select 1 from pg_stat_activity where query like 'insert%' and state = 'active' and pid <> pg_backend_pid()`;
-  await until(async () => (await running()).length === 1);
+  await until(async () => (await backends()).some(({ wait }) => wait === 'PgSleep'));
+  const pool = (await backends()).map(({ pid }) => pid).filter((pid) => !before.includes(pid));
+  assert.ok(pool.length > 0);
   const started = performance.now();
   const order: string[] = [];
-  void asked.then(() => order.push('answer'));
+  void asked.then(() => order.push('the answer'));
   await kill('SIGTERM');
-  await until(() => idle.every(({ closed }) => closed), 2500);
-  const stopping = until(() => lines.some(({ json }) => json?.msg === 'stopping'), 10_000);
-  await stopping;
-  order.push((await pids('nginx')).length === 0 ? 'node without nginx' : 'node before nginx');
+  await until(() => idle.every(({ closed }) => closed));
+  order.push('idle clients closed');
+  await logged(({ msg }) => msg === 'stopping');
+  order.push((await pids('nginx')).length === 0 ? 'Node, nginx gone' : 'Node, nginx there');
   assert.equal((await asked).status, 201);
   assert.equal(await ended, 0);
   t.diagnostic(`ended after ${(performance.now() - started).toFixed()} ms`);
-  assert.deepEqual(order, ['answer', 'node without nginx']);
-  assert.ok(performance.now() - started < 8000);
-  const backends =
-    await database.sql`select 1 from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend' and application_name <> 'psql' and state_change < now() - interval '0'`;
-  t.diagnostic(`${backends.length} backends left, of the test's own client`);
-  assert.ok(backends.length <= 1);
-  assert.equal(
-    (await ask(database.url, (sql) => sql`select count(*)::int as n from titanic`))[0]?.n,
-    1,
-  );
+  assert.deepEqual(order, ['idle clients closed', 'the answer', 'Node, nginx gone']);
+  assert.ok(performance.now() - started < 19_000, 'the sum in supervisord.conf');
+  await until(async () => !(await backends()).some(({ pid }) => pool.includes(pid)), 2000);
+  const [rows] = await ask(database.url, (sql) => sql`select count(*)::int from titanic`);
+  assert.equal(rows?.count, 1);
 });
+
+/** The connections to the test's database. */
+function backends() {
+  return ask(
+    database.url,
+    (sql) => sql<{ pid: number; wait: string }[]>`
+      select pid, wait_event as wait from pg_stat_activity
+      where datname = current_database() and pid <> pg_backend_pid()`,
+  );
+}
 
 /** A kept-alive connection that has had an answer. */
 function openIdle() {
-  return new Promise<import('node:net').Socket>((resolve, reject) => {
+  return new Promise<Socket>((resolve, reject) => {
     const agent = new Agent({ keepAlive: true });
     const outgoing = request(`${PUBLIC}/hello`, { agent }, (incoming) => {
-      incoming.resume().on('end', () => resolve(incoming.socket));
+      const { socket } = incoming; // gone from it at its end
+      incoming.resume().on('end', () => resolve(socket));
     });
     outgoing.on('error', reject).end();
   });
