@@ -1,6 +1,6 @@
 """Listens to supervisord (its manual, "Events") and does the two things that it has no directive for.
 
-It ends the container when that cannot serve any more, where supervisord would stay up with
+It ends the container, with exit code 1, when that cannot serve any more, where supervisord would stay up with
 everything dead: nginx ended, a program cannot be started, node says by exit code 2 that its
 configuration is wrong, or node crashes again and again. And it makes JSON of what programs say
 on stderr, so that every line of the container's log is JSON.
@@ -13,6 +13,7 @@ import sys
 import time
 
 MOST_CRASHES = 6  # of node, within
+EXIT_CODE = "/tmp/exit-code"  # read by start.py
 WINDOW = 60  # seconds: a few kills in a row are survived, a crash at each start is not
 
 crashes: list[float] = []
@@ -55,6 +56,8 @@ def hear(event: str, payload: str) -> None:
     reason = why_end(event, program, expected)
     log("fatal" if reason else "error", program, reason or f"{program} ended and is started again")
     if reason:
+        with open(EXIT_CODE, "w") as file:
+            file.write("1")
         os.kill(supervisord, signal.SIGTERM)
 
 

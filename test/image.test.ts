@@ -60,20 +60,29 @@ after(async () => {
 
 // --- What a test needs ------------------------------------------------------------------
 
-/** A container on the database, ready; it ends with the test, in time and with code 0. */
-async function open(t: TestContext, environment: Record<string, string> = {}): Promise<Container> {
+/** A container on the database, ready; it ends with the test, with this exit code. */
+async function open(
+  t: TestContext,
+  environment: Record<string, string> = {},
+  code = 0,
+): Promise<Container> {
   await ask(database.url, (sql) => sql`drop table if exists titanic`);
   const started = performance.now();
-  const container = await run(t, { DATABASE_URL: database.url, AUTH: 'none', ...environment });
+  const env = { DATABASE_URL: database.url, AUTH: 'none', ...environment };
+  const container = await run(t, env, code);
   await until(isReady, 20_000);
   t.diagnostic(`ready after ${(performance.now() - started).toFixed()} ms`);
   return container;
 }
 
 /** A container that nobody waits for. */
-async function run(t: TestContext, environment: Record<string, string>): Promise<Container> {
+async function run(
+  t: TestContext,
+  environment: Record<string, string>,
+  code = 0,
+): Promise<Container> {
   const container = await startContainer(image, environment);
-  t.after(async () => assert.equal(await container.stop(), 0, 'the code of supervisord'));
+  t.after(async () => assert.equal(await container.stop(), code, 'exit code'));
   return container;
 }
 
@@ -203,7 +212,7 @@ describe('Image', { skip }, () => {
   test('a numeric user, an exec-form entry point, labels, and no build argument unsaid', async () => {
     const { User, Entrypoint, Labels, Env } = image.config;
     assert.match(User, /^[1-9]\d*:0$/);
-    assert.equal(Entrypoint[0], '/usr/bin/supervisord');
+    assert.deepEqual(Entrypoint, ['/usr/bin/python3', '/etc/nginx/start.py']);
     const { version } = JSON.parse(await readFile('package.json', 'utf8'));
     const commit = execFileSync('git', ['rev-parse', 'HEAD'], { encoding: 'utf8' }).trim();
     const label = (name: string) =>
@@ -275,7 +284,8 @@ describe('Image', { skip }, () => {
     const text = await readFile('Dockerfile', 'utf8');
     const last = text.slice(text.lastIndexOf('FROM'));
     const after = last.slice(last.indexOf('app.ts'));
-    assert.doesNotMatch(after, /^(RUN|COPY|ADD)/m);
+    assert.deepEqual(after.match(/^(RUN|COPY|ADD)/gm), ['RUN'], 'the compile cache');
+    assert.match(after, /^RUN NODE_COMPILE_CACHE/m);
   });
 });
 
@@ -297,7 +307,7 @@ describe('Start', { skip }, () => {
   ] as const) {
     test(`${what} the container ends within 15 s, and one line says why`, async (t) => {
       const started = performance.now();
-      const { lines, ended } = await run(t, environment);
+      const { lines, ended } = await run(t, environment, 1);
       await ended;
       const ms = performance.now() - started;
       t.diagnostic(`after ${ms.toFixed()} ms: ${lines[0]?.text}`);
@@ -314,7 +324,7 @@ describe('Start', { skip }, () => {
   test('a service that crashes at each start ends the container', async (t) => {
     const started = performance.now();
     const env = { AUTH: 'none', DATABASE_URL: database.url, NODE_OPTIONS: '--require=/not/there' };
-    const { lines, ended, logged } = await run(t, env);
+    const { lines, ended, logged } = await run(t, env, 1);
     await ended;
     t.diagnostic(`after ${(performance.now() - started).toFixed()} ms`);
     assert.ok(performance.now() - started < 30_000);
@@ -344,6 +354,10 @@ describe('Start', { skip }, () => {
 test('the routes, through nginx', { skip }, async (t) => {
   const container = await open(t, { LOG_LEVEL: 'debug', WEB_CONCURRENCY: '1' });
   const ids: string[] = [];
+  const [node] = await container.pids('node');
+  const [, resident] =
+    /^VmRSS:\s+(\d+) kB/m.exec(await readFile(`/proc/${node}/status`, 'utf8')) ?? [];
+  const idle = Number(resident);
   const get = async (...args: Parameters<typeof call>) => {
     const answer = await call(...args);
     ids.push(answer.headers.get('x-request-id') ?? '');
@@ -543,7 +557,7 @@ describe('Faults', { skip }, () => {
   });
 
   test('the killed master of nginx ends the container within 5 s, though its workers hold the ports', async (t) => {
-    const { pids, ended, logged } = await open(t);
+    const { pids, ended, logged } = await open(t, {}, 1);
     const started = performance.now();
     process.kill((await pids('nginx: master'))[0] ?? 0, 'SIGKILL');
     await ended;
@@ -554,7 +568,7 @@ describe('Faults', { skip }, () => {
   });
 
   test('a killed watchdog is started again, and still does its work', async (t) => {
-    const { pids, ended } = await open(t);
+    const { pids, ended } = await open(t, {}, 1);
     const watchdog = async () => (await pids('/usr/bin/python3\0-u'))[0] ?? 0;
     const first = await watchdog();
     process.kill(first, 'SIGKILL');
