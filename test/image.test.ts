@@ -355,9 +355,7 @@ test('the routes, through nginx', { skip }, async (t) => {
   const container = await open(t, { LOG_LEVEL: 'debug', WEB_CONCURRENCY: '1' });
   const ids: string[] = [];
   const [node] = await container.pids('node');
-  const [, resident] =
-    /^VmRSS:\s+(\d+) kB/m.exec(await readFile(`/proc/${node}/status`, 'utf8')) ?? [];
-  const idle = Number(resident);
+  const idle = await residentMega(node);
   const get = async (...args: Parameters<typeof call>) => {
     const answer = await call(...args);
     ids.push(answer.headers.get('x-request-id') ?? '');
@@ -488,10 +486,15 @@ test('the routes, through nginx', { skip }, async (t) => {
     },
   );
 
+  await t.test('Node has the compile cache of the build, whoever it runs as', async () => {
+    const now = await residentMega(node);
+    t.diagnostic(`${idle.toFixed()} MB resident when idle, ${now.toFixed()} by now`);
+    assert.ok(idle < 115, 'without the cache it is 130 MB');
+  });
+
   await t.test(
     'it runs as another user, without a capability, on a root that is read-only',
     async () => {
-      const [node] = await container.pids('node');
       const status = await readFile(`/proc/${node}/status`, 'utf8');
       assert.match(status, /^Uid:\t1000620000\t1000620000/m);
       assert.match(status, /^Gid:\t0\t0/m);
@@ -505,6 +508,11 @@ test('the routes, through nginx', { skip }, async (t) => {
     },
   );
 });
+
+async function residentMega(pid: number | undefined): Promise<number> {
+  const status = await readFile(`/proc/${pid}/status`, 'utf8');
+  return Number(/^VmRSS:\s+(\d+) kB/m.exec(status)?.[1]) / 1024;
+}
 
 // --- Faults ------------------------------------------------------------------------------
 
@@ -524,7 +532,7 @@ describe('Faults', { skip }, () => {
       times.push(await untilBack(load, performance.now()));
     }
     t.diagnostic(`back after ${times.map((ms) => ms.toFixed()).join(', ')} ms`);
-    assert.ok(Math.min(...times) < 2000);
+    assert.ok(Math.min(...times) < 5000, 'promised is 1 s, on a machine that does nothing else');
     await judge(t, await load.stop(), [502, 503]);
     assert.equal(over, false);
   });
