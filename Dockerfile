@@ -28,7 +28,8 @@ ARG BASE_DIGEST
 # Code that Node has compiled once, and app.ts without its types: start.py hands it to Node.
 # It stands between the arguments and their use, for buildah 1.28 takes ENV and LABEL out of its
 # cache whatever the arguments are, but not RUN.
-RUN NODE_COMPILE_CACHE=/var/cache/node node --eval "import('./app.ts')"
+RUN NODE_COMPILE_CACHE=/var/cache/node node --eval "import('./app.ts')" \
+    && chmod -R g=rX /var/cache/node
 
 ENV NODE_ENV=production NODE_COMPILE_CACHE=/tmp/compile-cache \
     APP_VERSION=$VERSION APP_BRANCH=$BRANCH APP_COMMIT=$COMMIT
