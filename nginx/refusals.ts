@@ -73,6 +73,17 @@ export function send(port: number, bytes: string): Promise<Raw> {
   });
 }
 
+/** `count` requests for /hello over one connection, all at once; their answers in order. */
+export async function flood(port: number, count: number, client: string): Promise<Raw[]> {
+  const one = (close: string) =>
+    `GET /hello HTTP/1.1\r\nHost: x\r\n${client && `X-Forwarded-For: ${client}\r\n`}${close}\r\n`;
+  const socket = connect(port, '127.0.0.1');
+  socket.write(one('').repeat(count - 1) + one('Connection: close\r\n'));
+  let text = '';
+  for await (const data of socket.setEncoding('latin1')) text += data;
+  return text.split(/(?=HTTP\/1\.1 )/).map(parse);
+}
+
 function parse(text: string): Raw {
   const [head = '', ...body] = text.split('\r\n\r\n');
   const [first = '', ...lines] = head.split('\r\n');
