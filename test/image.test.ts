@@ -12,7 +12,7 @@ import { join } from 'node:path';
 import { after, before, describe, type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
-import { BASE } from '../cloudbuild/base-image.ts';
+import { BASE, buildah } from '../cloudbuild/base-image.ts';
 import { buildImage } from '../cloudbuild/image.ts';
 import { flood, REFUSALS, send } from '../nginx/refusals.ts';
 import {
@@ -26,7 +26,8 @@ import {
 import { ask, startDatabase, type TestDatabase, until } from './harness.ts';
 
 const runFile = promisify(execFile);
-const TAG = 'passengers:test';
+const given = process.env.IMAGE?.includes(':') ? process.env.IMAGE : undefined;
+const TAG = given ?? 'passengers:test';
 const PROMISED = 6000;
 const skip = process.env.IMAGE
   ? false
@@ -48,9 +49,9 @@ let database: TestDatabase;
 before(async () => {
   if (skip) return;
   const started = performance.now();
-  const builder = buildImage(TAG);
-  assert.equal(builder, 'buildah', 'these tests run what buildah built; is an engine answering?');
-  console.log(`built in ${((performance.now() - started) / 1000).toFixed()} s`);
+  if (given) fetchFromEngine(given);
+  else buildOwn();
+  console.log(`image at hand after ${((performance.now() - started) / 1000).toFixed()} s`);
   image = openImage(TAG);
   database = await startDatabase();
 });
@@ -59,6 +60,17 @@ after(async () => {
   image?.close();
   await database?.stop();
 });
+
+function buildOwn(): void {
+  const builder = buildImage(TAG);
+  assert.equal(builder, 'buildah', 'these tests run what buildah built; is an engine answering?');
+}
+
+/** The image that a pipeline built is docker's; buildah has it already where it stood for docker. */
+function fetchFromEngine(tag: string): void {
+  const names = buildah('images', '--format', '{{.Name}}:{{.Tag}}').split('\n');
+  if (!names.includes(tag)) buildah('pull', '--quiet', `docker-daemon:${tag}`);
+}
 
 // --- What a test needs ------------------------------------------------------------------
 
