@@ -180,7 +180,8 @@ async function writeCommands(plan: Plan, registry: string, url: string): Promise
     kustomize: `exec ${shellQuoted(plan.kustomize)} "$@"`,
     git: `exec ${real('git')} "$@"`,
     npm: `exec ${real('npm')} "$@"`,
-    kubectl: `[ "$1" = kustomize ] && exec ${real('kubectl')} "$@"\n${asked('kubectl')}`,
+    kubectl: `case " $* " in *' kustomize '*|*' --client '*) exec ${real('kubectl')} "$@" ;; esac
+${asked('kubectl')}`,
     gcloud: asked('gcloud'),
   };
   for (const [name, body] of Object.entries(commands)) {
