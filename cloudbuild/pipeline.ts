@@ -147,18 +147,22 @@ function createStage() {
     buildah('pull', '--quiet', '--tls-verify=false', name); // from the registry, as a cluster does
     const image = openImage(name);
     const environment = { DATABASE_URL: database.url, JWT_SECRET: SECRET, AUTH: 'write' };
-    running = { image, container: await startContainer(image, environment) };
-    await until(
-      () =>
-        fetch(`${PROBES}/readyz`).then(
-          ({ ok }) => ok,
-          () => false,
-        ),
-      60_000,
-    );
+    const container = await startContainer(image, environment);
+    running = { image, container };
+    const ended = container.ended.then((code) => {
+      throw new Error(`the container ended with ${code}`);
+    });
+    await Promise.race([until(isReady, 60_000), ended]);
   }
 
   return { serve, clear, token: signToken };
+}
+
+function isReady(): Promise<boolean> {
+  return fetch(`${PROBES}/readyz`).then(
+    ({ ok }) => ok,
+    () => false,
+  );
 }
 
 function signToken(): string {
