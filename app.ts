@@ -616,10 +616,10 @@ export class Database {
     this.events.emit('change');
   }
 
-  private leastBusy(): Client | undefined {
+  private leastBusy(except?: Client): Client | undefined {
     let best: Client | undefined;
     for (const client of this.clients) {
-      if (!client.open) continue;
+      if (!client.open || client === except) continue;
       if (!best || client.inFlight.size < best.inFlight.size) best = client;
     }
     return best;
@@ -696,7 +696,7 @@ export class Database {
       };
       const leave = () => {
         reject(gone());
-        drop(query);
+        this.drop(client, query);
       };
       const timer = setTimeout(expire, ms);
       if (kind === 'read') outgoing?.once('close', leave);
@@ -707,6 +707,17 @@ export class Database {
         client.inFlight.delete(query);
       });
     });
+  }
+
+  /**
+   * Stops what nobody waits for; where it stands behind others in the pipeline, it is left to run.
+   * By a connection that is there, for one that is made anew comes late and stops what came next.
+   */
+  private drop(client: Client, query: Pending): void {
+    const other = this.leastBusy(client);
+    const pid = query.active && query.state?.pid;
+    if (pid && other) other.sql`select pg_cancel_backend(${pid})`.catch(() => {});
+    else if (pid || !query.state) Promise.resolve(query.cancel() as unknown).catch(() => {});
   }
 
   /** A connection of its own for what takes longer than a request may; at most STREAMS at once. */
@@ -776,15 +787,6 @@ export class Database {
     this.ending = true;
     await Promise.all(this.clients.map(({ sql }) => sql.end({ timeout: 1 })));
   }
-}
-
-/**
- * Stops what nobody waits for, by a connection that the driver makes for it; where it stands behind
- * others in the pipeline, it is left to run.
- */
-function drop(query: Pending): void {
-  const cancelled: unknown = query.state && !query.active ? undefined : query.cancel();
-  Promise.resolve(cancelled).catch(() => {});
 }
 
 /** The connection closed: takes back what the driver would send over a new one of its making. */
