@@ -13,6 +13,9 @@ import { createInterface } from 'node:readline';
 import { buildah } from '../cloudbuild/base-image.ts';
 import { childrenOf, isRunning, until } from './harness.ts';
 
+/** Its ports are the image's, so that two tests on one machine have to take turns. */
+const LOCK = join(tmpdir(), 'passengers-ports.lock');
+
 export const USER = 1000620000; // as OpenShift gives them
 export const PUBLIC = 'http://127.0.0.1:8080';
 export const PROBES = 'http://127.0.0.1:8081';
@@ -47,10 +50,14 @@ export type Container = {
   stop: () => Promise<number | null>;
 };
 
-/** Starts `image`, with `environment` on top of its own, and does not wait for it to be ready. */
+/**
+ * Starts `image`, with `environment` on top of its own, and does not wait for it to be ready.
+ * Unless `heard` its log is thrown away: to read it costs as much as to answer a request.
+ */
 export async function startContainer(
   image: Image,
   environment: Record<string, string>,
+  { heard = true } = {},
 ): Promise<Container> {
   await until(async () => !(await anyTaken()), 60_000).catch(() => {
     throw new Error('ports 8000, 8080 and 8081 of 127.0.0.1 have to be free');
@@ -60,7 +67,7 @@ export async function startContainer(
   const id = bundle.replace(/.*-/, 'passengers-');
   const runc = `runc --root ${bundle}/state`;
   // stdout is a pipe, as an engine gives it; one of Node's would be a socket, which cannot be opened
-  const script = `set -o pipefail; ${runc} run --bundle ${bundle} ${id} 2>&1 | cat`;
+  const script = `set -o pipefail; flock --timeout 120 ${LOCK} ${runc} run --bundle ${bundle} ${id} 2>&1 | cat${heard ? '' : ' >/dev/null'}`;
   const child = spawn('bash', ['-c', script], { stdio: ['ignore', 'pipe', 'inherit'] });
   const lines: Line[] = [];
   const events = new EventEmitter().setMaxListeners(0);
