@@ -2940,8 +2940,7 @@ async function askPrimary(): Promise<string> {
 export async function main(resource: Resource, args: string[], environment: NodeJS.ProcessEnv) {
   const config = readConfig(environment);
   if (args[0] === 'token') return printToken(config, args.slice(1));
-  const formatters = { level: (level: string) => ({ level }) };
-  const log = pino({ level: config.LOG_LEVEL, base: { pid: process.pid }, formatters });
+  const log = openLog(config.LOG_LEVEL);
   process.on('SIGUSR1', () => {}); // Node would open its debugger
   setFlagsFromString('--max-semi-space-size=2'); // or the garbage of a streamed list adds 60 MB
   const ended = untilSignal();
@@ -3161,9 +3160,14 @@ async function embed(config: Config, resource: Resource, log: Logger) {
   return { stop: embedded.stop, greet };
 }
 
+function openLog(level: string): Logger {
+  const formatters = { level: (name: string) => ({ level: name }) };
+  return pino({ level, base: { pid: process.pid }, formatters });
+}
+
 export function fail(error: unknown): never {
   const known = error instanceof StartError;
-  pino().fatal(known ? {} : { error }, known ? error.message : 'ended by an error');
+  openLog('info').fatal(known ? {} : { error }, known ? error.message : 'ended by an error');
   process.exit(known ? 2 : 1);
 }
 
