@@ -609,9 +609,9 @@ describe('Faults', { concurrency: 3 }, () => {
     });
 
     for (const [path, text, POOL_SIZE] of [
-      ['/passengers', 'string_agg', '8'],
-      ['/passengers', 'string_agg', '1'],
-      ['/passengerlist', 'row_to_json', '8'],
+      ['/passengers', 'titanic', '8'],
+      ['/passengers', 'titanic', '1'],
+      ['/passengerlist', 'titanic', '8'],
     ] as const) {
       test(`GET ${path}, ${POOL_SIZE} connections: the client goes away, and its statement with it`, async (t) => {
         const { database, service } = await openScene(t, { POOL_SIZE });
