@@ -984,8 +984,7 @@ const CASTS =
 const DEEPEST = 10;
 const MOST_MEMBERS = 50; // json_build_object() takes 100 arguments
 const MOST_ROWS = 2 ** 31;
-const LINE = ',\n';
-const [OPENING, CLOSING] = [Buffer.from('['), Buffer.from(']')];
+const LINE = ', \n ';
 const GROUPS = { most: 128, width: 2 };
 const UNDONE = /^(2[^58]|4|55)/; // SQLSTATE of what a row of its own may be the reason for
 
@@ -1486,15 +1485,17 @@ export class Store {
     const { table, key, all } = this;
     const free = sql`where not exists (select from there)`;
     const { settable, owner } = this.resource;
-    const mine = owner ? sql`${key}, ${name(owner)}` : key;
+    const keyed = sql`t.${key} = i.${key}`;
+    const mine = owner ? sql`${keyed} and t.${name(owner)} = i.${name(owner)}` : keyed;
     const there = (one: string) => given(this.resource, one, `t.${quoted(one)}`);
     const wanted = new Sql(settable.map(there).join(', '));
     return sql`
       input as (select * from json_populate_recordset(${this.none}, ${JSON.stringify(rows)})),
       there as (
-        select t.*, t.xmin::text as "#",
-          row(${names(settable, 't.')}) is not distinct from row(${wanted}) as flag
-        from ${table} t join input i using (${mine})
+        select t.*, row(${names(settable, 't.')}) is not distinct from row(${wanted}) as flag
+        from input i cross join lateral ( -- by the index, whatever the planner thinks of it
+          select t.*, t.xmin::text as "#" from ${table} t where ${mine} limit 1
+        ) t
       ),
       made as (
         insert into ${table} as t (${all}) select ${this.values} from input i
@@ -1564,13 +1565,13 @@ export class Store {
     const [{ query, wanted, statement }] = asks as [PageAsk];
     const results = await this.database.run('read', callOf(asks), statement, since, true);
     const [count, total, next, bytes] = Object.values(results[0] ?? {}) as unknown as Raw[];
-    const [found, all] = [Number(count), bytes ?? Buffer.from('')];
+    const found = Number(count);
     const beyond = found > wanted.limit;
     const more = beyond && wanted.limit > 0;
-    const body = beyond ? all.subarray(0, Math.max(all.lastIndexOf(LINE), 0)) : all;
+    const body = beyond ? withoutLast(bytes) : bytes;
     const page = {
       rows: beyond ? wanted.limit : found,
-      body: Buffer.concat([OPENING, body, CLOSING]),
+      body: body ?? Buffer.from('[]'),
       ...{ more, next: more ? cursorOf(query, body, next) : '' },
       ...(wanted.count && { total: Number(total) }),
     };
@@ -1586,7 +1587,7 @@ export class Store {
     return sql`
       select count(*),
         ${count ? sql`(select count(*) from ${this.source(whole, null, 0, call)} t)` : sql`null`},
-        ${next}, ${body ? sql`string_agg(${this.member(query)}, E',\n')` : sql`null`}
+        ${next}, ${body ? this.array(query) : sql`null`}
       from ${this.source(query, limit + 1, query.offset, call)} t`;
   }
 
@@ -1598,10 +1599,16 @@ export class Store {
     const tests = [...this.own(call), ...filters.map(test)];
     if (after) tests.push(behind(this.resource, order, after));
     return sql`(
-      select ${isGrouped(query) ? joined(members) : sql`t.*`} from ${this.table} t ${where(tests)}
+      select ${isGrouped(query) ? joined(members) : this.all} from ${this.table} t ${where(tests)}
       ${groups.length > 0 ? sql`group by ${joined(groups)}` : sql``}
       ${order.length > 0 ? sql`order by ${joined(order.map(direction))}` : sql``}
       limit ${limit} offset ${offset})`;
+  }
+
+  /** The rows of source() as one JSON array, with the same between them: LINE. */
+  private array(query: Query): Sql {
+    if (!query.select) return sql`json_agg(t)`; // the fastest there is
+    return sql`'[' || string_agg(${this.member(query)}, E', \n ') || ']'`;
   }
 
   /** A row of source() as JSON text. Names are bound as values: they may be the caller's. */
@@ -1639,10 +1646,25 @@ function writtenOf(result: Result = {}): Written {
   };
 }
 
+/** Where the last row of an array begins: PostgreSQL's JSON has LINE between rows alone. */
+function startOfLast(array: Buffer): number {
+  const at = array.lastIndexOf(LINE);
+  return at < 0 ? 1 : at + LINE.length;
+}
+
+/** The array without its last row, in place. */
+function withoutLast(array: Raw): Raw {
+  const end = array?.lastIndexOf(LINE) ?? -1;
+  if (!array || end < 0) return undefined;
+  array[end] = 0x5d; // "]"
+  return array.subarray(0, end + 1);
+}
+
 /** The order's values in the last row of a page; of groups there are none. */
-function cursorOf(query: Query, body: Buffer, next: Raw): string {
+function cursorOf(query: Query, body: Raw, next: Raw): string {
   if (isGrouped(query)) return '';
-  const last = next ? {} : JSON.parse(body.toString('utf8', body.lastIndexOf(LINE) + 1));
+  const last =
+    next || !body ? {} : JSON.parse(body.toString('utf8', startOfLast(body), body.length - 1));
   const values = query.order.map(({ column }) => last[column]?.toString() ?? null);
   return (next ?? Buffer.from(JSON.stringify(values))).toString('base64url');
 }
@@ -2569,17 +2591,30 @@ async function readJson(visit: Visit, limit: number): Promise<unknown> {
   if (!known.includes(type)) throw new Problem(415, 'PGRST102', `No ${type} here.`, hint);
   const tooLarge = () => new Problem(413, 'PGRST102', `The body is larger than ${limit} bytes.`);
   if (Number(visit.headers['content-length'] ?? 0) > limit) throw tooLarge();
-  const chunks: Buffer[] = [];
-  let size = 0;
-  for await (const chunk of bytesOf(visit)) {
-    size += chunk.length;
-    if (size > limit) throw tooLarge();
-    chunks.push(chunk);
-  }
-  const bytes = Buffer.concat(chunks);
+  const bytes = await readBytes(visit, limit);
+  if (!bytes) throw tooLarge();
   const value = isUtf8(bytes) ? toJson(bytes) : undefined;
   if (value === undefined) throw new Problem(400, 'PGRST102', 'The body is not JSON in UTF-8.');
   return value;
+}
+
+/** The body, or undefined where it is longer. By events: an iterator costs twice as much. */
+function readBytes({ incoming }: Visit, limit: number): Promise<Buffer | undefined> {
+  return new Promise((resolve, reject) => {
+    const chunks: Buffer[] = [];
+    let size = 0;
+    const settle = (bytes: Buffer | undefined) => {
+      incoming.off('data', take).off('end', end).off('error', reject);
+      resolve(bytes);
+    };
+    const end = () => settle(Buffer.concat(chunks));
+    const take = (chunk: Buffer) => {
+      size += chunk.length;
+      if (size > limit) settle(undefined);
+      else chunks.push(chunk);
+    };
+    incoming.on('data', take).on('end', end).on('error', reject);
+  });
 }
 
 /** Whoever stops reading leaves the connection open for the answer. */

@@ -178,7 +178,7 @@ export async function startService(
 
 /** What app.ts writes in SQL and neither a caller nor a document of the service does. */
 export const SQL =
-  /json_populate_record|string_agg\(|row_to_json|row_number\(\)|pg_[a-z]+_xact_lock/;
+  /json_populate_record|string_agg\(|json_agg\(|row_to_json|row_number\(\)|pg_[a-z]+_xact_lock/;
 
 const TOKEN = /\beyJ[\w-]{10,}\.[\w-]*\./;
 

@@ -1034,7 +1034,7 @@ describe('Faults', { concurrency: 3 }, () => {
         await until(() => idle.every(({ pending }) => !pending));
         await slowReads(database, 2.5);
         const asked = exchange(service, '/passengers', new Agent({ keepAlive: true }));
-        await until(async () => (await activeWith(database, 'string_agg')).length === 1);
+        await until(async () => (await activeWith(database, 'json_agg')).length === 1);
         service.child.kill('SIGTERM');
         const from = performance.now();
         await until(() => idle.every(({ closed }) => closed), 1500);
@@ -1063,7 +1063,7 @@ describe('Faults', { concurrency: 3 }, () => {
         await untilAll(service, workers);
         await slowReads(database, 2.9);
         const asked = exchange(service, '/passengers').catch(() => {});
-        await until(async () => (await activeWith(database, 'string_agg')).length === 1);
+        await until(async () => (await activeWith(database, 'json_agg')).length === 1);
         service.child.kill('SIGTERM');
         await service.logged('stopping');
         const from = performance.now();
@@ -1095,7 +1095,7 @@ describe('Faults', { concurrency: 3 }, () => {
         await slowReads(database, 1);
         const asked = exchange(service, '/passengers');
         asked.catch(() => {});
-        await until(async () => (await activeWith(database, 'string_agg')).length === 1);
+        await until(async () => (await activeWith(database, 'json_agg')).length === 1);
         assert.equal(await service.stop('SIGHUP'), 0);
         assert.equal((await asked).status, 200);
       });
