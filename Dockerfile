@@ -18,7 +18,8 @@ WORKDIR /app
 COPY --from=dependencies /app/node_modules node_modules
 COPY supervisord.conf /etc/supervisor/
 COPY nginx/*.conf nginx/*.py /etc/nginx/
-COPY package.json app.ts ./
+COPY examples/*.ts examples/
+COPY package.json kustomize/components/credentials/credentials.ts app.ts ./
 
 ARG VERSION
 ARG BRANCH

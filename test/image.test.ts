@@ -252,7 +252,7 @@ describe('Image', { skip }, () => {
       execFileSync('ls', [join(image.root, 'app')], { encoding: 'utf8' })
         .trim()
         .split('\n'),
-      ['app.ts', 'node_modules', 'package.json'],
+      ['app.ts', 'credentials.ts', 'examples', 'node_modules', 'package.json'],
     );
     assert.equal(
       found(
