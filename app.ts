@@ -361,6 +361,7 @@ const BLANKS =
 
 /** The canonical form of any UUID that PostgreSQL accepts (its manual, 8.12); undefined of others. */
 export function toUuid(value: string): string | undefined {
+  if (/^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(value)) return value;
   const bare = /^\{.*\}$/.test(value) ? value.slice(1, -1) : value;
   if (!/^(?:[0-9a-f]{4}-?){7}[0-9a-f]{4}$/i.test(bare)) return undefined;
   const hex = bare.replaceAll('-', '').toLowerCase();
@@ -639,17 +640,19 @@ export class Database {
   }
 
   /** Lets a request wait for the database; past the cap it is refused at once. */
-  async admit<T>(call: Call, answer: () => Promise<T>): Promise<T> {
+  admit<T>(call: Call, answer: () => Promise<T>): Promise<T> {
     const { numbers } = this;
-    if (numbers.inFlight >= this.config.POOL_SIZE * IN_FLIGHT_PER_CLIENT) throw unavailable();
+    const most = this.config.POOL_SIZE * IN_FLIGHT_PER_CLIENT;
+    if (numbers.inFlight >= most) return Promise.reject(unavailable());
     const started = performance.now();
-    numbers.inFlight += 1;
-    try {
-      return await answer();
-    } finally {
+    const leave = () => {
       numbers.inFlight -= 1;
       call.ms += performance.now() - started;
-    }
+    };
+    numbers.inFlight += 1;
+    const answered = answer();
+    answered.then(leave, leave);
+    return answered;
   }
 
   /**
@@ -2629,7 +2632,8 @@ function parametersOf({ incoming }: Visit): URLSearchParams {
 /** The type of the route's answer that Accept likes best (RFC 9110, 12.5.1). Throws 406. */
 function negotiate({ headers, route }: Visit): string {
   const offered = MEDIA[route.answer] ?? [];
-  for (const { type, q, params } of parseAccept((headers.accept ?? '*/*').toLowerCase())) {
+  if (offered[0] && (!headers.accept || headers.accept === '*/*')) return offered[0];
+  for (const { type, q, params } of parseAccept(headers.accept?.toLowerCase() ?? '*/*')) {
     const known = Object.keys(params).every((name) => name === 'q' || name === 'charset');
     const prefix = type.replace(/^\*\/\*$/, '').replace(/\*$/, '');
     const fits = (offer: string) =>
