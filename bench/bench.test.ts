@@ -6,6 +6,7 @@ import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import { after, before, suite, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { startDatabase, type TestDatabase } from '../test/harness.ts';
 import { expectEqualAnswers } from './answers.ts';
@@ -76,7 +77,7 @@ suite('Peers', () => {
   });
 
   test('are loaded by autocannon as by wrk', async () => {
-    const file = new URL('cannon.js', import.meta.url).pathname;
+    const file = fileURLToPath(new URL('cannon.js', import.meta.url));
     const load = { ...create, url: ours.url, rows: FEW, connections: 2, seconds: 1 };
     await database.sql`truncate titanic`;
     const { stdout } = await promisify(execFile)(process.execPath, [file, JSON.stringify(load)]);
