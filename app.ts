@@ -377,6 +377,10 @@ function toText(value: unknown): string {
   return typeof value === 'object' ? JSON.stringify(value) : String(value);
 }
 
+function toTextOrNull(value: unknown): string | null {
+  return value === null || value === undefined ? null : toText(value);
+}
+
 function literal(value: unknown): string {
   return `'${toText(value).replaceAll("'", "''")}'`;
 }
@@ -1668,7 +1672,7 @@ function cursorOf(query: Query, body: Raw, next: Raw): string {
   if (isGrouped(query)) return '';
   const last =
     next || !body ? {} : JSON.parse(body.toString('utf8', startOfLast(body), body.length - 1));
-  const values = query.order.map(({ column }) => last[column]?.toString() ?? null);
+  const values = query.order.map(({ column }) => toTextOrNull(last[column]));
   return (next ?? Buffer.from(JSON.stringify(values))).toString('base64url');
 }
 
