@@ -91,6 +91,8 @@ export type TestService = {
   stop: (signal?: NodeJS.Signals) => Promise<number | null>;
 };
 
+type Started = { file?: string; args?: string[] };
+
 const APP = fileURLToPath(new URL('../app.ts', import.meta.url));
 const [major = 0] = process.versions.node.split('.').map(Number);
 
@@ -109,13 +111,13 @@ export function inherited(): Record<string, string | undefined> {
   };
 }
 
-/** Starts `node app.ts` and waits until it listens. Rejects with its log when it ends before. */
+/** Starts `node app.ts …args` and waits until it listens. Rejects with its log when it ends before. */
 export async function startService(
   environment: Record<string, string>,
-  { file = APP, ...options }: { file?: string } & Pick<SpawnOptions, 'cwd' | 'uid' | 'gid'> = {},
+  { file = APP, args = [], ...options }: Started & Pick<SpawnOptions, 'cwd' | 'uid' | 'gid'> = {},
 ): Promise<TestService> {
   const env = { ...inherited(), PORT: '0', ...environment };
-  const child = spawn(process.execPath, [...nodeArguments, file], { env, ...options });
+  const child = spawn(process.execPath, [...nodeArguments, file, ...args], { env, ...options });
   const log: LogLine[] = [];
   const events = new EventEmitter().setMaxListeners(0);
   const leaks = new Set<string>();
