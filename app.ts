@@ -1749,7 +1749,8 @@ export async function readCsv(
   const keyed = columns.includes(resource.key);
   const made = [...(resource.owner ? [resource.owner] : []), ...(keyed ? [] : [resource.key])];
   const reader = { columns: [...made, ...columns], rows: 0, lines: lines() };
-  const own = resource.owner ? csvLine([sub]).replace('\n', ',') : '';
+  const owner = Buffer.from(csvLine([sub]).slice(0, -1)).toString('latin1');
+  const own = resource.owner ? `${owner},` : '';
   return reader;
 
   async function* lines(): AsyncGenerator<Buffer> {

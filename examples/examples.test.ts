@@ -11,9 +11,9 @@ import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { SignJWT } from 'jose';
 import { passengers, type Resource, type Row } from '../app.ts';
 import {
+  bearer,
   type Reply,
   startDatabase,
   startService,
@@ -78,16 +78,15 @@ async function serve(file: string, environment: Record<string, string>): Promise
   const base = environment.BASE_PATH ?? '';
   await until(async () => (await service.get(`${base}/readyz`)).status === 200);
   const at = `${base}/${resource.path}`;
-  const own = resource.owner ? await bearer(String(resource.example[resource.owner])) : {};
+  const own = resource.owner ? await asOwner(resource) : {};
   const send: Send = (method, path, body, headers) =>
     service.request(method, at + path, body, { ...own, ...headers });
   return { resource, service, base, at, send };
 }
 
-async function bearer(sub: string, claims: object = {}) {
-  const token = new SignJWT({ sub, aud: 'shop-example', exp: 4102444800, ...claims });
-  const signed = await token.setProtectedHeader({ alg: 'HS256' }).sign(Buffer.from(SECRET));
-  return { authorization: `Bearer ${signed}` };
+/** The token of who owns the example. */
+function asOwner({ owner = '', example }: Resource) {
+  return bearer(SECRET, String(example[owner]), { aud: SHOP.JWT_AUDIENCE });
 }
 
 function part(row: Row, names: string[]): Row {
@@ -392,7 +391,7 @@ for (const [file, environment] of DECLARATIONS) {
 
     test('below /rest/v1 PostgREST’s clients find it, and elsewhere there is nothing', async () => {
       const { key } = resource;
-      const headers = resource.owner ? await bearer(String(resource.example[resource.owner])) : {};
+      const headers = resource.owner ? await asOwner(resource) : {};
       const path = `${base}/rest/v1/${resource.path}`;
       const made = await service.request('POST', path, row, headers);
       assert.deepEqual([made.status, made.text], [201, '']);

@@ -21,6 +21,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import { SignJWT } from 'jose';
 import postgres from 'postgres';
 import { startEmbedded } from './embedded.ts';
 
@@ -162,7 +163,7 @@ export async function startService(
     const response = await fetch(url + path, init);
     const text = await response.text();
     search(`the answer to ${method} ${path.slice(0, 200)}`, text);
-    const isJson = /json/.test(response.headers.get('content-type') ?? '') && text !== '';
+    const isJson = /\bjson\b/.test(response.headers.get('content-type') ?? '') && text !== '';
     return { ...pick(response), text, json: isJson ? JSON.parse(text) : undefined };
   };
   const stop = async (signal: NodeJS.Signals = 'SIGTERM') => {
@@ -202,6 +203,13 @@ function leaksIn(text: string, environment: Record<string, string>): string[] {
 
 function pick({ status, headers }: Response) {
   return { status, headers };
+}
+
+/** The header with a token of this `sub` that lasts, signed by a JWT_SECRET. */
+export async function bearer(secret: string, sub: string, claims: object = {}) {
+  const token = new SignJWT({ sub, exp: 4_102_444_800, ...claims });
+  const signed = await token.setProtectedHeader({ alg: 'HS256' }).sign(Buffer.from(secret));
+  return { authorization: `Bearer ${signed}` };
 }
 
 /** Awaits a condition, tested every 10 ms, for at most `ms`. */
