@@ -14,6 +14,8 @@ import { promisify } from 'node:util';
 import { passengers, type Resource, type Row } from '../app.ts';
 import {
   bearer,
+  inherited,
+  nodeArguments,
   type Reply,
   startDatabase,
   startService,
@@ -403,3 +405,82 @@ for (const [file, environment] of DECLARATIONS) {
     });
   });
 }
+
+/** What `node app.ts …args` with an environment prints, and its exit code. */
+function run(args: string[], environment: Record<string, string> = {}) {
+  const env = { ...inherited(), ...environment };
+  const all = [...nodeArguments, 'app.ts', ...args];
+  return promisify(execFile)(process.execPath, all, { env, cwd: ROOT, timeout: 30_000 });
+}
+
+describe('Another resource', () => {
+  const asked = () => ({ DATABASE_URL: database.url, ...SHOP });
+  const namesOf = async ({ request }: TestService) => {
+    const close = { connection: 'close' };
+    const replies = Array.from({ length: 20 }, () => request('OPTIONS', '/', undefined, close));
+    return new Set((await Promise.all(replies)).map(({ json }) => json.name));
+  };
+
+  const ways: [string, string[], Record<string, string>][] = [
+    ['by an argument', ['examples/orders.ts'], {}],
+    ['by RESOURCE', [], { RESOURCE: 'examples/orders.ts' }],
+    ['by an argument before RESOURCE', ['examples/orders.ts'], { RESOURCE: 'examples/cities.ts' }],
+  ];
+  for (const [way, args, environment] of ways) {
+    for (const WEB_CONCURRENCY of ['1', '2']) {
+      test(`is served ${way}, by ${WEB_CONCURRENCY} process(es)`, async () => {
+        const options = { args, cwd: ROOT };
+        const all = { ...asked(), WEB_CONCURRENCY, ...environment };
+        const service = await startService(all, options);
+        const listening = () => service.log.filter(({ msg }) => msg === 'listening').length;
+        await until(() => listening() === Number(WEB_CONCURRENCY));
+        assert.deepEqual(await namesOf(service), new Set(['orders']));
+        assert.equal(await service.stop(), 0);
+      });
+    }
+  }
+
+  test('is not in the way of token', async () => {
+    const { stdout } = await run(['examples/orders.ts', 'token', '--sub', 'user:token'], SHOP);
+    const payload = JSON.parse(Buffer.from(stdout.split('.')[1] ?? '', 'base64url').toString());
+    assert.deepEqual([payload.sub, payload.aud], ['user:token', SHOP.JWT_AUDIENCE]);
+  });
+
+  const wrong: [string, string, RegExp][] = [
+    ['is not there', '', /cannot be imported: Cannot find module/],
+    ['is not TypeScript', 'export default 1 +;', /cannot be imported: /],
+    ['throws', "throw new Error('by itself')", /cannot be imported: by itself/],
+    ['exports nothing', 'export const a = 1;', /no default export that resource\(\) made/],
+    ['exports no resource', 'export default { path: 1 };', /no default export that resource\(\)/],
+    [
+      'declares what cannot be',
+      "export default resource({ path: 'a', table: 'a', key: 'id', columns: { id: boolean() } });",
+      /"id" cannot be the name of a column/,
+    ],
+  ];
+  for (const [at, [fault, text, message]] of wrong.entries()) {
+    test(`ends with 2 and its name where the file ${fault}`, async () => {
+      const app = JSON.stringify(new URL('../app.ts', import.meta.url).href);
+      const name = `wrong-${at}.ts`;
+      if (text) await write(name, `import { boolean, resource } from ${app};\n${text}\n`);
+      const file = join(directory, name);
+      const failed = await run([file], asked()).catch((error) => error);
+      assert.equal(failed.code, 2, failed.stdout);
+      const { msg } = JSON.parse(failed.stdout.trim());
+      assert.ok(msg.startsWith(`RESOURCE ${file} `), msg);
+      assert.match(msg, message);
+    });
+  }
+
+  test('that has an owner ends with 2 where nobody could be one', async () => {
+    for (const environment of [{}, { AUTH: 'none' }, { JWT_SECRET: SECRET, AUTH: 'write' }]) {
+      const all = { DATABASE_URL: database.url, ...environment };
+      const failed = await run(['examples/orders.ts'], all).catch((error) => error);
+      assert.equal(failed.code, 2, failed.stdout);
+      assert.match(
+        failed.stdout,
+        /AUTH=all with JWT_SECRET or JWKS_URL is required: rows have a user/,
+      );
+    }
+  });
+});

@@ -448,19 +448,6 @@ describe('A column', () => {
   });
 });
 
-test('the events of examples/cities.ts are counted per city', async () => {
-  const { send, stop } = await serve(cities);
-  const csv = { 'content-type': 'text/csv' };
-  const rows = 'City,Date\nBern,2026-01-01\nBern,2026-01-02\nAarau,2026-01-01\n';
-  assert.equal((await send('POST', '/events', rows, csv)).status, 201);
-  const { json } = await send('GET', '/events?select=city,count()');
-  assert.deepEqual(json, [
-    { city: 'Aarau', count: 1 },
-    { city: 'Bern', count: 2 },
-  ]);
-  await stop();
-});
-
 for (const [name, resource] of Object.entries({ passengers: app.passengers, orders, cities })) {
   test(`the example of ${name} is a row of its declaration`, () => {
     const { key, settable, example, names } = resource;
