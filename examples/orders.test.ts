@@ -14,6 +14,7 @@ import {
   bearer,
   type Reply,
   startDatabase,
+  startProxy,
   startService,
   type TestDatabase,
   type TestService,
@@ -327,6 +328,21 @@ describe('Of many callers at once', () => {
       assert.deepEqual((await callers[at]?.send('GET', ''))?.json, [json]);
     }
   });
+});
+
+test("a create that is repeated after its answer was lost finds no other's row", async () => {
+  const proxy = await startProxy(database.url);
+  const through = await start({ RESOURCE: ORDERS, DATABASE_URL: proxy.url });
+  const [me, other] = [await call(), await call(undefined, '/orders', through)];
+  const { user, ...row } = await make(me);
+  for (const sent of [[row], row]) {
+    const lost = proxy.dropReply('json_populate_recordset');
+    const [reply] = await Promise.all([other.send('POST', '', sent, SHOWN), lost]);
+    assert.equal(reply.status, 409, reply.text);
+    assert.ok(!reply.text.includes(String(user)));
+  }
+  await through.stop();
+  await proxy.stop();
 });
 
 describe('The owner', () => {
