@@ -330,9 +330,11 @@ describe('Of many callers at once', () => {
   });
 });
 
-test("a create that is repeated after its answer was lost finds no other's row", async () => {
+test("a create that is repeated after its answer was lost finds no other's row", async (t) => {
   const proxy = await startProxy(database.url);
+  t.after(proxy.stop);
   const through = await start({ RESOURCE: ORDERS, DATABASE_URL: proxy.url });
+  t.after(() => through.stop());
   const [me, other] = [await call(), await call(undefined, '/orders', through)];
   const { user, ...row } = await make(me);
   for (const sent of [[row], row]) {
@@ -341,8 +343,6 @@ test("a create that is repeated after its answer was lost finds no other's row",
     assert.equal(reply.status, 409, reply.text);
     assert.ok(!reply.text.includes(String(user)));
   }
-  await through.stop();
-  await proxy.stop();
 });
 
 describe('The owner', () => {
