@@ -4,6 +4,7 @@
  *     npm install && npm start                  on an embedded PostgreSQL
  *     DATABASE_URL=postgres://... node app.ts   on yours, with Node >= 22.18
  *     node app.ts token --sub me --expires 1h   prints a token signed by JWT_SECRET
+ *     node app.ts examples/orders.ts            serves another resource, as RESOURCE does
  *
  * Read it from top to bottom; `grep '^// ---' app.ts` prints the table of contents. To serve
  * something else change the declaration in Resource: nothing below it knows the columns.
@@ -19,7 +20,7 @@ import { type AddressInfo, connect as dial, type Socket } from 'node:net';
 import { pipeline, Readable } from 'node:stream';
 import { pipeline as finished } from 'node:stream/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
+import { fileURLToPath, pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
 import { setFlagsFromString } from 'node:v8';
 import { getRequestListener, type HttpBindings } from '@hono/node-server';
@@ -43,6 +44,7 @@ export const Config = z.object({
     .string()
     .regex(/^(\/[\w.~-]+)*$/, 'expected /a/b')
     .default(''),
+  RESOURCE: z.string().optional(),
   DATABASE_URL: z.url({ protocol: /^postgres(ql)?$/, error: 'expected postgres://…' }).optional(),
   PGHOST: z.string().optional(),
   DATA_DIR: z.string().default('.data'),
@@ -375,6 +377,10 @@ function quoted(name: string): string {
 /** A value as PostgreSQL reads it from text. */
 function toText(value: unknown): string {
   return typeof value === 'object' ? JSON.stringify(value) : String(value);
+}
+
+function toTextOrNull(value: unknown): string | null {
+  return value === null || value === undefined ? null : toText(value);
 }
 
 function literal(value: unknown): string {
@@ -1668,7 +1674,7 @@ function cursorOf(query: Query, body: Raw, next: Raw): string {
   if (isGrouped(query)) return '';
   const last =
     next || !body ? {} : JSON.parse(body.toString('utf8', startOfLast(body), body.length - 1));
-  const values = query.order.map(({ column }) => last[column]?.toString() ?? null);
+  const values = query.order.map(({ column }) => toTextOrNull(last[column]));
   return (next ?? Buffer.from(JSON.stringify(values))).toString('base64url');
 }
 
@@ -1743,7 +1749,8 @@ export async function readCsv(
   const keyed = columns.includes(resource.key);
   const made = [...(resource.owner ? [resource.owner] : []), ...(keyed ? [] : [resource.key])];
   const reader = { columns: [...made, ...columns], rows: 0, lines: lines() };
-  const own = resource.owner ? csvLine([sub]).replace('\n', ',') : '';
+  const owner = Buffer.from(csvLine([sub]).slice(0, -1)).toString('latin1');
+  const own = resource.owner ? `${owner},` : '';
   return reader;
 
   async function* lines(): AsyncGenerator<Buffer> {
@@ -1931,7 +1938,8 @@ export function createAuth(config: Config, log: Logger, { owner = '', columns }:
   const keys: jose.JWTVerifyGetKey[] = JWKS_URL ? [fetchedKeys(JWKS_URL, log)] : secrets;
   const callers = new Map<string, Caller>();
   const pattern = columns[owner]?.owner;
-  if (pattern && !needsToken(config, false)) throw new StartError(`AUTH=all is required: ${owner}`);
+  if (pattern && !needsToken(config, false))
+    throw new StartError(`AUTH=all with JWT_SECRET or JWKS_URL is required: rows have a ${owner}`);
   const options: jose.JWTVerifyOptions = {
     algorithms: JWKS_URL ? ASYMMETRIC : ['HS256'],
     requiredClaims: ['exp', 'sub'],
@@ -2976,9 +2984,12 @@ async function askPrimary(): Promise<string> {
 // --- Start ----------------------------------------------------------------------
 
 /** Runs the service until a signal ends it. Rejects with StartError where it cannot work. */
-export async function main(resource: Resource, args: string[], environment: NodeJS.ProcessEnv) {
+export async function main(usual: Resource, args: string[], environment: NodeJS.ProcessEnv) {
   const config = readConfig(environment);
-  if (args[0] === 'token') return printToken(config, args.slice(1));
+  const command = args.indexOf('token');
+  if (command >= 0) return printToken(config, args.slice(command + 1));
+  const [file = config.RESOURCE] = args;
+  const resource = file ? await importResource(file) : usual;
   const log = openLog(config.LOG_LEVEL);
   process.on('SIGUSR1', () => {}); // Node would open its debugger
   setFlagsFromString('--max-semi-space-size=2'); // or the garbage of a streamed list adds 60 MB
@@ -2995,6 +3006,15 @@ export async function main(resource: Resource, args: string[], environment: Node
     await service.stop();
     await embedded?.stop();
   }
+}
+
+/** The default export of a file, which is named as seen from the working directory. */
+async function importResource(file: string): Promise<Resource> {
+  const { default: found } = await import(pathToFileURL(file).href).catch(({ message }) => {
+    throw new StartError(`RESOURCE ${file} cannot be imported: ${message}`);
+  });
+  if (found?.row instanceof z.ZodType) return found;
+  throw new StartError(`RESOURCE ${file} has no default export that resource() made`);
 }
 
 /** Resolves at the first signal; the second ends the process, but npm makes two of one Ctrl-C. */
@@ -3204,7 +3224,7 @@ function openLog(level: string): Logger {
   return pino({ level, base: { pid: process.pid }, formatters });
 }
 
-export function fail(error: unknown): never {
+function fail(error: unknown): never {
   const known = error instanceof StartError;
   openLog('info').fatal(known ? {} : { error }, known ? error.message : 'ended by an error');
   process.exit(known ? 2 : 1);

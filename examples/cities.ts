@@ -1,11 +1,10 @@
 /**
- * Events of cities; `/events?select=city,count()` counts them per city: node examples/cities.ts
+ * Events of cities, counted per city by `/events?select=city,count()`:
+ * BASE_PATH=/ws/cities npm start -- examples/cities.ts
  */
-import { realpathSync } from 'node:fs';
-import { fileURLToPath } from 'node:url';
-import { date, fail, main, resource, text } from '../app.ts';
+import { date, resource, text } from '../app.ts';
 
-export const cities = resource({
+export default resource({
   path: 'events',
   table: 'events',
   key: 'uuid',
@@ -14,7 +13,3 @@ export const cities = resource({
     date: date({ csv: 'Date', example: '1912-04-10' }),
   },
 });
-
-if (process.argv[1] && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
-  main(cities, process.argv.slice(2), process.env).then(() => process.exit(0), fail);
-}

@@ -1,16 +1,15 @@
 /**
- * Orders of a shop, each its caller's own: JWT_SECRET=… JWT_AUDIENCE=shop-example node examples/orders.ts
+ * Orders of a shop, each its caller's own:
+ * JWT_SECRET=… JWT_AUDIENCE=shop-example npm start -- examples/orders.ts
  */
-import { realpathSync } from 'node:fs';
-import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
-import { boolean, fail, jsonb, main, now, owner, resource, timestamp } from '../app.ts';
+import { boolean, jsonb, now, owner, resource, timestamp } from '../app.ts';
 
 const Product = z.strictObject({ uuid: z.uuid(), quantity: z.int().min(1).max(1_000_000) });
 const USER = /^user:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 const ada = '0192f0c1-2f3a-7bcd-8123-000000000001';
 
-export const orders = resource({
+export default resource({
   path: 'orders',
   table: 'orders',
   key: 'uuid',
@@ -21,7 +20,3 @@ export const orders = resource({
     fulfilled: boolean({ default: false, example: false }),
   },
 });
-
-if (process.argv[1] && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
-  main(orders, process.argv.slice(2), process.env).then(() => process.exit(0), fail);
-}

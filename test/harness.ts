@@ -21,6 +21,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import { SignJWT } from 'jose';
 import postgres from 'postgres';
 import { startEmbedded } from './embedded.ts';
 
@@ -91,6 +92,8 @@ export type TestService = {
   stop: (signal?: NodeJS.Signals) => Promise<number | null>;
 };
 
+type Started = { file?: string; args?: string[] };
+
 const APP = fileURLToPath(new URL('../app.ts', import.meta.url));
 const [major = 0] = process.versions.node.split('.').map(Number);
 
@@ -109,13 +112,13 @@ export function inherited(): Record<string, string | undefined> {
   };
 }
 
-/** Starts `node app.ts` and waits until it listens. Rejects with its log when it ends before. */
+/** Starts `node app.ts …args` and waits until it listens. Rejects with its log when it ends before. */
 export async function startService(
   environment: Record<string, string>,
-  { file = APP, ...options }: { file?: string } & Pick<SpawnOptions, 'cwd' | 'uid' | 'gid'> = {},
+  { file = APP, args = [], ...options }: Started & Pick<SpawnOptions, 'cwd' | 'uid' | 'gid'> = {},
 ): Promise<TestService> {
   const env = { ...inherited(), PORT: '0', ...environment };
-  const child = spawn(process.execPath, [...nodeArguments, file], { env, ...options });
+  const child = spawn(process.execPath, [...nodeArguments, file, ...args], { env, ...options });
   const log: LogLine[] = [];
   const events = new EventEmitter().setMaxListeners(0);
   const leaks = new Set<string>();
@@ -160,7 +163,7 @@ export async function startService(
     const response = await fetch(url + path, init);
     const text = await response.text();
     search(`the answer to ${method} ${path.slice(0, 200)}`, text);
-    const isJson = /json/.test(response.headers.get('content-type') ?? '') && text !== '';
+    const isJson = /\bjson\b/.test(response.headers.get('content-type') ?? '') && text !== '';
     return { ...pick(response), text, json: isJson ? JSON.parse(text) : undefined };
   };
   const stop = async (signal: NodeJS.Signals = 'SIGTERM') => {
@@ -200,6 +203,13 @@ function leaksIn(text: string, environment: Record<string, string>): string[] {
 
 function pick({ status, headers }: Response) {
   return { status, headers };
+}
+
+/** The header with a token of this `sub` that lasts, signed by a JWT_SECRET. */
+export async function bearer(secret: string, sub: string, claims: object = {}) {
+  const token = new SignJWT({ sub, exp: 4_102_444_800, ...claims });
+  const signed = await token.setProtectedHeader({ alg: 'HS256' }).sign(Buffer.from(secret));
+  return { authorization: `Bearer ${signed}` };
 }
 
 /** Awaits a condition, tested every 10 ms, for at most `ms`. */

@@ -20,9 +20,9 @@ import { SignJWT } from 'jose';
 import { pino } from 'pino';
 import { z } from 'zod';
 import * as app from '../app.ts';
-import { cities } from '../examples/cities.ts';
-import { orders } from '../examples/orders.ts';
-import { startDatabase, startService, type TestDatabase, until } from './harness.ts';
+import cities from '../examples/cities.ts';
+import orders from '../examples/orders.ts';
+import { startDatabase, type TestDatabase } from './harness.ts';
 
 let database: TestDatabase;
 let directory: string;
@@ -448,38 +448,11 @@ describe('A column', () => {
   });
 });
 
-test('the events of examples/cities.ts are counted per city', async () => {
-  const { send, stop } = await serve(cities);
-  const csv = { 'content-type': 'text/csv' };
-  const rows = 'City,Date\nBern,2026-01-01\nBern,2026-01-02\nAarau,2026-01-01\n';
-  assert.equal((await send('POST', '/events', rows, csv)).status, 201);
-  const { json } = await send('GET', '/events?select=city,count()');
-  assert.deepEqual(json, [
-    { city: 'Aarau', count: 1 },
-    { city: 'Bern', count: 2 },
-  ]);
-  await stop();
-});
-
 for (const [name, resource] of Object.entries({ passengers: app.passengers, orders, cities })) {
   test(`the example of ${name} is a row of its declaration`, () => {
     const { key, settable, example, names } = resource;
     const told = Object.fromEntries([key, ...settable].map((one) => [one, example[one]]));
     assert.deepEqual(resource.row.parse(told), told);
     assert.deepEqual(Object.keys(example), names);
-  });
-}
-
-for (const name of ['orders', 'cities']) {
-  test(`examples/${name}.ts runs by itself, and ends with 2 where it cannot`, async () => {
-    const file = fileURLToPath(new URL(`../examples/${name}.ts`, import.meta.url));
-    const environment = { DATABASE_URL: database.url, JWT_SECRET: SECRET };
-    const service = await startService(environment, { file });
-    await until(async () => (await service.get('/readyz')).status === 200);
-    const path = name === 'orders' ? '/orders' : '/events';
-    assert.equal((await service.request('OPTIONS', path)).json.name, path.slice(1));
-    assert.equal(await service.stop(), 0);
-    const wrong = startService({ ...environment, PORT: 'x' }, { file });
-    await assert.rejects(wrong, { message: /^ended with 2: .*PORT/ });
   });
 }
