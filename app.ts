@@ -2125,6 +2125,7 @@ const SERVICE: Line[] = [
   ['GET', '/docs', page, 'This document as a page', '', '> 200 text/html'],
   ['GET', '/docs/:file', file, 'A file of the page', '', '> 200 text/*'],
 ];
+const PROBES = ['/healthz', '/readyz', '/metrics']; // who asks stands beside, and knows no BASE_PATH
 const TAGS = { rows: 'As they are', PostgREST: "With its clients' defaults", service: 'Itself' };
 const METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'];
 const MAX_HEAD = 128 * 1024; // bytes of a request's head, and of its target: 800 UUIDs in in.(…)
@@ -2177,8 +2178,9 @@ export function createApp(service: Service): App {
   const options = other('OPTIONS', (_, visit) => describe(service, visit, methodsAt(visit)));
   const unmatched = other('unmatched', (_, visit) => refuseRoute(service, visit, methodsAt(visit)));
   for (const route of routesOf(service)) {
-    const path = service.config.BASE_PATH + route.path;
-    app.on(route.method, path, (c) => respond(service, c, route));
+    const paths = new Set([service.config.BASE_PATH + route.path]);
+    if (PROBES.includes(route.path)) paths.add(route.path);
+    app.on(route.method, [...paths], (c) => respond(service, c, route));
   }
   app.options('*', (c) => respond(service, c, options));
   app.notFound((c) => respond(service, c, unmatched));

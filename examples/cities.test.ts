@@ -111,8 +111,14 @@ test('Location, Link, the document and the page lead below the prefix', async ()
   }
 });
 
-test('nothing is served beside the prefix', async () => {
-  for (const path of ['/', '/events', '/readyz', '/metrics', '/ws', BASE, `${BASE}x/events`]) {
+test('who probes from beside the service finds it without the prefix, too', async () => {
+  for (const path of ['/healthz', '/readyz', '/metrics']) {
+    for (const base of ['', BASE]) assert.equal((await service.get(base + path)).status, 200, path);
+  }
+});
+
+test('nothing else is served beside the prefix', async () => {
+  for (const path of ['/', '/events', '/hello', '/openapi.json', '/ws', BASE, `${BASE}x/events`]) {
     assert.equal((await service.get(path)).status, 404, path);
   }
 });

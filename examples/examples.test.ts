@@ -400,7 +400,7 @@ for (const [file, environment] of DECLARATIONS) {
       const found = String(made.headers.get('location'));
       assert.ok(found.startsWith(`${path}/`), found);
       assert.equal((await service.get(found, headers)).json[key], found.split('/').at(-1));
-      for (const nowhere of ['/', '/toString', ...(base ? [`/${resource.path}`, '/readyz'] : [])])
+      for (const nowhere of ['/', '/toString', ...(base ? [`/${resource.path}`, '/docs'] : [])])
         told(await service.get(nowhere, headers), 404, 'PGRST125');
     });
   });
