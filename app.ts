@@ -1850,30 +1850,16 @@ type Waiter<I, O> = {
  * that each is answered by a run that began after it came; a lone one does not wait for others.
  */
 export function group<I, O>(grouping: Grouping<I, O>): (item: I) => Promise<O> {
-  const { width, observe, run, isApart } = grouping;
+  const { width } = grouping;
   const waiting: Waiter<I, O>[] = [];
   let [running, due] = [0, false];
-
-  const settle = async (batch: Waiter<I, O>[]): Promise<void> => {
-    observe(batch.length);
-    try {
-      const outputs = await run(
-        batch.map(({ item }) => item),
-        batch[0]?.since ?? 0,
-      );
-      for (const [at, one] of batch.entries()) one.resolve(outputs[at] as O);
-    } catch (error) {
-      if (batch.length > 1 && isApart(error)) await Promise.all(batch.map((one) => settle([one])));
-      else for (const one of batch) one.reject(error);
-    }
-  };
 
   const start = async (): Promise<void> => {
     const batch = takeBatch(waiting, grouping);
     due = false;
     running += 1;
     schedule(); // more wait than one group takes
-    if (batch.length > 0) await settle(batch);
+    if (batch.length > 0) await settle(batch, grouping);
     running -= 1;
     schedule();
   };
@@ -1891,6 +1877,21 @@ export function group<I, O>(grouping: Grouping<I, O>): (item: I) => Promise<O> {
       waiting.push({ item, since: performance.now(), resolve, reject });
       schedule();
     });
+}
+
+/** Runs a batch; where it failed and left nothing behind, each of it alone. */
+async function settle<I, O>(batch: Waiter<I, O>[], grouping: Grouping<I, O>): Promise<void> {
+  const { observe, run, isApart } = grouping;
+  observe(batch.length);
+  const items = batch.map(({ item }) => item);
+  try {
+    const outputs = await run(items, batch[0]?.since ?? 0);
+    for (const [at, one] of batch.entries()) one.resolve(outputs[at] as O);
+  } catch (error) {
+    const apart = batch.length > 1 && isApart(error);
+    if (apart) await Promise.all(batch.map((one) => settle([one], grouping)));
+    else for (const one of batch) one.reject(error);
+  }
 }
 
 /** Takes the oldest out of those who wait, but for those whose key is in the batch already. */
@@ -1962,16 +1963,16 @@ export function createAuth(config: Config, log: Logger, { owner = '', columns }:
   /** The caller's `sub`; '' where no token is needed. */
   return async function authorize(authorization: string | null, writes: boolean): Promise<string> {
     if (!needsToken(config, writes)) return '';
-    const token = /^Bearer +([\w.~+/=-]+)$/i.exec(authorization ?? '')?.[1];
-    if (!token) throw unauthorized('PGRST302');
-    let caller = callers.get(token);
-    if (!caller || caller.expires < Date.now()) {
+    let caller = callers.get(authorization ?? '');
+    if (!authorization || !caller || caller.expires < Date.now()) {
+      const token = /^Bearer +([\w.~+/=-]+)$/i.exec(authorization ?? '')?.[1];
+      if (!authorization || !token) throw unauthorized('PGRST302');
       caller = await verify(token);
       const hint = `The sub of the token has to match ${pattern?.source}.`;
       if (pattern && !pattern.test(caller.sub))
         throw new Problem(403, '42501', 'The token is of nobody who can own rows.', hint);
       if (callers.size >= MOST_CALLERS) callers.clear();
-      callers.set(token, caller);
+      callers.set(authorization, caller);
     }
     if (!writes || !JWT_WRITE_SCOPE || caller.scopes.includes(JWT_WRITE_SCOPE)) return caller.sub;
     const hint = `Writing needs a token of scope ${JWT_WRITE_SCOPE}.`;

@@ -258,6 +258,16 @@ describe('Refusals', { skip }, () => {
     assert.doesNotMatch(JSON.stringify(heard), /evil|6\.6\.6\.6/);
   });
 
+  test('/metrics is not for the public, below a BASE_PATH neither', async () => {
+    for (const path of ['/metrics', '/ws/cities/metrics']) {
+      const { status } = await send(
+        nginx.open,
+        `GET ${path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n`,
+      );
+      assert.equal(status, 404, path);
+    }
+  });
+
   test('HTTP/1.0 without a Host is answered', async () => {
     assert.equal((await send(nginx.open, 'GET /hello HTTP/1.0\r\n\r\n')).status, 200);
   });

