@@ -2330,7 +2330,7 @@ describe('Start', () => {
     assertProblem(reply, 500, 'XX000');
     assert.doesNotMatch(reply.text, /titanic|select|relation/);
     const id = reply.headers.get('x-request-id');
-    assert.ok(own.log.some((line) => line.id === id && line.code === '42P01'));
+    await until(() => own.log.some((line) => line.id === id && line.code === '42P01'));
     await own.stop();
     await other.stop();
   });

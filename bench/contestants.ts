@@ -6,7 +6,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
 import { freePort } from '../test/embedded.ts';
-import { childrenOf, inherited, startService, until } from '../test/harness.ts';
+import { childrenOf, inherited, leash, startService, until } from '../test/harness.ts';
 import { isInstalled } from './load.ts';
 
 /** `pids`: its processes, the workers too. */
@@ -69,7 +69,9 @@ async function start(
   const port = await freePort();
   const bind = args.includes('gunicorn') ? ['--bind', `127.0.0.1:${port}`] : [];
   const env = { ...inherited(), PORT: String(port), NODE_ENV: 'production', ...environment };
-  const child = spawn(file, [...args, ...bind], { env, stdio: ['ignore', 'ignore', 'pipe'] });
+  const child = leash(
+    spawn(file, [...args, ...bind], { env, stdio: ['ignore', 'ignore', 'pipe'] }),
+  );
   let stderr = '';
   child.stderr.on('data', (data) => {
     stderr = (stderr + data).slice(-2000);

@@ -93,7 +93,8 @@ function launch(directory: string): ChildProcess {
   const { PATH, HOME } = process.env;
   const env = { PATH, HOME, TMPDIR: temporary, DATA_DIR: directory, PORT: '0' };
   const app = join(project, 'app.ts');
-  return spawn(process.execPath, [...harness.nodeArguments, app], { env, stdio: 'ignore' });
+  const command = [...harness.nodeArguments, app];
+  return harness.leash(spawn(process.execPath, command, { env, stdio: 'ignore' }));
 }
 
 async function kill(child: ChildProcess, signal: NodeJS.Signals): Promise<void> {

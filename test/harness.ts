@@ -14,6 +14,7 @@
 import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { EventEmitter, once } from 'node:events';
+import { rmSync } from 'node:fs';
 import { chmod, mkdtemp, readdir, readFile, rm, stat } from 'node:fs/promises';
 import { type AddressInfo, createServer, connect as dial, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -39,9 +40,12 @@ export async function startDatabase(given = process.env.DATABASE_URL): Promise<T
   const directory = await mkdtemp(join(tmpdir(), 'passengers test-'));
   await chmod(directory, 0o755);
   const embedded = await startEmbedded(join(directory, 'data'));
+  const remove = () => rmSync(directory, { recursive: true, force: true });
+  process.once('exit', remove); // after the server's own end, where a test failed before its stop
   const database = await createDatabase(embedded.url, async () => {
     await embedded.stop();
     await rm(directory, { recursive: true });
+    process.off('exit', remove);
   });
   return { ...database, home: embedded.home };
 }
@@ -94,6 +98,21 @@ export type TestService = {
 
 type Started = { file?: string; args?: string[] };
 
+/**
+ * Ends the process with this one, however that ends: a test that fails before it stopped its service
+ * leaves no process behind. Where all passed, one that was forgotten fails the file.
+ */
+export function leash<Child extends ChildProcess>(child: Child): Child {
+  const end = () => {
+    child.kill('SIGKILL');
+    console.error(`left running, now killed: ${child.spawnargs.join(' ')}`);
+    process.exitCode ||= 1;
+  };
+  process.once('exit', end);
+  child.once('exit', () => process.off('exit', end));
+  return child;
+}
+
 const APP = fileURLToPath(new URL('../app.ts', import.meta.url));
 const [major = 0] = process.versions.node.split('.').map(Number);
 
@@ -118,7 +137,8 @@ export async function startService(
   { file = APP, args = [], ...options }: Started & Pick<SpawnOptions, 'cwd' | 'uid' | 'gid'> = {},
 ): Promise<TestService> {
   const env = { ...inherited(), PORT: '0', ...environment };
-  const child = spawn(process.execPath, [...nodeArguments, file, ...args], { env, ...options });
+  const command = [...nodeArguments, file, ...args];
+  const child = leash(spawn(process.execPath, command, { env, ...options }));
   const log: LogLine[] = [];
   const events = new EventEmitter().setMaxListeners(0);
   const leaks = new Set<string>();
