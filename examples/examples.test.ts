@@ -43,6 +43,7 @@ let directory: string;
 before(async () => {
   database = await startDatabase();
   directory = await mkdtemp(join(tmpdir(), 'examples test-'));
+  await write('package.json', '{ "type": "module" }'); // else tsx makes app.ts anew, as CommonJS
   const { pathname } = new URL(database.url);
   await database.sql.unsafe(`alter database ${pathname.slice(1)} set timezone to 'UTC'`);
 });

@@ -426,6 +426,7 @@ describe('CSV of owned rows', () => {
   let notes: TestService;
   before(async () => {
     directory = await mkdtemp(join(tmpdir(), 'orders test-'));
+    await writeFile(join(directory, 'package.json'), '{ "type": "module" }'); // as app.ts is
     await writeFile(join(directory, 'notes.ts'), NOTES);
     notes = await start({ RESOURCE: join(directory, 'notes.ts') });
   });
