@@ -12,7 +12,7 @@
 import { isUtf8 } from 'node:buffer';
 import cluster from 'node:cluster';
 import { randomUUID } from 'node:crypto';
-import { EventEmitter, on, once } from 'node:events';
+import { on, once } from 'node:events';
 import { readFileSync, realpathSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { createServer, type Server, type ServerResponse, STATUS_CODES } from 'node:http';
@@ -552,11 +552,16 @@ type Kind = 'read' | 'keyed' | 'write';
 /** One request: who waits for its statements, as whom, the ms they took, whether one was repeated. */
 export type Call = { sub: string; ms: number; repeated: boolean; outgoing?: ServerResponse };
 
+/** A statement on its way; `sent` once a connection has it. */
+type Attempt = { kind: Kind; call: Call; statement: Sql; raw: boolean; sent?: Sent };
+type Sent = { client: Client; driver: postgres.Sql; query: Pending };
+
 /** One connection; it gets statements only while it is open, so that none waits for it to be made. */
 type Client = { sql: postgres.Sql; open: boolean; inFlight: Set<Pending>; retire: () => void };
 
 const RETURNING = sql`returning t.*, t.xmin::text as "#"`;
 const IN_FLIGHT_PER_CLIENT = 64;
+const PIPELINED = 2; // on a connection: with 1 PostgreSQL waits for the next, more stand behind slow ones
 const MOST_SHAPES = 256; // of statements that stay prepared
 const STREAMS = 4;
 const STREAM_ROWS = 200;
@@ -569,14 +574,15 @@ const STREAM_ROWS = 200;
  * error of its old connection to the first statement on the new one.
  */
 export class Database {
-  readonly numbers = { inFlight: 0, waiting: 0, streams: 0 };
+  readonly numbers = { inFlight: 0, streams: 0 };
+  /** Those who wait for a connection, in the order of asking. */
+  readonly queue = new Set<(client?: Client) => void>();
   /** Told of each group of requests that became one statement. */
   observe: (work: string, requests: number) => void = () => {};
   private config: Config;
   private log: Logger;
   private state: 'starting' | 'up' | 'down' = 'starting';
   private ending = false;
-  private events = new EventEmitter().setMaxListeners(0);
   private clients: Client[];
   private shapes = new Map<string, string>();
   private dismissed = new WeakSet<postgres.Sql>(); // that the server ended between two statements
@@ -620,7 +626,7 @@ export class Database {
   private change(to: 'up' | 'down', code?: string): void {
     if (this.state !== to) this.log[to === 'up' ? 'info' : 'warn']({ code }, `database ${to}`);
     this.state = to;
-    this.events.emit('change');
+    this.advance();
   }
 
   private leastBusy(except?: Client): Client | undefined {
@@ -632,17 +638,14 @@ export class Database {
     return best;
   }
 
-  /** Waits while connections are being made, not while the database refuses them. */
-  private async firstOpen(): Promise<Client> {
-    const end = performance.now() + CONNECT_TIMEOUT;
-    this.numbers.waiting += 1;
-    while (!this.leastBusy() && this.state !== 'down' && performance.now() < end) {
-      await within(end - performance.now(), once(this.events, 'change')).catch(() => {});
+  /** Lets those begin for whom a connection has room; refuses them where none can be had. */
+  private advance(): void {
+    for (const begin of this.queue) {
+      const client = this.leastBusy();
+      if (client ? client.inFlight.size >= PIPELINED : this.state !== 'down') return;
+      this.queue.delete(begin);
+      begin(client);
     }
-    this.numbers.waiting -= 1;
-    const client = this.leastBusy();
-    if (!client) throw unavailable();
-    return client;
   }
 
   /** Lets a request wait for the database; past the cap it is refused at once. */
@@ -668,19 +671,17 @@ export class Database {
   async run(kind: Kind, call: Call, statement: Sql, since = performance.now(), raw = false) {
     const elapsed = () => performance.now() - since;
     for (let tries = this.config.POOL_SIZE + 2; ; tries -= 1) {
-      const client = this.leastBusy() ?? (await this.firstOpen());
       if (elapsed() > DEADLINE) throw unavailable();
-      const { sql: driver } = client;
-      const query = this.send(driver, statement);
-      if (raw) query.raw();
+      const attempt: Attempt = { kind, call, statement, raw };
       try {
-        return await this.execute(client, query, DEADLINE - elapsed(), kind, call);
+        return await this.execute(attempt, DEADLINE - elapsed());
       } catch (error) {
-        const unread = this.dismissed.has(driver) && !query.options?.simple;
+        const { driver, query } = attempt.sent ?? {};
+        const unread = driver && this.dismissed.has(driver) && !query?.options?.simple;
         const met = codeOf(error) === '23505' && tries <= this.config.POOL_SIZE; // not its own row
         const mayRun = !met && mayRepeat(unread ? 'read' : kind, query, error);
         const last = tries === 1 || elapsed() > LOCK_TIMEOUT || !mayRun;
-        if (last) throw query.state || codeOf(error) !== '57014' ? error : unavailable();
+        if (last) throw query?.state || codeOf(error) !== '57014' ? error : unavailable();
         call.repeated ||= LOST.test(codeOf(error));
       }
     }
@@ -695,34 +696,53 @@ export class Database {
     return driver.unsafe(numbered, values as never[], { prepare });
   }
 
-  /** Settles by the deadline; a reader that goes away takes its statement along. */
-  private execute(client: Client, query: Pending, ms: number, kind: Kind, { outgoing }: Call) {
-    return new Promise<Result[]>((resolve, reject) => {
+  /**
+   * Sends it by the first connection that has room, in the order of asking. Settles by the deadline;
+   * a reader that goes away takes it along.
+   */
+  private execute(attempt: Attempt, ms: number): Promise<Result[]> {
+    const { kind, call, statement, raw } = attempt;
+    const outgoing = kind === 'read' ? call.outgoing : undefined;
+    return new Promise((resolve, reject) => {
+      const end = () => {
+        clearTimeout(timer);
+        outgoing?.off('close', leave);
+        this.queue.delete(begin);
+        attempt.sent?.client.inFlight.delete(attempt.sent.query);
+        this.advance();
+      };
       const expire = () => {
-        reject(query.state ? tooSlow() : unavailable());
-        if (query.state) client.retire();
-        else query.cancel();
+        const { client, query } = attempt.sent ?? {};
+        reject(query?.state ? tooSlow() : unavailable());
+        if (query?.state) client?.retire();
+        else query?.cancel();
+        if (!query) end();
       };
       const leave = () => {
         reject(gone());
-        this.drop(client, query);
+        if (attempt.sent) this.drop(attempt.sent);
+        else end();
+      };
+      const begin = (client?: Client) => {
+        if (!client) return expire();
+        const query = this.send(client.sql, statement);
+        if (raw) query.raw();
+        attempt.sent = { client, driver: client.sql, query };
+        client.inFlight.add(query);
+        query.then(resolve, reject).finally(end);
       };
       const timer = setTimeout(expire, ms);
-      if (kind === 'read') outgoing?.once('close', leave);
-      client.inFlight.add(query);
-      query.then(resolve, reject).finally(() => {
-        clearTimeout(timer);
-        outgoing?.off('close', leave);
-        client.inFlight.delete(query);
-      });
+      outgoing?.once('close', leave);
+      this.queue.add(begin);
+      this.advance();
     });
   }
 
   /**
-   * Stops what nobody waits for; where it stands behind others in the pipeline, it is left to run.
+   * Stops what nobody waits for; where it stands behind another on its connection, it is left to run.
    * By a connection that is there, for one that is made anew comes late and stops what came next.
    */
-  private drop(client: Client, query: Pending): void {
+  private drop({ client, query }: Sent): void {
     const other = this.leastBusy(client);
     const pid = query.active && query.state?.pid;
     if (pid && other) other.sql`select pg_cancel_backend(${pid})`.catch(() => {});
@@ -809,10 +829,10 @@ function release(client: Client): void {
  * It was not sent, or the server undid it (also by a cancel that was meant for a neighbour), or it
  * was lost; a keyed insert that met its own key finds the row next time.
  */
-function mayRepeat(kind: Kind, query: Pending, error: unknown): boolean {
+function mayRepeat(kind: Kind, query: Pending | undefined, error: unknown): boolean {
   if (error instanceof Problem) return false;
   const code = codeOf(error);
-  if (!query.state || /^(57P0.|57014|40001|40P01)$/.test(code)) return true;
+  if (!query?.state || /^(57P0.|57014|40001|40P01)$/.test(code)) return true;
   return (kind !== 'write' && LOST.test(code)) || (kind === 'keyed' && code === '23505');
 }
 
@@ -1119,11 +1139,12 @@ function readWhole(reader: Reader): number {
   return Number(take(reader, /\d{1,9}(?!\d)/y, 'a whole number of up to 9 digits')[0]);
 }
 
+const CURSOR = z.preprocess(toJson, z.array(z.string().nullable()));
+
 /** A cursor is the JSON of its values in base64url. */
 function readCursor(reader: Reader): (string | null)[] {
   const [text] = take(reader, /[\w-]+/y, 'a cursor');
-  const shape = z.preprocess(toJson, z.array(z.string().nullable()));
-  return shape.safeParse(Buffer.from(text, 'base64url').toString()).data ?? [];
+  return CURSOR.safeParse(Buffer.from(text, 'base64url').toString()).data ?? [];
 }
 
 function toJson(text: unknown): unknown {
@@ -2945,7 +2966,7 @@ export function createMetrics(config: Config, database: Database) {
     const made: prometheus.Gauge = new prometheus.Gauge({ name, help, registers, collect });
   };
   gauge('db_statements_in_flight', 'Requests that wait for the database.', () => numbers.inFlight);
-  gauge('db_statements_waiting', 'Statements without a connection.', () => numbers.waiting);
+  gauge('db_statements_waiting', 'Statements without a connection.', () => database.queue.size);
   gauge('db_streams', 'Lists that are streamed now.', () => numbers.streams);
   const { APP_VERSION: version, APP_BRANCH: branch, APP_COMMIT: commit } = config;
   const build = { version, branch, commit };

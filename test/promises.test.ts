@@ -588,6 +588,28 @@ describe('Faults', { concurrency: 3 }, () => {
       await judge(t, database, load.answers, [503, 504]);
     });
 
+    test('a statement that waits for a lock holds up one other at most', async (t) => {
+      const { database, service } = await openScene(t, { POOL_SIZE: '2' });
+      const { json } = await service.request('POST', '/passengers', ROW);
+      const path = `/passengers/${json.uuid}`;
+      await database.sql.begin(async (locker) => {
+        await locker`select from titanic where uuid = ${json.uuid} for update`;
+        let [held, answered] = [true, 0];
+        const change = service.request('PATCH', path, { age: 2 }).then(() => {
+          held = false;
+        });
+        await until(async () => (await activeWith(database, 'with changed')).length === 1);
+        const lists = Array.from({ length: 16 }, async (_, at) => {
+          await service.get(`/passengers?offset=${at}`);
+          answered += 1;
+        });
+        await until(() => answered >= 15 || !held);
+        t.diagnostic(`${answered} of 16 lists answered meanwhile`);
+        assert.ok(answered >= 15);
+        await Promise.all([change, ...lists]);
+      });
+    });
+
     test('a slow statement costs 504, and no backend is left running it', async (t) => {
       const { database, service } = await openScene(t);
       await slowReads(database, 20);
