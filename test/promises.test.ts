@@ -592,8 +592,9 @@ describe('Faults', { concurrency: 3 }, () => {
       const { database, service } = await openScene(t, { POOL_SIZE: '2' });
       const { json } = await service.request('POST', '/passengers', ROW);
       const path = `/passengers/${json.uuid}`;
+      await slowReads(database, 0.02);
       await database.sql.begin(async (locker) => {
-        await locker`select from titanic where uuid = ${json.uuid} for update`;
+        await locker`select from titanic_rows where uuid = ${json.uuid} for update`;
         let [held, answered] = [true, 0];
         const change = service.request('PATCH', path, { age: 2 }).then(() => {
           held = false;
