@@ -607,6 +607,8 @@ describe('Faults', { concurrency: 3 }, () => {
           await service.get(`/passengers?offset=${at}`);
           answered += 1;
         });
+        const metrics = await service.get('/metrics');
+        assert.match(metrics.text, /^db_statements_waiting [1-9]/m);
         await until(() => answered >= 15 || !held);
         t.diagnostic(`${answered} of 16 lists answered meanwhile`);
         assert.ok(answered >= 15);
