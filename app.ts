@@ -1949,6 +1949,7 @@ export function share<I, O>(grouping: Grouping<I, O>): (key: string, item: I) =>
 type Caller = { sub: string; scopes: string[]; expires: number };
 const MOST_CALLERS = 1000;
 const JWKS_COOLDOWN = 30_000;
+const CLOCK_TOLERANCE = 5; // s
 const ASYMMETRIC = ['RS256', 'ES256', 'EdDSA', 'Ed25519'];
 
 export type Authorize = ReturnType<typeof createAuth>;
@@ -1965,21 +1966,10 @@ export function createAuth(config: Config, log: Logger, { owner = '', columns }:
   const options: jose.JWTVerifyOptions = {
     algorithms: JWKS_URL ? ASYMMETRIC : ['HS256'],
     requiredClaims: ['exp', 'sub'],
-    clockTolerance: 5,
+    clockTolerance: CLOCK_TOLERANCE,
     ...(JWT_ISSUER && { issuer: JWT_ISSUER }),
     ...(JWT_AUDIENCE && { audience: JWT_AUDIENCE }),
   };
-
-  async function verify(token: string): Promise<Caller> {
-    const tries = keys.map((key) => jose.jwtVerify(token, key, options));
-    const { payload } = await Promise.any(tries).catch(({ errors }: AggregateError) => {
-      const expired = errors.some((error) => error instanceof jose.errors.JWTExpired);
-      const problem = errors.find((error) => error instanceof Problem);
-      throw problem ?? unauthorized(expired ? 'PGRST303' : 'PGRST301');
-    });
-    const scopes = String(payload.scope ?? '').split(' ');
-    return { sub: String(payload.sub), scopes, expires: (Number(payload.exp) + 5) * 1000 };
-  }
 
   /** The caller's `sub`; '' where no token is needed. */
   return async function authorize(authorization: string | null, writes: boolean): Promise<string> {
@@ -1988,7 +1978,7 @@ export function createAuth(config: Config, log: Logger, { owner = '', columns }:
     if (!authorization || !caller || caller.expires < Date.now()) {
       const token = /^Bearer +([\w.~+/=-]+)$/i.exec(authorization ?? '')?.[1];
       if (!authorization || !token) throw unauthorized('PGRST302');
-      caller = await verify(token);
+      caller = await verify(token, keys, options);
       const hint = `The sub of the token has to match ${pattern?.source}.`;
       if (pattern && !pattern.test(caller.sub))
         throw new Problem(403, '42501', 'The token is of nobody who can own rows.', hint);
@@ -1999,6 +1989,23 @@ export function createAuth(config: Config, log: Logger, { owner = '', columns }:
     const hint = `Writing needs a token of scope ${JWT_WRITE_SCOPE}.`;
     throw new Problem(403, '42501', 'The token does not allow to write.', hint);
   };
+}
+
+/** By whichever key fits: while secrets are rotated there are two. */
+async function verify(
+  token: string,
+  keys: jose.JWTVerifyGetKey[],
+  options: jose.JWTVerifyOptions,
+): Promise<Caller> {
+  const tries = keys.map((key) => jose.jwtVerify(token, key, options));
+  const { payload } = await Promise.any(tries).catch(({ errors }: AggregateError) => {
+    const expired = errors.some((error) => error instanceof jose.errors.JWTExpired);
+    const problem = errors.find((error) => error instanceof Problem);
+    throw problem ?? unauthorized(expired ? 'PGRST303' : 'PGRST301');
+  });
+  const scopes = String(payload.scope ?? '').split(' ');
+  const expires = (Number(payload.exp) + CLOCK_TOLERANCE) * 1000;
+  return { sub: String(payload.sub), scopes, expires };
 }
 
 function needsToken({ AUTH, JWT_SECRET, JWKS_URL }: Config, writes: boolean): boolean {
