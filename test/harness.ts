@@ -103,14 +103,22 @@ type Started = { file?: string; args?: string[] };
  * leaves no process behind. Where all passed, one that was forgotten fails the file.
  */
 export function leash<Child extends ChildProcess>(child: Child): Child {
-  const end = () => {
+  if (leashed.size === 0) process.on('exit', killLeashed);
+  leashed.add(child);
+  child.once('exit', () => {
+    leashed.delete(child);
+    if (leashed.size === 0) process.off('exit', killLeashed);
+  });
+  return child;
+}
+const leashed = new Set<ChildProcess>();
+
+function killLeashed(): void {
+  for (const child of leashed) {
     child.kill('SIGKILL');
     console.error(`left running, now killed: ${child.spawnargs.join(' ')}`);
-    process.exitCode ||= 1;
-  };
-  process.once('exit', end);
-  child.once('exit', () => process.off('exit', end));
-  return child;
+  }
+  process.exitCode ||= 1;
 }
 
 const APP = fileURLToPath(new URL('../app.ts', import.meta.url));
