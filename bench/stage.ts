@@ -1,7 +1,6 @@
 /** Everything that a run needs, started in order and ended in the reverse one. */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { SignJWT } from 'jose';
 import { childrenOf, startDatabase, type TestDatabase } from '../test/harness.ts';
 import { type Contestant, POOL_SIZE, startFlask, startNodePeer, startOurs } from './contestants.ts';
 import { FEW, fillTable } from './database.ts';
@@ -28,7 +27,6 @@ export type Stage = {
   oursOnMany: Contestant;
   peers: Contestant[];
   bare: Contestant;
-  guarded: { contestant: Contestant; token: string };
   nginx: Contestant | undefined;
   /** The processes of PostgreSQL. */
   server: () => Promise<number[]>;
@@ -61,12 +59,10 @@ export async function openStage(few: TestDatabase, scale: Scale): Promise<Stage>
       await open(startFlask(few.url)),
     ].filter((peer) => peer !== undefined);
     const bare = await open(startNodePeer(BARE, 'bare.js', {}));
-    const guarded = await startGuarded(few.url);
-    await open(Promise.resolve(guarded.contestant));
     const nginx = await open(startNginx(ours));
     const server = () => serverPids(few);
-    const contestants = { ours, oursOnMany, peers, bare, guarded, nginx };
-    await warm([ours, oursOnMany, ...peers, guarded.contestant], guarded.token);
+    const contestants = { ours, oursOnMany, peers, bare, nginx };
+    await warm([ours, oursOnMany, ...peers]);
     return { scale, few, many, ...contestants, server, reset, close };
   } catch (error) {
     await close();
@@ -75,18 +71,9 @@ export async function openStage(few: TestDatabase, scale: Scale): Promise<Stage>
 }
 
 /** Compiled code before the first figure, for all of them at once. */
-async function warm(contestants: Contestant[], token: string): Promise<void> {
-  const request = { ...read.request, token };
-  const load = { request, connections: 8, rows: FEW, seconds: 2 };
+async function warm(contestants: Contestant[]): Promise<void> {
+  const load = { request: read.request, connections: 8, rows: FEW, seconds: 2 };
   await Promise.all(contestants.map(({ url }) => drive({ ...load, url })));
-}
-
-/** The service with AUTH=all, and a token for it. */
-async function startGuarded(url: string): Promise<Stage['guarded']> {
-  const secret = 'a secret of the bench alone which has enough bytes';
-  const contestant = await startOurs(url, 'passengers', { AUTH: 'all', JWT_SECRET: secret });
-  const token = new SignJWT().setProtectedHeader({ alg: 'HS256' }).setSubject('bench');
-  return { contestant, token: await token.setExpirationTime('1h').sign(Buffer.from(secret)) };
 }
 
 async function serverPids({ home = '' }: TestDatabase): Promise<number[]> {

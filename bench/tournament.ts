@@ -1,6 +1,7 @@
 /** The kinds of work in the order in which they are measured, each with those who do it. */
+import { SignJWT } from 'jose';
 import { expectEqualAnswers } from './answers.ts';
-import type { Contestant } from './contestants.ts';
+import { type Contestant, startOurs } from './contestants.ts';
 import { FEW } from './database.ts';
 import { drive, type Load } from './load.ts';
 import {
@@ -96,20 +97,39 @@ async function halfLoad(stage: Stage, reached: Taken): Promise<Taken> {
   return measure([...entries, slower], warmed(scale));
 }
 
+/** Processes of the same age, for one round: what V8 has compiled for one it has for the others. */
+async function ofSameAge(
+  starting: Promise<Contestant>[],
+  round: (...all: Contestant[]) => Promise<Taken>,
+): Promise<Taken> {
+  const all = await Promise.all(starting);
+  try {
+    return await round(...all);
+  } finally {
+    for (const one of all) await one.stop();
+  }
+}
+
 /** The stage has warmed all of them with this kind of work. */
 function warmed({ plan }: Scale): Plan {
   return { ...plan, warmUp: 0 };
 }
 
-function withTokens(stage: Stage): Promise<Taken> {
-  const { ours, guarded, scale } = stage;
-  const request = { ...works.read.request, token: guarded.token };
-  const [open, closed] = [works.read, { ...works.read, request }];
-  const entries = [
-    entryFor(stage, guarded.contestant, closed),
-    named('AUTH=none', entryFor(stage, ours, open)),
-  ];
-  return measure(entries, warmed(scale));
+/** With AUTH=all and a token, and without either. */
+async function withTokens(stage: Stage): Promise<Taken> {
+  const { few, scale } = stage;
+  const secret = 'a secret of the bench alone which has enough bytes';
+  const signing = new SignJWT().setProtectedHeader({ alg: 'HS256' }).setSubject('bench');
+  const token = await signing.setExpirationTime('1h').sign(Buffer.from(secret));
+  const request = { ...works.read.request, token };
+  const keyed = { AUTH: 'all', JWT_SECRET: secret };
+  const starting = [startOurs(few.url, rows.OURS, keyed), startOurs(few.url, 'AUTH=none')];
+  return ofSameAge(starting, (closed, open) => {
+    return measure(
+      [entryFor(stage, closed, { ...works.read, request }), entryFor(stage, open, works.read)],
+      scale.plan,
+    );
+  });
 }
 
 function throughNginx(stage: Stage): Promise<Taken> | undefined {
@@ -120,12 +140,15 @@ function throughNginx(stage: Stage): Promise<Taken> | undefined {
 }
 
 function bySize(stage: Stage): Promise<Taken> {
-  const { ours, oursOnMany, scale } = stage;
-  const entries = [
-    entryFor(stage, oursOnMany, works.read, { rows: scale.rows }),
-    named(`at ${FEW} rows`, entryFor(stage, ours, works.read)),
-  ];
-  return measure(entries, warmed(scale));
+  const { few, many, scale } = stage;
+  const starting = [startOurs(many.url), startOurs(few.url, `at ${FEW} rows`)];
+  return ofSameAge(starting, (large, small) => {
+    const entries = [
+      entryFor(stage, large, works.read, { rows: scale.rows }),
+      entryFor(stage, small, works.read),
+    ];
+    return measure(entries, scale.plan);
+  });
 }
 
 /** The cursor is that of the page before, as a client would have it. */
