@@ -561,7 +561,7 @@ type Client = { sql: postgres.Sql; open: boolean; inFlight: Set<Pending>; retire
 
 const RETURNING = sql`returning t.*, t.xmin::text as "#"`;
 const IN_FLIGHT_PER_CLIENT = 64;
-const PIPELINED = 2; // on a connection: with 1 PostgreSQL waits for the next, more stand behind slow ones
+const PIPELINED = 2; // on a connection: by 1 PostgreSQL has to wait, more stand behind slow ones
 const MOST_SHAPES = 256; // of statements that stay prepared
 const STREAMS = 4;
 const STREAM_ROWS = 200;
@@ -681,7 +681,8 @@ export class Database {
         const met = codeOf(error) === '23505' && tries <= this.config.POOL_SIZE; // not its own row
         const mayRun = !met && mayRepeat(unread ? 'read' : kind, query, error);
         const last = tries === 1 || elapsed() > LOCK_TIMEOUT || !mayRun;
-        if (last) throw query?.state || codeOf(error) !== '57014' ? error : unavailable();
+        const told = error instanceof Problem || query?.state || codeOf(error) !== '57014';
+        if (last) throw told ? error : unavailable(); // what release() took back was never sent
         call.repeated ||= LOST.test(codeOf(error));
       }
     }
