@@ -315,19 +315,22 @@ describe('Faults', { concurrency: 3 }, () => {
     });
 
     test('what is in flight is capped: behind a server that hangs, more is refused at once', async (t) => {
-      const { database, service } = await openScene(t, { POOL_SIZE: '1' });
+      const { database, proxy, service } = await openScene(
+        t,
+        { POOL_SIZE: '1' },
+        { proxied: true },
+      );
       const [backend] = await backendsOf(database);
       process.kill(backend!.pid, 'SIGSTOP');
+      proxy.blackHole(); // else who waits may get 200 by a new connection
       const answers = await Promise.all(
         Array.from({ length: 100 }, (_, at) => measure(service, 'GET', `/passengers?age=eq.${at}`)),
       ).finally(() => process.kill(backend!.pid, 'SIGCONT'));
       const atOnce = answers.filter(({ status, ms }) => status === 503 && ms < 1500);
       t.diagnostic(`${atOnce.length} of 100 refused at once`);
       assert.equal(atOnce.length, 36);
-      const waited = answers.filter((one) => !atOnce.includes(one)).map(({ status }) => status);
-      t.diagnostic(`the others got ${[...new Set(waited)].join(', ')}`); // 200 by a new connection
-      assert.ok(waited.every((status) => [200, 503, 504].includes(status)));
-      assert.ok(waited.includes(504));
+      assert.ok(answers.every(({ status }) => status === 503 || status === 504));
+      proxy.pass();
       await until(() => isReady(service));
     });
 
@@ -660,6 +663,23 @@ describe('Faults', { concurrency: 3 }, () => {
         await left;
       });
     }
+
+    test('a client that goes away while it waits for a connection is 499, no failure', async (t) => {
+      const { database, service } = await openScene(t, { POOL_SIZE: '1' });
+      await slowReads(database, 0.5);
+      const leaving = new AbortController();
+      const asked = Array.from({ length: 3 }, (_, at) => service.get(`/passengers?offset=${at}`));
+      await until(async () => (await activeWith(database, 'titanic')).length === 1);
+      const left = fetch(`${service.url}/passengers?offset=9`, { signal: leaving.signal });
+      const waiting = /^db_statements_waiting 2$/m;
+      await until(async () => waiting.test((await service.get('/metrics')).text));
+      leaving.abort();
+      await assert.rejects(left);
+      const counted = /_count\{method="GET",route="\/passengers",status="499"\} 1$/m;
+      await until(async () => counted.test((await service.get('/metrics')).text));
+      assert.deepEqual([...new Set((await Promise.all(asked)).map(({ status }) => status))], [200]);
+      assert.ok(service.log.every(({ msg }) => msg !== 'failed'));
+    });
 
     test('clients that go away cost nobody else an answer', async (t) => {
       const { database, service } = await openScene(t, { POOL_SIZE: '2' });
@@ -1403,7 +1423,7 @@ describe('Alone', () => {
     t.diagnostic(`replaced after ${times.join(', ')} ms, a process is ready in ${ready.toFixed()}`);
     await untilBack(load);
     await judge(t, database, await load.stop(), [0, 503]);
-    assert.ok(Math.min(...times) <= Math.max(1000, 1.5 * ready));
+    assert.ok(Math.min(...times) <= Math.max(1000, 1.25 * ready));
   });
 
   test('both workers killed at once: the service is back in 1 s', async (t) => {
@@ -1416,7 +1436,7 @@ describe('Alone', () => {
     const killed = performance.now();
     await untilBack(load, killed + 10);
     await load.stop();
-    recovery(t, load, killed + 10, Math.max(2000, 3 * ready));
+    recovery(t, load, killed + 10, Math.max(2000, 2 * ready));
     await judge(t, database, load.answers, [0, 503]);
   });
 });
