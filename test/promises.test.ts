@@ -817,6 +817,8 @@ describe('Faults', { concurrency: 3 }, () => {
       const { service } = await openScene(t, {}, { on: held });
       await pause();
       const asked = measure(service, 'GET', '/passengers');
+      const inFlight = /^db_statements_in_flight 1$/m; // before the signal, or it may be refused
+      await until(async () => inFlight.test((await service.get('/metrics')).text));
       const from = performance.now();
       const code = await service.stop();
       await resume();
