@@ -671,16 +671,19 @@ export class Database {
   async run(kind: Kind, call: Call, statement: Sql, since = performance.now(), raw = false) {
     const elapsed = () => performance.now() - since;
     for (let tries = this.config.POOL_SIZE + 2; ; tries -= 1) {
-      if (elapsed() > DEADLINE) throw unavailable();
+      const begun = elapsed();
+      if (begun > DEADLINE) throw unavailable();
       const attempt: Attempt = { kind, call, statement, raw };
       try {
-        return await this.execute(attempt, DEADLINE - elapsed());
+        return await this.execute(attempt, DEADLINE - begun);
       } catch (error) {
         const { driver, query } = attempt.sent ?? {};
         const unread = driver && this.dismissed.has(driver) && !query?.options?.simple;
         const met = codeOf(error) === '23505' && tries <= this.config.POOL_SIZE; // not its own row
         const mayRun = !met && mayRepeat(unread ? 'read' : kind, query, error);
-        const last = tries === 1 || elapsed() > LOCK_TIMEOUT || !mayRun;
+        const now = elapsed(); // a cancel before a statement's own time was meant for a neighbour
+        const stray = codeOf(error) === '57014' && now - begun < STATEMENT_TIMEOUT;
+        const last = tries === 1 || (now > LOCK_TIMEOUT && !stray) || !mayRun;
         const told = error instanceof Problem || query?.state || codeOf(error) !== '57014';
         if (last) throw told ? error : unavailable(); // what release() took back was never sent
         call.repeated ||= LOST.test(codeOf(error));
@@ -3094,7 +3097,8 @@ async function serve(config: Config, resource: Resource, log: Logger): Promise<R
     clearInterval(idle);
     await database.end();
   };
-  return { url, failed: prepare(resource, database, life), stop };
+  const failed = prepare(resource, database, life).then(() => new Promise<never>(() => {}));
+  return { url, failed, stop };
 }
 
 /** Also those that have sent nothing yet: Node takes them for clients in the middle of a request. */
@@ -3147,12 +3151,11 @@ async function stopWorkers(ms: number): Promise<void> {
 }
 
 /** Tries until the table is there; rejects where it cannot be served. */
-async function prepare(resource: Resource, database: Database, life: Life): Promise<never> {
+async function prepare(resource: Resource, database: Database, life: Life): Promise<void> {
   while (!life.prepared && !life.stopping) {
     await tryTable(resource, database, life);
     if (!life.prepared) await sleep(100);
   }
-  return new Promise(() => {});
 }
 
 async function tryTable(resource: Resource, database: Database, life: Life): Promise<void> {
@@ -3239,7 +3242,7 @@ async function embed(config: Config, resource: Resource, log: Logger) {
   const database = new Database({ ...config, POOL_SIZE: 1 }, log);
   const store = new Store(resource, database);
   const call: Call = { sub: '', ms: 0, repeated: false };
-  await ensureTable(resource, database);
+  await prepare(resource, database, { stopping: false, prepared: false });
   if (embedded.fresh && resource.sample)
     await store.createMany(await readSample(resource), {}, call);
   const wanted = { limit: 1, body: true, count: false };

@@ -79,8 +79,9 @@ async function start(
   const url = `http://127.0.0.1:${port}`;
   await until(async () => {
     if (child.exitCode !== null) throw new Error(`${name} ended: ${stderr}`);
-    return fetch(url).catch(() => undefined);
-  });
+    const reply = await fetch(`${url}/readyz`).catch(() => undefined);
+    return reply && reply.status !== 503; // those without readiness say 404
+  }, 60_000);
   const pid = child.pid ?? 0;
   const pids = async () => [pid, ...(await childrenOf(pid))];
   return { name, url, pids, stop: () => end(child) };

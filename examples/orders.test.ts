@@ -15,10 +15,9 @@ import {
   type Reply,
   startDatabase,
   startProxy,
-  startService,
+  startReady,
   type TestDatabase,
   type TestService,
-  until,
 } from '../test/harness.ts';
 
 const SECRET = 'a-secret-of-32-bytes-or-of-more-than-that';
@@ -43,8 +42,7 @@ after(async () => {
 
 async function start(environment: Record<string, string>): Promise<TestService> {
   const common = { DATABASE_URL: database.url, POOL_SIZE: '2', ...SHOP };
-  const started = await startService({ ...common, ...environment });
-  await until(async () => (await started.get('/readyz')).status === 200);
+  const started = await startReady({ ...common, ...environment });
   return started;
 }
 

@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { readdirSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { chmod, chown, cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -13,7 +13,15 @@ import { after, before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { parse } from 'yaml';
 import { freePort } from '../test/embedded.ts';
-import { ask, inherited, isRunning, nodeArguments, startService, until } from '../test/harness.ts';
+import {
+  ask,
+  childrenOf,
+  inherited,
+  isRunning,
+  nodeArguments,
+  startReady,
+  until,
+} from '../test/harness.ts';
 
 const COMPONENT = fileURLToPath(new URL('./components/postgres/', import.meta.url));
 
@@ -57,7 +65,6 @@ describe('components/postgres/start.sh', { skip: skip || false }, () => {
     await chmod(join(home, 'native/bin/docker-ensure-initdb.sh'), 0o755);
     await cp(join(COMPONENT, 'start.sh'), join(home, 'start.sh'));
     if (account.uid) await chown(home, account.uid, account.gid);
-    port = await freePort();
   });
 
   after(async () => {
@@ -68,6 +75,7 @@ describe('components/postgres/start.sh', { skip: skip || false }, () => {
   /** Starts the container's command; what runs from before is stopped first. */
   async function launch(password: string): Promise<Server> {
     await running?.stop();
+    port = await freePort();
     const env = {
       PATH: `${join(home, 'native/bin')}:${process.env.PATH}`,
       PGDATA: join(home, '18/docker'),
@@ -90,14 +98,13 @@ describe('components/postgres/start.sh', { skip: skip || false }, () => {
     }
     const exited = once(child, 'exit');
     const stop = async (how?: 'kill') => {
+      const backends = await childrenOf(Number(child.pid)); // they hold the memory a moment longer
       child.kill(how ? 'SIGKILL' : 'SIGINT');
       await exited;
-      const pid = Number(
-        (await readFile(join(env.PGDATA, 'postmaster.pid'), 'utf8').catch(() => '0')).split(
-          '\n',
-        )[0],
-      );
-      await until(async () => pid === 0 || !(await isRunning(pid)));
+      const file = join(env.PGDATA, 'postmaster.pid');
+      const pid = Number.parseInt(await readFile(file, 'utf8').catch(() => '0'), 10);
+      const left = [...backends, pid].filter((one) => one > 0);
+      await until(async () => !(await Promise.all(left.map(isRunning))).includes(true));
     };
     running = { child, output: () => output, stop };
     return running;
@@ -184,10 +191,9 @@ describe('components/postgres/start.sh', { skip: skip || false }, () => {
     await running?.stop();
     await rm(join(home, '18'), { recursive: true, force: true });
     const { child } = await launch('first');
-    const made = () => readdirSync(home, { recursive: true }).map(String);
-    await until(() => made().some((path) => path.endsWith('/PG_VERSION')), 30_000);
-    assert.ok(!made().some((path) => path.endsWith('/postmaster.opts')), 'initdb was through');
+    await until(() => existsSync(join(home, '18/docker.new/PG_VERSION')));
     process.kill(-Number(child.pid), 'SIGKILL');
+    assert.ok(!existsSync(join(home, '18/docker')), 'initdb was through');
     await start('first');
   });
 
@@ -224,8 +230,7 @@ describe('components/postgres/start.sh', { skip: skip || false }, () => {
   test('the service runs on it with what the component gives it, and README.md gets a token', async () => {
     await start('first');
     const environment = { ...(await given()), PGHOST: '127.0.0.1', PGPORT: String(port) };
-    const service = await startService(environment);
-    await until(async () => (await service.get('/readyz')).status === 200);
+    const service = await startReady(environment);
     assert.equal((await service.get('/passengers')).status, 200);
     const readme = await readFile(new URL('../README.md', import.meta.url), 'utf8');
     const [, section = ''] = readme.split('## On Kubernetes');

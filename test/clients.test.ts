@@ -20,6 +20,7 @@ import { createClient } from '@supabase/supabase-js';
 import { SignJWT } from 'jose';
 import {
   startDatabase,
+  startReady,
   startService,
   type TestDatabase,
   type TestService,
@@ -107,8 +108,7 @@ before(async () => {
     create table titanic (uuid uuid primary key, survived bool, "passengerClass" int,
       name varchar(150), sex varchar(6), age float, "siblingsOrSpousesAboard" int,
       "parentsOrChildrenAboard" int, fare float)`;
-  service = await startService({ DATABASE_URL: database.url, AUTH: 'none' });
-  await until(async () => (await service.get('/readyz')).status === 200);
+  service = await startReady({ DATABASE_URL: database.url, AUTH: 'none' });
   rest = new PostgrestClient<Database>(`${service.url}/rest/v1`);
 });
 
@@ -492,10 +492,10 @@ describe('postgrest-js single, maybeSingle, csv, head and count', () => {
         .retry(false)
         .abortSignal(leaving.signal)
         .then(({ error }) => error);
-      await until(async () => (await waiting()).count === 1, 900);
+      await until(async () => (await waiting()).count === 1);
       leaving.abort();
       assert.match(String((await list)?.message), /AbortError/);
-      await until(async () => (await waiting()).count === 0, 500);
+      await until(async () => (await waiting()).count === 0, 800); // sooner than lock_timeout
     });
   });
 });
@@ -1175,8 +1175,7 @@ describe('postgrest-js and a resource with defaults and an odd name', () => {
     directory = await mkdtemp(join(tmpdir(), 'passengers test-'));
     const file = join(directory, 'berths.mts');
     await writeFile(file, BERTHS);
-    other = await startService({ DATABASE_URL: database.url, AUTH: 'none' }, { file });
-    await until(async () => (await other.get('/readyz')).status === 200);
+    other = await startReady({ DATABASE_URL: database.url, AUTH: 'none' }, { file });
   });
   beforeEach(async () => {
     const { sql } = database;
@@ -1287,8 +1286,7 @@ describe('supabase-js', () => {
   let guarded: TestService;
 
   before(async () => {
-    guarded = await startService({ DATABASE_URL: database.url, JWT_SECRET: secret });
-    await until(async () => (await guarded.get('/readyz')).status === 200);
+    guarded = await startReady({ DATABASE_URL: database.url, JWT_SECRET: secret });
   });
   after(async () => {
     await guarded?.stop();

@@ -13,13 +13,7 @@ import { Agent, request as httpRequest, type IncomingHttpHeaders } from 'node:ht
 import { connect } from 'node:net';
 import { after, before, test } from 'node:test';
 import fc from 'fast-check';
-import {
-  startDatabase,
-  startService,
-  type TestDatabase,
-  type TestService,
-  until,
-} from './harness.ts';
+import { startDatabase, startReady, type TestDatabase, type TestService } from './harness.ts';
 
 const SEED = Number(process.env.FUZZ_SEED ?? Date.now() % 2 ** 31);
 const REQUESTS = Number(process.env.FUZZ_REQUESTS ?? 20_000);
@@ -44,8 +38,7 @@ let service: TestService;
 
 before(async () => {
   database = await startDatabase();
-  service = await startService({ DATABASE_URL: database.url, CSV_LIMIT: '100000' });
-  await until(async () => (await service.get('/readyz')).status === 200);
+  service = await startReady({ DATABASE_URL: database.url, CSV_LIMIT: '100000' });
 });
 
 after(async () => {

@@ -207,6 +207,17 @@ export async function startService(
   return { url, child, log, stderr: () => stderr, request, get, logged, hear, ended, stop };
 }
 
+/** The same, and waits until its table is there: a slow one listens before it has looked. */
+export async function startReady(...given: Parameters<typeof startService>): Promise<TestService> {
+  const service = await startService(...given);
+  const { child, get } = service;
+  const hasEnded = () => child.exitCode !== null || child.signalCode !== null;
+  const isReady = async () => (await get('/readyz').catch(() => undefined))?.status === 200;
+  await until(async () => hasEnded() || isReady());
+  if (hasEnded()) await service.logged('ready'); // tells why
+  return service;
+}
+
 /** What app.ts writes in SQL and neither a caller nor a document of the service does. */
 export const SQL =
   /json_populate_record|string_agg\(|json_agg\(|row_to_json|row_number\(\)|pg_[a-z]+_xact_lock/;
@@ -241,7 +252,7 @@ export async function bearer(secret: string, sub: string, claims: object = {}) {
 }
 
 /** Awaits a condition, tested every 10 ms, for at most `ms`. */
-export async function until(condition: () => unknown, ms = 10_000): Promise<void> {
+export async function until(condition: () => unknown, ms = 30_000): Promise<void> {
   const end = performance.now() + ms;
   for (;;) {
     if (await condition()) return;
@@ -406,6 +417,7 @@ export async function controlServer(home: string): Promise<ServerControl> {
       });
     },
     pause: async () => {
+      await signal('SIGSTOP', (await pids()).slice(0, 1)); // who could fork more
       paused = await pids();
       await signal('SIGSTOP', paused);
     },

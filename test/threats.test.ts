@@ -9,6 +9,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import {
   SQL,
   startDatabase,
+  startReady,
   startService,
   type TestDatabase,
   type TestService,
@@ -32,8 +33,7 @@ let service: TestService;
 
 before(async () => {
   database = await startDatabase();
-  service = await startService({ DATABASE_URL: database.url, LOG_LEVEL: 'trace', POOL_SIZE: '1' });
-  await until(async () => (await service.get('/readyz')).status === 200);
+  service = await startReady({ DATABASE_URL: database.url, LOG_LEVEL: 'trace', POOL_SIZE: '1' });
 });
 
 after(async () => {
@@ -264,19 +264,23 @@ describe('Exhaustion', { concurrency: true }, () => {
     };
     t.after(() => own.stop());
     await until(async () => (await own.get('/readyz')).status === 200);
+    const judge = async () => {
+      const times = [];
+      for (let count = 0; count < 200; count += 1) {
+        const from = performance.now();
+        assert.equal((await own.get('/passengers')).status, 200);
+        times.push(performance.now() - from);
+      }
+      return times.sort((a, b) => a - b)[190] ?? 0;
+    };
+    const alone = await judge();
     const head = 'POST /passengers HTTP/1.1\r\nHost: x\r\n';
     const body = `${head}Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{`;
     const heads = Array.from({ length: 450 }, () => open(head, 'X: y\r\n'));
     const bodies = Array.from({ length: 200 }, () => open(body, ' '));
-    const times = [];
-    for (let count = 0; count < 200; count += 1) {
-      const from = performance.now();
-      assert.equal((await own.get('/passengers')).status, 200);
-      times.push(performance.now() - from);
-    }
-    const p95 = times.sort((a, b) => a - b)[190] ?? 0;
-    t.diagnostic(`p95 of a good client ${p95.toFixed(1)} ms`);
-    assert.ok(p95 < 100);
+    const p95 = await judge();
+    t.diagnostic(`p95 of a good client ${p95.toFixed(1)} ms, alone ${alone.toFixed(1)} ms`);
+    assert.ok(p95 < Math.max(100, 3 * alone));
     const closed = async (sockets: Socket[], ms: number) => {
       const from = performance.now();
       while (sockets.some((socket) => !socket.closed)) {
