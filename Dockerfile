@@ -4,9 +4,8 @@
 FROM docker.io/library/node:26-trixie-slim AS dependencies
 WORKDIR /app
 COPY package.json package-lock.json ./
-# npm ci wants every platform of every development tool in the lock, though none is installed here.
 # Of swagger-ui-dist two files are served; maps are for debuggers.
-RUN npm pkg delete devDependencies && npm ci --omit=dev --ignore-scripts \
+RUN npm ci --omit=dev --ignore-scripts \
     && find node_modules/swagger-ui-dist -type f -name '*.js' ! -name swagger-ui-bundle.js -delete \
     && find node_modules -name '*.map' -delete
 
