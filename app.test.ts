@@ -15,7 +15,20 @@ import { after, before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import fc from 'fast-check';
 import { decodeJwt, SignJWT } from 'jose';
-import { Config, group, parseQuery, passengers, readConfig, share, toUuid } from './app.ts';
+import { pino } from 'pino';
+import {
+  Config,
+  Database,
+  ensureTable,
+  group,
+  parseQuery,
+  passengers,
+  readConfig,
+  Store,
+  share,
+  sql,
+  toUuid,
+} from './app.ts';
 import {
   inherited,
   nodeArguments,
@@ -836,6 +849,42 @@ describe('Query', () => {
     after(async () => {
       await server?.stop();
       await own?.stop();
+    });
+
+    test('a page, a row and its removal are planned once, however large the table', async () => {
+      const large = await startDatabase();
+      const database = new Database(
+        readConfig({ DATABASE_URL: large.url, POOL_SIZE: '1' }),
+        pino({ level: 'silent' }),
+      );
+      const store = new Store(passengers, database);
+      await ensureTable(passengers, database);
+      await large.sql`
+        insert into titanic select gen_random_uuid(), true, 1, 'x', 'male', 1, 0, 0, number
+        from generate_series(1, 50_000) number`;
+      await large.sql`analyze titanic`;
+      const call = { sub: '', ms: 0, repeated: false };
+      const wanted = { limit: 20, body: true, count: false };
+      const [row] = await large.sql<{ uuid: string }[]>`select uuid from titanic limit 1`;
+      const after = Buffer.from(JSON.stringify([row?.uuid])).toString('base64url');
+      for (let round = 0; round < 20; round += 1) {
+        for (const text of ['fare=neq.7', `after=${after}`]) {
+          const query = parseQuery(passengers, new URLSearchParams(text));
+          assert.equal((await store.page(query, wanted, call)).rows, 20);
+        }
+        assert.ok(await store.read(String(row?.uuid), call));
+        await store.remove(randomUUID(), '*', call);
+      }
+      const plans = await database.run(
+        'read',
+        call,
+        sql`select statement, custom_plans::text as made from pg_prepared_statements`,
+      );
+      await database.end();
+      await large.stop();
+      const again = plans.filter(({ made }) => Number(made) > 5); // PostgreSQL tries five itself
+      assert.deepEqual(again, []);
+      assert.equal(plans.filter(({ made }) => made === '5').length, 4);
     });
 
     const literal = (value: string) => `'${value.replaceAll("'", "''")}'`;

@@ -1143,12 +1143,12 @@ function readWhole(reader: Reader): number {
   return Number(take(reader, /\d{1,9}(?!\d)/y, 'a whole number of up to 9 digits')[0]);
 }
 
-const CURSOR = z.preprocess(toJson, z.array(z.string().nullable()));
-
 /** A cursor is the JSON of its values in base64url. */
 function readCursor(reader: Reader): (string | null)[] {
   const [text] = take(reader, /[\w-]+/y, 'a cursor');
-  return CURSOR.safeParse(Buffer.from(text, 'base64url').toString()).data ?? [];
+  const values = toJson(Buffer.from(text, 'base64url'));
+  const isText = (one: unknown) => one === null || typeof one === 'string';
+  return Array.isArray(values) && values.every(isText) ? values : [];
 }
 
 function toJson(text: unknown): unknown {
@@ -1451,9 +1451,10 @@ export class Store {
     return owner ? [sql`t.${name(owner)} = ${sub}`] : [];
   }
 
-  /** The test that a row is one that was asked for, by its owner. */
+  /** The test that a row is one that was asked for, by its owner; planned once for any number. */
   private oneOf(asks: Ask[]): Sql {
-    const keyed = sql`t.${this.key} = any(${toArray(asks.map(({ uuid }) => uuid))})`;
+    const uuids = toArray(asks.map(({ uuid }) => uuid));
+    const keyed = sql`t.${this.key} = any((select ${uuids}::uuid[])::uuid[])`;
     const ids = toArray(asks.map((ask) => this.idOf(ask)));
     return this.resource.owner ? sql`${keyed} and ${this.identity} = any(${ids})` : keyed;
   }
@@ -1625,7 +1626,10 @@ export class Store {
       from ${this.source(query, limit + 1, query.offset, call)} t`;
   }
 
-  /** The rows of a list as a table; groups have the columns c0, c1, … in the order of `select`. */
+  /**
+   * The rows of a list as a table; groups have the columns c0, c1, … in the order of `select`. A
+   * limit is no value: PostgreSQL would take it for a tenth of the table, and plan each time anew.
+   */
   private source(query: Query, limit: number | null, offset: number, call: Call): Sql {
     const { select = [], filters, order, after } = query;
     const groups = isGrouped(query) ? groupedBy(query).map((column) => sql`t.${name(column)}`) : [];
@@ -1636,7 +1640,8 @@ export class Store {
       select ${isGrouped(query) ? joined(members) : this.all} from ${this.table} t ${where(tests)}
       ${groups.length > 0 ? sql`group by ${joined(groups)}` : sql``}
       ${order.length > 0 ? sql`order by ${joined(order.map(direction))}` : sql``}
-      limit ${limit} offset ${offset})`;
+      ${limit === null ? sql`` : sql`limit ${word(String(limit))}`}
+      ${offset === 0 ? sql`` : sql`offset ${offset}`})`;
   }
 
   /** The rows of source() as one JSON array, with the same between them: LINE. */
