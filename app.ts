@@ -554,10 +554,20 @@ export type Call = { sub: string; ms: number; repeated: boolean; outgoing?: Serv
 
 /** A statement on its way; `sent` once a connection has it. */
 type Attempt = { kind: Kind; call: Call; statement: Sql; raw: boolean; sent?: Sent };
-type Sent = { client: Client; driver: postgres.Sql; query: Pending };
+type Sent = { client: Client; query: Pending };
 
-/** One connection; it gets statements only while it is open, so that none waits for it to be made. */
-type Client = { sql: postgres.Sql; open: boolean; inFlight: Set<Pending>; retire: () => void };
+/**
+ * One connection; it gets statements only while it is open, so that none waits for it to be made.
+ * `dismissed`: the server ended it between two statements. retire() gives it up.
+ */
+type Client = {
+  sql: postgres.Sql;
+  open: boolean;
+  dismissed: boolean;
+  inFlight: Set<Pending>;
+  closed: Promise<void>;
+  retire: () => void;
+};
 
 const RETURNING = sql`returning t.*, t.xmin::text as "#"`;
 const IN_FLIGHT_PER_CLIENT = 64;
@@ -583,43 +593,33 @@ export class Database {
   private log: Logger;
   private state: 'starting' | 'up' | 'down' = 'starting';
   private ending = false;
-  private clients: Client[];
+  private clients = new Set<Client>();
   private shapes = new Map<string, string>();
-  private dismissed = new WeakSet<postgres.Sql>(); // that the server ended between two statements
 
   constructor(config: Config, log: Logger) {
     this.config = config;
     this.log = log;
-    this.clients = Array.from({ length: config.POOL_SIZE }, () => {
-      return { sql: connect(config), open: false, inFlight: new Set<Pending>(), retire() {} };
-    });
-    for (const client of this.clients) void this.keepOpen(client);
+    for (let count = 0; count < config.POOL_SIZE; count += 1) void this.keepOpen();
   }
 
-  private async keepOpen(client: Client): Promise<void> {
+  private async keepOpen(): Promise<void> {
     for (let pause = 0; !this.ending; pause = Math.min(pause * 2 + 25, 500)) {
-      await sleep(pause);
-      const closed = new Promise<void>((resolve) => {
-        client.retire = resolve;
-        const dismiss = () => {
-          client.open = false;
-          this.dismissed.add(driver);
-        };
-        const driver = connect(this.config, STATEMENT_TIMEOUT, () => release(client), dismiss);
-        client.sql = driver;
-      });
+      const client = openClient(this.config);
+      this.clients.add(client);
       try {
         await within(CONNECT_TIMEOUT + 500, client.sql`select 1`);
         client.open = true;
         pause = 0;
         this.change('up');
-        await closed;
+        await client.closed;
       } catch (error) {
-        const refused = !LOST.test(codeOf(error)) && !this.clients.some(({ open }) => open);
+        const refused = !LOST.test(codeOf(error)) && ![...this.clients].some(({ open }) => open);
         if (refused) this.change('down', codeOf(error));
       }
       client.open = false;
+      this.clients.delete(client);
       void client.sql.end({ timeout: 0 });
+      await sleep(pause);
     }
   }
 
@@ -677,8 +677,8 @@ export class Database {
       try {
         return await this.execute(attempt, DEADLINE - begun);
       } catch (error) {
-        const { driver, query } = attempt.sent ?? {};
-        const unread = driver && this.dismissed.has(driver) && !query?.options?.simple;
+        const { client, query } = attempt.sent ?? {};
+        const unread = client?.dismissed && !query?.options?.simple;
         const met = codeOf(error) === '23505' && tries <= this.config.POOL_SIZE; // not its own row
         const mayRun = !met && mayRepeat(unread ? 'read' : kind, query, error);
         const now = elapsed(); // a cancel before a statement's own time was meant for a neighbour
@@ -731,7 +731,7 @@ export class Database {
         if (!client) return expire();
         const query = this.send(client.sql, statement);
         if (raw) query.raw();
-        attempt.sent = { client, driver: client.sql, query };
+        attempt.sent = { client, query };
         client.inFlight.add(query);
         query.then(resolve, reject).finally(end);
       };
@@ -818,15 +818,29 @@ export class Database {
 
   async end(): Promise<void> {
     this.ending = true;
-    await Promise.all(this.clients.map(({ sql }) => sql.end({ timeout: 1 })));
+    await Promise.all([...this.clients].map(({ sql }) => sql.end({ timeout: 1 })));
   }
 }
 
-/** The connection closed: takes back what the driver would send over a new one of its making. */
-function release(client: Client): void {
-  client.open = false;
-  for (const query of client.inFlight) if (!query.state) query.cancel();
-  client.retire();
+/** When it closes, what was not sent is taken back: the driver would make another one for it. */
+function openClient(config: Config): Client {
+  let retire = () => {};
+  const closed = new Promise<void>((resolve) => {
+    retire = resolve;
+  });
+  const dismiss = () => {
+    client.open = false;
+    client.dismissed = true;
+  };
+  const release = () => {
+    client.open = false;
+    for (const query of client.inFlight) if (!query.state) query.cancel();
+    retire();
+  };
+  const sql = connect(config, STATEMENT_TIMEOUT, release, dismiss);
+  const state = { open: false, dismissed: false, inFlight: new Set<Pending>() };
+  const client = { sql, ...state, closed, retire };
+  return client;
 }
 
 /**

@@ -347,6 +347,24 @@ describe('Faults', { concurrency: 3 }, () => {
       await until(() => isReady(service));
     });
 
+    test('the end of a connection that was given up does not end the next', async (t) => {
+      const { database, service } = await openScene(t, { POOL_SIZE: '1' });
+      const [{ pid } = { pid: Number.NaN }] = await backendsOf(database);
+      process.kill(pid, 'SIGSTOP');
+      const answer = await measure(service, 'GET', '/passengers');
+      assert.equal(answer.status, 504);
+      await until(() => isReady(service));
+      const others = async () =>
+        (await backendsOf(database)).map((one) => one.pid).filter((one) => one !== pid);
+      const next = await others();
+      await ask(database.url, (sql) => sql`select pg_terminate_backend(${pid})`);
+      process.kill(pid, 'SIGCONT');
+      await until(async () => !(await isRunning(pid)));
+      for (let count = 0; count < 5; count += 1)
+        assert.equal((await measure(service, 'GET', '/passengers')).status, 200);
+      assert.deepEqual(await others(), next);
+    });
+
     test('a streamed list whose server process hangs is answered all the same', async (t) => {
       const { database, service } = await openScene(t);
       await slowReads(database, 20);
