@@ -554,7 +554,7 @@ export type Call = { sub: string; ms: number; repeated: boolean; outgoing?: Serv
 
 /** A statement on its way; `sent` once a connection has it. */
 type Attempt = { kind: Kind; call: Call; statement: Sql; raw: boolean; sent?: Sent };
-type Sent = { client: Client; query: Pending };
+type Sent = { client: Client; query: Pending; at: number };
 
 /**
  * One connection; it gets statements only while it is open, so that none waits for it to be made.
@@ -702,7 +702,8 @@ export class Database {
 
   /**
    * Sends it by the first connection that has room, in the order of asking. Settles by the deadline;
-   * a reader that goes away takes it along.
+   * a reader that goes away takes it along. A connection that hangs is given up: by then PostgreSQL
+   * would have stopped the statement.
    */
   private execute(attempt: Attempt, ms: number): Promise<Result[]> {
     const { kind, call, statement, raw } = attempt;
@@ -716,11 +717,11 @@ export class Database {
         this.advance();
       };
       const expire = () => {
-        const { client, query } = attempt.sent ?? {};
-        reject(query?.state ? tooSlow() : unavailable());
-        if (query?.state) client?.retire();
-        else query?.cancel();
-        if (!query) end();
+        const { sent } = attempt;
+        reject(sent?.query.state ? tooSlow() : unavailable());
+        if (!sent) return end();
+        const age = sent.query.state ? performance.now() - sent.at : DEADLINE;
+        timer = setTimeout(sent.client.retire, DEADLINE - age);
       };
       const leave = () => {
         reject(gone());
@@ -731,11 +732,11 @@ export class Database {
         if (!client) return expire();
         const query = this.send(client.sql, statement);
         if (raw) query.raw();
-        attempt.sent = { client, query };
+        attempt.sent = { client, query, at: performance.now() };
         client.inFlight.add(query);
         query.then(resolve, reject).finally(end);
       };
-      const timer = setTimeout(expire, ms);
+      let timer = setTimeout(expire, ms);
       outgoing?.once('close', leave);
       this.queue.add(begin);
       this.advance();

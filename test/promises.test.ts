@@ -347,6 +347,18 @@ describe('Faults', { concurrency: 3 }, () => {
       await until(() => isReady(service));
     });
 
+    test('a statement that was sent late costs 504, and its connection nobody', async (t) => {
+      const { database, service } = await openScene(t, { POOL_SIZE: '1' });
+      await slowReads(database, 1.6);
+      const pids = async () => (await backendsOf(database)).map(({ pid }) => pid);
+      const before = await pids();
+      const asked = [0, 1, 2].map((at) => measure(service, 'GET', `/passengers?offset=${at}`));
+      const statuses = (await Promise.all(asked)).map(({ status }) => status);
+      assert.deepEqual(statuses.sort(), [200, 200, 504]);
+      assert.equal((await measure(service, 'GET', '/passengers')).status, 200);
+      assert.deepEqual(await pids(), before);
+    });
+
     test('the end of a connection that was given up does not end the next', async (t) => {
       const { database, service } = await openScene(t, { POOL_SIZE: '1' });
       const [{ pid } = { pid: Number.NaN }] = await backendsOf(database);
