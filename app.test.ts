@@ -102,13 +102,13 @@ function assertProblem(reply: Reply, status: number, code?: string): void {
 /** Bytes on a socket and what comes back until it is closed, for what fetch() would not send. */
 function send(bytes: string | Buffer): Promise<string> {
   const { hostname, port } = new URL(service.url);
-  return new Promise((resolve) => {
+  return new Promise((resolve, reject) => {
     let answer = '';
     const socket = connect(Number(port), hostname, () => socket.write(bytes));
     socket.on('data', (data) => {
       answer += data;
     });
-    socket.on('close', () => resolve(answer)).on('error', () => {}); // what came is judged
+    socket.on('close', () => resolve(answer)).on('error', reject);
   });
 }
 

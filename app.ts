@@ -681,8 +681,8 @@ export class Database {
         const unread = client?.dismissed && !query?.options?.simple;
         const met = codeOf(error) === '23505' && tries <= this.config.POOL_SIZE; // not its own row
         const mayRun = !met && mayRepeat(unread ? 'read' : kind, query, error);
-        const now = elapsed(); // a cancel before a statement's own time was meant for a neighbour
-        const stray = codeOf(error) === '57014' && now - begun < STATEMENT_TIMEOUT;
+        const now = elapsed();
+        const stray = codeOf(error) === '57014' && now - begun < STATEMENT_TIMEOUT; // a neighbour's
         const last = tries === 1 || (now > LOCK_TIMEOUT && !stray) || !mayRun;
         const told = error instanceof Problem || query?.state || codeOf(error) !== '57014';
         if (last) throw told ? error : unavailable(); // what release() took back was never sent
@@ -720,8 +720,8 @@ export class Database {
         const { sent } = attempt;
         reject(sent?.query.state ? tooSlow() : unavailable());
         if (!sent) return end();
-        const age = sent.query.state ? performance.now() - sent.at : DEADLINE;
-        timer = setTimeout(sent.client.retire, DEADLINE - age);
+        const rest = sent.query.state ? sent.at + DEADLINE - performance.now() : 0;
+        timer = setTimeout(sent.client.retire, rest);
       };
       const leave = () => {
         reject(gone());
@@ -839,8 +839,8 @@ function openClient(config: Config): Client {
     retire();
   };
   const sql = connect(config, STATEMENT_TIMEOUT, release, dismiss);
-  const state = { open: false, dismissed: false, inFlight: new Set<Pending>() };
-  const client = { sql, ...state, closed, retire };
+  const inFlight = new Set<Pending>();
+  const client: Client = { sql, open: false, dismissed: false, inFlight, closed, retire };
   return client;
 }
 
@@ -3117,8 +3117,7 @@ async function serve(config: Config, resource: Resource, log: Logger): Promise<R
     clearInterval(idle);
     await database.end();
   };
-  const failed = prepare(resource, database, life).then(() => new Promise<never>(() => {}));
-  return { url, failed, stop };
+  return { url, failed: prepare(resource, database, life), stop };
 }
 
 /** Also those that have sent nothing yet: Node takes them for clients in the middle of a request. */
@@ -3171,11 +3170,12 @@ async function stopWorkers(ms: number): Promise<void> {
 }
 
 /** Tries until the table is there; rejects where it cannot be served. */
-async function prepare(resource: Resource, database: Database, life: Life): Promise<void> {
+async function prepare(resource: Resource, database: Database, life: Life): Promise<never> {
   while (!life.prepared && !life.stopping) {
     await tryTable(resource, database, life);
     if (!life.prepared) await sleep(100);
   }
+  return new Promise(() => {});
 }
 
 async function tryTable(resource: Resource, database: Database, life: Life): Promise<void> {
@@ -3262,7 +3262,7 @@ async function embed(config: Config, resource: Resource, log: Logger) {
   const database = new Database({ ...config, POOL_SIZE: 1 }, log);
   const store = new Store(resource, database);
   const call: Call = { sub: '', ms: 0, repeated: false };
-  await prepare(resource, database, { stopping: false, prepared: false });
+  await ensureTable(resource, database);
   if (embedded.fresh && resource.sample)
     await store.createMany(await readSample(resource), {}, call);
   const wanted = { limit: 1, body: true, count: false };

@@ -6,7 +6,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
 import { freePort } from '../test/embedded.ts';
-import { childrenOf, inherited, leash, startService, until } from '../test/harness.ts';
+import { childrenOf, inherited, leash, startReady, until } from '../test/harness.ts';
 import { isInstalled } from './load.ts';
 
 /** `pids`: its processes, the workers too. */
@@ -28,7 +28,7 @@ export async function startOurs(
   name = 'passengers',
   environment: Record<string, string> = {},
 ): Promise<Contestant> {
-  const service = await startService({ DATABASE_URL: url, POOL_SIZE, ...environment });
+  const service = await startReady({ DATABASE_URL: url, POOL_SIZE, ...environment });
   const { pid = 0 } = service.child;
   return { name, url: service.url, pids: async () => [pid], stop: () => service.stop() };
 }
@@ -79,9 +79,8 @@ async function start(
   const url = `http://127.0.0.1:${port}`;
   await until(async () => {
     if (child.exitCode !== null) throw new Error(`${name} ended: ${stderr}`);
-    const reply = await fetch(`${url}/readyz`).catch(() => undefined);
-    return reply && reply.status !== 503; // those without readiness say 404
-  }, 60_000);
+    return fetch(url).catch(() => undefined);
+  });
   const pid = child.pid ?? 0;
   const pids = async () => [pid, ...(await childrenOf(pid))];
   return { name, url, pids, stop: () => end(child) };

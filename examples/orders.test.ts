@@ -42,8 +42,7 @@ after(async () => {
 
 async function start(environment: Record<string, string>): Promise<TestService> {
   const common = { DATABASE_URL: database.url, POOL_SIZE: '2', ...SHOP };
-  const started = await startReady({ ...common, ...environment });
-  return started;
+  return startReady({ ...common, ...environment });
 }
 
 type Send = (method: string, path: string, body?: unknown, headers?: object) => Promise<Reply>;

@@ -382,8 +382,7 @@ describe('Service', { skip }, () => {
 
 describe('Clients', { skip }, () => {
   /** Sends the head and half of a body; tells whether the service hears of it before the rest. */
-  /** Whether the service hears of a request of which half the body has come, within `ms`. */
-  async function half(t: { after: (fn: () => void) => void }, type: string, ms: number) {
+  async function half(t: { after: (fn: () => void) => void }, type: string): Promise<boolean> {
     const arrived = new EventEmitter();
     behave(t, (incoming, outgoing) => {
       arrived.emit('head');
@@ -395,7 +394,7 @@ describe('Clients', { skip }, () => {
     socket.write(
       `POST /passengers HTTP/1.1\r\nHost: x\r\nContent-Type: ${type}\r\nContent-Length: 4\r\n\r\nab`,
     );
-    const early = await Promise.race([head, sleep(ms, false)]);
+    const early = await Promise.race([head, sleep(500, false)]);
     socket.write('cd');
     await head;
     await once(socket, 'data');
@@ -403,11 +402,11 @@ describe('Clients', { skip }, () => {
   }
 
   test('the service hears of a JSON body when it is whole', async (t) => {
-    assert.equal(await half(t, 'application/json', 500), false);
+    assert.equal(await half(t, 'application/json'), false);
   });
 
   test('the service gets CSV while it comes', async (t) => {
-    assert.equal(await half(t, 'text/csv; charset=utf-8', 4000), true);
+    assert.equal(await half(t, 'text/csv; charset=utf-8'), true);
   });
 
   test('what a slow client holds back for 5 s ends its connection', async () => {
@@ -429,12 +428,11 @@ describe('Clients', { skip }, () => {
 
   test('429 to one who asks too often, with Retry-After, and to nobody else', async () => {
     const client = '198.51.100.66, 203.0.113.7';
-    const floods = Array.from({ length: 8 }, () => flood(nginx.open, 250, client));
-    const got = (await Promise.all(floods)).flat();
-    assert.equal(got.length, 2000);
-    const passed = got.filter(({ status }) => status === 200).length;
-    assert.ok(passed >= 400 && passed < 2000, 'a burst of 400 passes, 2000 at once do not');
-    const { headers, body } = got.find(({ status }) => status === 429) as Raw;
+    const got = await flood(nginx.open, 900, client);
+    assert.equal(got.length, 900);
+    const refused = got.findIndex(({ status }) => status === 429);
+    assert.ok(refused >= 400, 'a burst of 400 passes, 900 at once do not');
+    const { headers, body } = got[refused] as Raw;
     assertProblem(429, headers, body);
     assert.equal(headers.get('retry-after'), '1');
     const [other] = await flood(nginx.open, 1, '203.0.113.7, 198.51.100.8');

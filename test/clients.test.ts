@@ -495,7 +495,7 @@ describe('postgrest-js single, maybeSingle, csv, head and count', () => {
       await until(async () => (await waiting()).count === 1);
       leaving.abort();
       assert.match(String((await list)?.message), /AbortError/);
-      await until(async () => (await waiting()).count === 0, 800); // sooner than lock_timeout
+      await until(async () => (await waiting()).count === 0, 500);
     });
   });
 });

@@ -134,16 +134,12 @@ const isInitializing = (directory: string) =>
 // --- Data -----------------------------------------------------------------------
 
 test('a new directory is ready within 5 s and has the sample', async (t) => {
-  const { startEmbedded } = await import(pathToFileURL(join(project, 'test/embedded.ts')).href);
-  const from = performance.now();
-  await (await startEmbedded(newDirectory())).stop();
-  const bare = performance.now() - from; // initdb, start and stop alone, on this machine
   const began = performance.now();
   const service = await start(newDirectory());
   await harness.until(async () => (await service.get('/readyz')).status === 200);
   const ms = Math.round(performance.now() - began);
-  t.diagnostic(`ready after ${ms} ms, the server alone takes ${bare.toFixed()}`);
-  assert.ok(ms < Math.max(5000, 3 * bare));
+  t.diagnostic(`ready after ${ms} ms`);
+  assert.ok(ms < 5000);
   await has(service, SAMPLE);
   assert.equal(await service.stop(), 0);
 });

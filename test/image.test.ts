@@ -85,7 +85,7 @@ async function open(
   const started = performance.now();
   const env = { DATABASE_URL: database.url, AUTH: 'none', ...environment };
   const container = await run(t, env, code, options);
-  await until(isReady, 60_000);
+  await until(isReady, 20_000);
   t.diagnostic(`ready after ${(performance.now() - started).toFixed()} ms`);
   return container;
 }
@@ -529,14 +529,16 @@ test('GET by key through nginx has at least half of the throughput without it', 
     return Number(/Requests\/sec:\s+([\d.]+)/.exec(told)?.[1]);
   };
   await rate(8080); // Node compiles what it runs often
-  const rates = { direct: [0], through: [0] };
-  const share = () => Math.max(...rates.through) / Math.max(...rates.direct);
-  for (let round = 0; round < 3 || (round < 8 && share() < 0.4); round += 1) {
-    rates.direct.push(await rate(8000));
-    rates.through.push(await rate(8080));
-    t.diagnostic(`${rates.through.at(-1)}/s of ${rates.direct.at(-1)}/s`);
+  const shares: number[] = [];
+  for (let round = 0; round < 3; round += 1) {
+    const [direct, through] = [await rate(8000), await rate(8080)];
+    t.diagnostic(`${through.toFixed()}/s of ${direct.toFixed()}/s`);
+    shares.push(through / direct);
   }
-  assert.ok(share() >= 0.4, 'promised is 0.5, on a machine that does nothing else');
+  assert.ok(
+    (shares.sort((one, other) => one - other)[1] ?? 0) >= 0.4,
+    'promised is 0.5, on a machine that does nothing else',
+  );
 });
 
 async function residentMega(pid: number | undefined): Promise<number> {
@@ -594,13 +596,13 @@ describe('Faults', { skip }, () => {
       assert.equal((await call('GET', '/hello')).status, 200);
   });
 
-  test('the killed master of nginx ends the container within 10 s, though its workers hold the ports', async (t) => {
+  test('the killed master of nginx ends the container within 5 s, though its workers hold the ports', async (t) => {
     const { pids, ended, logged } = await open(t, {}, 1);
     const started = performance.now();
     process.kill((await pids('nginx: master'))[0] ?? Number.NaN, 'SIGKILL');
     await ended;
     t.diagnostic(`after ${(performance.now() - started).toFixed()} ms`);
-    assert.ok(performance.now() - started < 10_000);
+    assert.ok(performance.now() - started < 5000);
     await logged(({ msg, level }) => msg === 'nginx ended' && level === 'fatal');
     await assert.rejects(fetch(`${PUBLIC}/hello`));
   });
@@ -643,7 +645,7 @@ test('SIGTERM: what is in flight is answered; nginx, then Node, then its pool; e
   const { pids, kill, ended, logged } = await open(t);
   const slow = `
     create function dawdle() returns trigger language plpgsql
-    as $$ begin perform pg_sleep(2.5); return new; end $$;
+    as $$ begin perform pg_sleep(2.7); return new; end $$;
     create trigger dawdle before insert on titanic for each row execute function dawdle()`;
   await ask(database.url, (sql) => sql.unsafe(slow));
   const idle = await Promise.all(Array.from({ length: 20 }, openIdle));
@@ -659,14 +661,13 @@ test('SIGTERM: what is in flight is answered; nginx, then Node, then its pool; e
   await until(() => idle.every(({ closed }) => closed));
   order.push('idle clients closed');
   await logged(({ msg }) => msg === 'stopping');
-  const left = await pids('nginx').catch(() => []); // the container may have ended by now
-  order.push(left.length === 0 ? 'Node, nginx gone' : 'Node, nginx there');
+  order.push((await pids('nginx')).length === 0 ? 'Node, nginx gone' : 'Node, nginx there');
   assert.equal((await asked).status, 201);
   assert.equal(await ended, 0);
   t.diagnostic(`ended after ${(performance.now() - started).toFixed()} ms`);
   assert.deepEqual(order, ['idle clients closed', 'the answer', 'Node, nginx gone']);
   assert.ok(performance.now() - started < 19_000, 'the sum in supervisord.conf');
-  await until(async () => !(await backends()).some(({ pid }) => pool.includes(pid)));
+  await until(async () => !(await backends()).some(({ pid }) => pool.includes(pid)), 2000);
   const [rows] = await ask(database.url, (sql) => sql`select count(*)::int from titanic`);
   assert.equal(rows?.count, 1);
 });

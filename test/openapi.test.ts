@@ -16,10 +16,10 @@ import { chromium } from 'playwright-core';
 import { createApp, passengers, readConfig, type Service } from '../app.ts';
 import {
   startDatabase,
+  startReady,
   startService,
   type TestDatabase,
   type TestService,
-  until,
 } from './harness.ts';
 
 const METHODS = ['get', 'post', 'put', 'patch', 'delete'];
@@ -68,12 +68,11 @@ let keyed: Api; // of a service that wants tokens
 before(async () => {
   directory = await mkdtemp(join(tmpdir(), 'openapi test-'));
   database = await startDatabase();
-  service = await startService({ DATABASE_URL: database.url });
+  service = await startReady({ DATABASE_URL: database.url });
   api = (await service.get('/openapi.json')).json;
   const other = await startService({ DATABASE_URL: database.url, JWT_SECRET: 'x'.repeat(32) });
   keyed = (await other.get('/openapi.json')).json;
   await other.stop();
-  await until(async () => (await service.get('/readyz')).status === 200);
 });
 after(async () => {
   await service?.stop();

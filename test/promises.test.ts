@@ -327,7 +327,7 @@ describe('Faults', { concurrency: 3 }, () => {
       const answers = await Promise.all(
         Array.from({ length: 100 }, (_, at) => measure(service, 'GET', `/passengers?age=eq.${at}`)),
       ).finally(() => process.kill(backend!.pid, 'SIGCONT'));
-      const atOnce = answers.filter(({ status, ms }) => status === 503 && ms < 3500); // the others wait 4 s
+      const atOnce = answers.filter(({ status, ms }) => status === 503 && ms < 1500);
       t.diagnostic(`${atOnce.length} of 100 refused at once`);
       assert.equal(atOnce.length, 36);
       assert.ok(answers.every(({ status }) => status === 503 || status === 504));
@@ -420,7 +420,7 @@ describe('Faults', { concurrency: 3 }, () => {
         assert.ok([503, 504].includes(status), text);
         assert.equal(JSON.parse(text).status, status);
         assert.ok(ms < PROMISED);
-        await until(async () => (await activeWith(database, 'copy ')).length === 0);
+        await until(async () => (await activeWith(database, 'copy ')).length === 0, 3000);
         const stored = await countRows(database, UPLOADED); // all of it is in doubt, never a part
         assert.ok(stored === 0 || (stored === 1 && rest === 'its end'), `${stored} rows`);
         assert.match((await service.get('/metrics')).text, /^db_streams 0$/m);
@@ -671,7 +671,7 @@ describe('Faults', { concurrency: 3 }, () => {
         const { status, ms } = await measure(service, 'GET', path, undefined, headers);
         t.diagnostic(`${path}, ${accept}: ${status} after ${ms.toFixed()} ms`);
         assert.ok([503, 504].includes(status), `${status} as ${accept}`);
-        await until(async () => (await activeWith(database, 'titanic')).length === 0, 5000);
+        await until(async () => (await activeWith(database, 'titanic')).length === 0, 2000);
       }
     });
 
@@ -684,10 +684,10 @@ describe('Faults', { concurrency: 3 }, () => {
       assert.equal(await countRows(database, 'slow'), 0);
     });
 
-    for (const [path, text, POOL_SIZE, within] of [
-      ['/passengers', 'titanic', '8', 1900],
-      ['/passengers', 'titanic', '1', 1900],
-      ['/passengerlist', 'titanic', '8', 3000], // PostgreSQL looks for its client once a second
+    for (const [path, text, POOL_SIZE] of [
+      ['/passengers', 'titanic', '8'],
+      ['/passengers', 'titanic', '1'],
+      ['/passengerlist', 'titanic', '8'],
     ] as const) {
       test(`GET ${path}, ${POOL_SIZE} connections: the client goes away, and its statement with it`, async (t) => {
         const { database, service } = await openScene(t, { POOL_SIZE });
@@ -697,7 +697,7 @@ describe('Faults', { concurrency: 3 }, () => {
         await until(async () => (await activeWith(database, text)).length === 1);
         leaving.abort();
         const from = performance.now();
-        await until(async () => (await activeWith(database, text)).length === 0, within);
+        await until(async () => (await activeWith(database, text)).length === 0, 1900);
         t.diagnostic(`gone after ${(performance.now() - from).toFixed()} ms`);
         await left;
       });
@@ -882,7 +882,7 @@ describe('Faults', { concurrency: 3 }, () => {
       await resume();
       t.diagnostic(`ended after ${ms.toFixed()} ms`);
       assert.equal(code, 0);
-      assert.ok(ms < PROMISED + 2000); // the answer's deadline, and what a pool may take to close
+      assert.ok(ms < PROMISED);
       assert.ok([503, 504].includes((await asked).status));
     });
   });
@@ -1160,7 +1160,7 @@ describe('Faults', { concurrency: 3 }, () => {
         assert.equal(code, 0);
         assert.ok(performance.now() - from < PROMISED);
         assert.deepEqual(errors(service.log), []);
-        await until(async () => (await backendsOf(database)).length === 0, 2000);
+        assert.equal((await backendsOf(database)).length, 0);
         for (const pid of workersOf(service)) assert.equal(await isRunning(pid), false);
       });
 
@@ -1185,12 +1185,13 @@ describe('Faults', { concurrency: 3 }, () => {
         await service.ended;
         const ms = performance.now() - from;
         t.diagnostic(`ended after ${ms.toFixed()} ms`);
-        assert.ok(ms < 2000); // the read would take 2.9 s
+        assert.ok(ms < 1000);
         assert.notEqual(service.child.exitCode, 0);
         await until(
           async () => !(await Promise.all(workersOf(service).map(isRunning))).includes(true),
+          1000,
         );
-        await service.stop();
+        await service.stop(); // its output is whole
         await asked;
       });
 
@@ -1224,7 +1225,7 @@ describe('Faults', { concurrency: 3 }, () => {
           await sleep(delay);
           const below = await childrenOf(child.pid!);
           child.kill('SIGTERM');
-          await until(() => child.exitCode !== null || child.signalCode !== null, 2 * PROMISED);
+          await until(() => child.exitCode !== null || child.signalCode !== null, PROMISED);
           assert.ok(
             child.exitCode === 0 || child.signalCode === 'SIGTERM',
             `exit ${child.exitCode}`,
@@ -1328,7 +1329,7 @@ describe('Faults', { concurrency: 3 }, () => {
         if (end === 'goes on') process.kill(paused!, 'SIGCONT');
         assert.equal(service.child.exitCode, null, service.stderr());
         await untilAll(service, 2);
-        await until(async () => (await exchange(service, '/metrics')).status === 200);
+        assert.equal((await exchange(service, '/metrics')).status, 200);
       });
     }
   });
