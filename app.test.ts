@@ -851,6 +851,25 @@ describe('Query', () => {
       await own?.stop();
     });
 
+    test('a statement gets its rows whole behind one that failed between its rows', async () => {
+      const database = new Database(
+        readConfig({ DATABASE_URL: own.url, POOL_SIZE: '1' }),
+        pino({ level: 'silent' }),
+      );
+      const call = { sub: '', ms: 0, repeated: false };
+      const failing = sql`select 1 / (3 - number) as one from generate_series(${1}::int, 5) number`;
+      const next = sql`select number::text as one from generate_series(${1}::int, 2) number`;
+      for (const raw of [false, true]) {
+        await assert.rejects(database.run('read', call, failing), { code: '22012' });
+        const rows = await database.run('read', call, next, performance.now(), raw);
+        assert.deepEqual(
+          Array.from(rows, (row) => String(Object.values(row ?? {}))),
+          ['1', '2'],
+        );
+      }
+      await database.end();
+    });
+
     test('a page, a row and its removal are planned once, however large the table', async () => {
       const large = await startDatabase();
       const database = new Database(

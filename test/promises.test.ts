@@ -109,6 +109,8 @@ async function end(service: TestService): Promise<void> {
   const code = await service.stop();
   clearTimeout(timer);
   assert.equal(code, 0, `SIGTERM ended the service with ${code ?? child.signalCode}`);
+  const faults = service.log.filter(({ level }) => level === 'error');
+  assert.deepEqual(faults, [], 'no fault is one that nobody foresaw');
 }
 
 async function isReady(service: TestService): Promise<boolean> {
@@ -140,6 +142,7 @@ async function measure(
     assert.equal(type, 'application/problem+json', `${reply.status} of ${path}`);
     assert.equal(reply.json.status, reply.status);
   }
+  if (reply?.status === 500) assert.fail(JSON.stringify(await service.logged('failed')));
   if (reply?.status === 503) assert.ok(reply.headers.get('retry-after'), 'Retry-After of 503');
   assert.ok(ms < PROMISED, `${method} ${path} took ${ms.toFixed()} ms: ${reply?.status}`);
   const name = String(body?.name ?? '');
@@ -752,6 +755,7 @@ describe('Faults', { concurrency: 3 }, () => {
         leaving.abort();
         await Promise.all(left);
       }
+      await until(async () => /^db_streams 0$/m.test((await service.get('/metrics')).text));
       await judge(t, database, await load.stop(), []);
     });
 
@@ -1375,6 +1379,24 @@ describe('Faults', { concurrency: 3 }, () => {
       await until(async () => (await statusWith(service, token)) === 200, 5000);
     });
 
+    test('who left before the keys came leaves no list open', async (t) => {
+      const source = await startKeySource(t);
+      await source.hang();
+      const { service } = await openScene(t, { JWKS_URL: source.url, AUTH: 'all' });
+      const headers = { Authorization: `Bearer ${await source.sign('first')}` };
+      const leaving = new AbortController();
+      const init = { headers, signal: leaving.signal };
+      const left = fetch(`${service.url}/passengerlist`, init).catch(() => {});
+      await until(() => source.fetches() > 0);
+      leaving.abort();
+      await left;
+      for (let turn = 0; turn < 20; turn += 1) await service.get('/healthz'); // it has noticed
+      await source.up();
+      const metrics = async () => (await service.get('/metrics', headers)).text;
+      await until(async () => /^http_request.*passengerlist/m.test(await metrics()));
+      assert.match(await metrics(), /^db_streams 0$/m);
+    });
+
     test('a rotated key is known in 35 s, and a storm of unknown ones costs one fetch per cooldown', async (t) => {
       const source = await startKeySource(t);
       const { service } = await openScene(t, { JWKS_URL: source.url });
@@ -1655,9 +1677,10 @@ async function startKeySource(t: TestContext) {
     pairs.set(kid, await jose.generateKeyPair('ES256', options));
   }
   let [fetches, published, mode] = [0, 'first', 'up'];
+  const turns = new EventEmitter().setMaxListeners(0);
   const listener = createServer(async (_, response) => {
     fetches += 1;
-    if (mode === 'hang') return;
+    while (mode === 'hang') await once(turns, 'turn');
     if (mode === 'babble') return void response.end('<p>Sorry');
     const jwk = await jose.exportJWK(pairs.get(published)!.publicKey);
     response.end(JSON.stringify({ keys: [{ ...jwk, kid: published, alg: 'ES256', use: 'sig' }] }));
@@ -1673,6 +1696,7 @@ async function startKeySource(t: TestContext) {
   t.after(close);
   const turn = (to: string) => async () => {
     mode = to;
+    turns.emit('turn');
     if (!listener.listening) await once(listener.listen(port, '127.0.0.1'), 'listening');
   };
   const sign = (kid: string) => {
