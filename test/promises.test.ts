@@ -110,7 +110,12 @@ async function end(service: TestService): Promise<void> {
   clearTimeout(timer);
   assert.equal(code, 0, `SIGTERM ended the service with ${code ?? child.signalCode}`);
   const faults = service.log.filter(({ level }) => level === 'error');
-  assert.deepEqual(faults, [], 'no fault is one that nobody foresaw');
+  const made = ({ msg, code }: LogLine) => msg === 'worker died' || code === 'P0001'; // by a test
+  assert.deepEqual(
+    faults.filter((line) => !made(line)),
+    [],
+    'faults that nobody foresaw',
+  );
 }
 
 async function isReady(service: TestService): Promise<boolean> {
@@ -936,15 +941,10 @@ describe('Faults', { concurrency: 3 }, () => {
         as $$ begin raise exception 'no % here', new.name using detail = new.name; end $$;
         create trigger refuse before insert on titanic for each row execute function refuse()`),
       );
-      const { status, reply } = await measure(
-        service,
-        'POST',
-        '/passengers',
-        bodyOf('Lady Secret'),
-      );
-      assert.equal(status, 500);
-      assert.equal(reply?.text.includes('Secret'), false);
-      const id = reply?.headers.get('x-request-id');
+      const reply = await service.request('POST', '/passengers', bodyOf('Lady Secret'));
+      assert.equal(reply.status, 500);
+      assert.equal(reply.text.includes('Secret'), false);
+      const id = reply.headers.get('x-request-id');
       await until(() => service.log.some((line) => line.id === id && line.code === 'P0001'));
       assert.ok(!JSON.stringify(service.log).includes('Secret'), 'a value in the log');
     });
