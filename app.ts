@@ -2249,7 +2249,7 @@ async function respond(service: Service, c: Ctx, route: Route): Promise<Response
     await admit(service, visit);
     return send(service, visit, await route.handler(service, visit));
   } catch (error) {
-    const problem = toProblem(error);
+    const problem = error === visit.incoming.errored ? gone() : toProblem(error);
     const told = { id: visit.id, code: codeOf(error) };
     const stack = error instanceof Error ? error.stack?.replace(error.message, '') : undefined;
     if (problem.status === 500) service.log.error({ ...told, stack }, 'failed');
@@ -2680,6 +2680,7 @@ function readBytes({ incoming }: Visit, limit: number): Promise<Buffer | undefin
       if (size > limit) settle(undefined);
       else chunks.push(chunk);
     };
+    if (incoming.errored) reject(incoming.errored);
     incoming.on('data', take).on('end', end).on('error', reject);
   });
 }

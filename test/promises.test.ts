@@ -729,6 +729,19 @@ describe('Faults', { concurrency: 3 }, () => {
       assert.ok(service.log.every(({ msg }) => msg !== 'failed'));
     });
 
+    for (const type of ['application/json', 'text/csv']) {
+      test(`a client that goes away in the middle of ${type} is 499, no failure`, async (t) => {
+        const { service } = await openScene(t);
+        const left = openSilent(t, service);
+        const head = headOf('POST', '/passengers', { 'Content-Type': type, 'Content-Length': 99 });
+        left.end(`${head}{"survived`).destroySoon();
+        const counted = /_count\{method="POST",route="\/passengers",status="499"\} 1$/m;
+        await until(async () => counted.test((await service.get('/metrics')).text));
+        assert.match((await service.get('/metrics')).text, /^db_streams 0$/m);
+        assert.ok(service.log.every(({ msg }) => msg !== 'failed'));
+      });
+    }
+
     test('a cancel that was meant for another is not told to who waits for longer than 1 s', async (t) => {
       const { database, service } = await openScene(t);
       await slowReads(database, 1.8);
@@ -1379,23 +1392,30 @@ describe('Faults', { concurrency: 3 }, () => {
       await until(async () => (await statusWith(service, token)) === 200, 5000);
     });
 
-    test('who left before the keys came leaves no list open', async (t) => {
-      const source = await startKeySource(t);
-      await source.hang();
-      const { service } = await openScene(t, { JWKS_URL: source.url, AUTH: 'all' });
-      const headers = { Authorization: `Bearer ${await source.sign('first')}` };
-      const leaving = new AbortController();
-      const init = { headers, signal: leaving.signal };
-      const left = fetch(`${service.url}/passengerlist`, init).catch(() => {});
-      await until(() => source.fetches() > 0);
-      leaving.abort();
-      await left;
-      for (let turn = 0; turn < 20; turn += 1) await service.get('/healthz'); // it has noticed
-      await source.up();
-      const metrics = async () => (await service.get('/metrics', headers)).text;
-      await until(async () => /^http_request.*passengerlist/m.test(await metrics()));
-      assert.match(await metrics(), /^db_streams 0$/m);
-    });
+    for (const [what, method, path, type] of [
+      ['a list', 'GET', '/passengerlist', ''],
+      ['a row', 'POST', '/passengers', 'application/json'],
+      ['an upload', 'POST', '/passengers', 'text/csv'],
+    ] as const) {
+      test(`who left before the keys for ${what} came leaves nothing behind`, async (t) => {
+        const source = await startKeySource(t);
+        await source.hang();
+        const { service } = await openScene(t, { JWKS_URL: source.url, AUTH: 'all' });
+        const headers = { Authorization: `Bearer ${await source.sign('first')}` };
+        const head = { ...headers, 'Content-Type': type, 'Content-Length': 99 };
+        const left = openSilent(t, service);
+        left.write(headOf(method, path, type ? head : headers));
+        await until(() => source.fetches() > 0);
+        left.destroy();
+        for (let turn = 0; turn < 20; turn += 1) await service.get('/healthz'); // it has noticed
+        await source.up();
+        const metrics = async () => (await service.get('/metrics', headers)).text;
+        const counted = new RegExp(`_count{method="${method}",route="${path}"`);
+        await until(async () => counted.test(await metrics()));
+        assert.match(await metrics(), /^db_streams 0$/m);
+        assert.ok(service.log.every(({ msg }) => msg !== 'failed'));
+      });
+    }
 
     test('a rotated key is known in 35 s, and a storm of unknown ones costs one fetch per cooldown', async (t) => {
       const source = await startKeySource(t);
@@ -1623,6 +1643,11 @@ async function openIdle(t: TestContext, service: TestService): Promise<Socket> {
   socket.write('GET /hello HTTP/1.1\r\nHost: x\r\n\r\n');
   await once(socket, 'data');
   return socket;
+}
+
+function headOf(method: string, path: string, headers: Record<string, string | number>): string {
+  const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`);
+  return `${method} ${path} HTTP/1.1\r\nHost: x\r\n${lines.join('')}\r\n`;
 }
 
 /** A client that connects and says nothing. */
