@@ -2249,7 +2249,8 @@ async function respond(service: Service, c: Ctx, route: Route): Promise<Response
     await admit(service, visit);
     return send(service, visit, await route.handler(service, visit));
   } catch (error) {
-    const problem = error === visit.incoming.errored ? gone() : toProblem(error);
+    const found = toProblem(error);
+    const problem = visit.outgoing.destroyed && found.status !== 500 ? gone() : found;
     const told = { id: visit.id, code: codeOf(error) };
     const stack = error instanceof Error ? error.stack?.replace(error.message, '') : undefined;
     if (problem.status === 500) service.log.error({ ...told, stack }, 'failed');
