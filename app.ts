@@ -17,7 +17,7 @@ import { readFileSync, realpathSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { createServer, type Server, type ServerResponse, STATUS_CODES } from 'node:http';
 import { type AddressInfo, connect as dial, type Socket } from 'node:net';
-import { pipeline, Readable } from 'node:stream';
+import { PassThrough, pipeline, Readable, type Writable } from 'node:stream';
 import { pipeline as finished } from 'node:stream/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath, pathToFileURL } from 'node:url';
@@ -543,6 +543,7 @@ type Pending = postgres.PendingQuery<Result[]> & {
   state?: { pid: number } | null;
   active?: boolean;
   options?: { simple?: boolean };
+  resolve?: (stream: Writable) => void;
   reject?: (error: unknown) => void;
 };
 
@@ -772,12 +773,22 @@ export class Database {
     }
   }
 
-  /** Lines in batches at constant memory. */
+  /**
+   * Lines in batches at constant memory. By a callback: the iterator of postgres 3.4.9 ends as if all
+   * had been read where the connection is lost between two batches.
+   */
   async *stream(call: Call, statement: Sql): AsyncGenerator<Result[]> {
     for await (const driver of this.borrow(call)) {
-      const batches = this.send(driver, statement).cursor(STREAM_ROWS)[Symbol.asyncIterator]();
+      const batches = new PassThrough({ objectMode: true, highWaterMark: 1 });
+      const room = (ready: () => void) => void batches.once('drain', ready);
+      const take = (batch: Result[]) => batches.write(batch) || new Promise<void>(room);
+      const end = (error?: Error) => (error ? batches.destroy(error) : batches.end());
+      this.send(driver, statement)
+        .cursor(STREAM_ROWS, take)
+        .then(() => end(), end);
+      const each = batches[Symbol.asyncIterator]();
       for (;;) {
-        const { done, value } = await within(DEADLINE, batches.next());
+        const { done, value } = await within(DEADLINE, each.next());
         if (done) return;
         yield value;
       }
@@ -786,14 +797,22 @@ export class Database {
 
   /**
    * COPY … FROM STDIN, fed at the pace of the server; all of it or nothing is stored. postgres 3.4.9
-   * tells an error behind the last byte to the query alone, and writes until the stream is closed.
+   * tells an error to the query alone where it comes behind the last byte, fails the stream where it
+   * comes before anybody has it, and writes until the stream is closed.
    * The caller may be slow; the server has DEADLINE for each piece, else this throws Problem 504.
    */
   async copy(statement: string, bytes: AsyncIterable<Buffer>): Promise<void> {
     for await (const driver of this.borrow()) {
       const query: Pending = driver.unsafe(statement);
+      let closed: Promise<unknown> | undefined;
       const refused = new Promise<never>((_, reject) => {
         query.reject = reject;
+      });
+      const opened = new Promise<Writable>((resolve) => {
+        query.resolve = (stream) => {
+          closed ??= new Promise((close) => stream.on('error', () => {}).once('close', close));
+          resolve(stream);
+        };
       });
       let timer: NodeJS.Timeout | undefined;
       const expect = () => {
@@ -808,10 +827,9 @@ export class Database {
         expect();
       };
       expect();
-      const taken = Promise.race([query.writable(), refused]);
-      const writable = await taken.finally(() => clearTimeout(timer));
-      const closed = once(writable, 'close');
-      await Promise.race([finished(Readable.from(pieces()), writable), refused]).finally(() => {
+      void query.writable();
+      const writable = await Promise.race([opened, refused]).finally(() => clearTimeout(timer));
+      await Promise.race([refused, finished(Readable.from(pieces()), writable)]).finally(() => {
         clearTimeout(timer);
         writable.destroy();
         return closed;

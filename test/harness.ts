@@ -272,7 +272,7 @@ export type TestProxy = {
   refuse: () => void;
   /** Takes new connections and never answers them. */
   blackHole: () => void;
-  /** Carries nothing, either way; what was said meanwhile arrives after pass(). */
+  /** Carries nothing, either way; what was said meanwhile arrives after pass(), in one piece. */
   stall: () => void;
   /** Carries everything `ms` later, either way. */
   delay: (ms: number) => void;
@@ -335,7 +335,11 @@ export async function startProxy(url: string): Promise<TestProxy> {
   };
   const turn = (to: Mode) => {
     mode = to;
-    for (const socket of open) socket[to === 'stall' ? 'pause' : 'resume']();
+    for (const socket of open) {
+      socket.cork();
+      socket[to === 'stall' ? 'pause' : 'resume']();
+      setImmediate(() => socket.uncork());
+    }
   };
   await once(server.listen(0, '127.0.0.1'), 'listening');
   const through = new URL(url);

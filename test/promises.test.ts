@@ -400,6 +400,67 @@ describe('Faults', { concurrency: 3 }, () => {
       assert.ok([503, 504].includes(answer.status), String(answer.status));
     });
 
+    for (const [type, path] of [
+      ['application/json', '/passengerlist'],
+      ['text/csv', '/passengers'],
+      ['application/x-ndjson', '/passengers'],
+    ] as const) {
+      test(`a list as ${type} whose connection ends in the middle is broken off, not shorter`, async (t) => {
+        const { database, service } = await openScene(t);
+        await ask(
+          database.url,
+          (sql) => sql`
+            insert into titanic select gen_random_uuid(), true, 1, 'x', 'male', 1, 0, 0, number
+            from generate_series(1, 100_000) number`,
+        );
+        const headers = { Accept: type };
+        const sent = httpRequest(service.url + path, { headers, agent: false }).end();
+        const [response] = await once(sent, 'response');
+        let turns = 0;
+        await until(async () => {
+          const [waiting] = await ask(
+            database.url,
+            (sql) => sql`
+              select pid from pg_stat_activity where datname = current_database()
+              and state = 'active' and wait_event = 'ClientRead'`,
+          );
+          turns = waiting ? turns + 1 : 0;
+          return turns === 10; // the client reads nothing, so the service asks for no more
+        });
+        await ask(database.url, terminate);
+        await assert.rejects(async () => {
+          for await (const _ of response);
+        });
+        await until(async () => /^db_streams 0$/m.test((await service.get('/metrics')).text));
+      });
+    }
+
+    test('an upload that is cancelled as it begins is 504, and ends nothing else', async (t) => {
+      const { database, proxy, service } = await openScene(t, {}, { proxied: true });
+      await ask(database.url, (sql) =>
+        sql.unsafe(`
+          create function cancel() returns trigger language plpgsql
+          as $$ begin raise exception 'no' using errcode = 'query_canceled'; end $$;
+          create trigger cancel before insert on titanic execute function cancel()`),
+      );
+      const copying = async (state: string) => {
+        const backends = await backendsOf(database);
+        return backends.some((one) => one.state === state && one.query.startsWith('copy '));
+      };
+      const upload = await database.sql.begin(async (sql) => {
+        await sql`lock table titanic`;
+        const waiting = startUpload(t, service);
+        await until(() => copying('active'));
+        proxy.stall();
+        return waiting;
+      });
+      await until(() => copying('idle')); // «go on» and «no» now come in one piece
+      proxy.pass();
+      const { status, text } = await upload.answer;
+      assert.equal(status, 504, text);
+      assert.equal((await measure(service, 'GET', '/passengers')).status, 200);
+    });
+
     for (const [fault, rest] of [
       ['hangs when all of it is sent', 'its end'],
       ['hangs in the middle', 'much more'],
