@@ -7,8 +7,9 @@
 import assert from 'node:assert/strict';
 import { type SpawnSyncReturns, spawnSync } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
+import { once } from 'node:events';
 import { existsSync, readFileSync } from 'node:fs';
-import { request as httpRequest } from 'node:http';
+import { Agent, request as httpRequest } from 'node:http';
 import { connect } from 'node:net';
 import { Readable } from 'node:stream';
 import { after, before, describe, test } from 'node:test';
@@ -1692,6 +1693,24 @@ describe('Routes', () => {
         const [{ uuid, ...row }, ...more] = json;
         assert.deepEqual([row, more.length], [{ ...BRAUND, name: own }, 1]);
         assert.match(uuid, /^[0-9a-f]{8}-[0-9a-f]{4}-7/);
+      });
+    }
+
+    const rest = `${line('x')}\n`.repeat(3000); // more than is read at once
+    for (const [what, text] of [
+      ['its header', 'nobody\n'],
+      ['its first line', `${HEADER}\nmaybe\n`],
+    ]) {
+      test(`that is refused for ${what} leaves its connection to the next request`, async () => {
+        const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+        const options = { method: 'POST', headers: { 'content-type': 'text/csv' }, agent };
+        const sent = httpRequest(`${service.url}/passengers`, options).end(text + rest);
+        const [response] = await once(sent, 'response');
+        assert.equal(response.statusCode, 400);
+        response.resume();
+        const [signal, ended] = [AbortSignal.timeout(1000), { name: 'AbortError' }]; // idle for 1 s
+        await assert.rejects(once(response.socket, 'close', { signal }), ended);
+        agent.destroy();
       });
     }
 

@@ -2477,9 +2477,14 @@ async function upsert(
 }
 
 async function copy({ config, resource, store }: Service, visit: Visit): Promise<Answer> {
-  const csv = await readCsv(resource, bytesOf(visit), config.CSV_LIMIT, visit.call.sub);
-  await store.copy(csv);
-  return { status: 201, headers: { 'Content-Range': `*/${csv.rows}` }, body: null };
+  const bytes = bytesOf(visit);
+  try {
+    const csv = await readCsv(resource, bytes, config.CSV_LIMIT, visit.call.sub);
+    await store.copy(csv);
+    return { status: 201, headers: { 'Content-Range': `*/${csv.rows}` }, body: null };
+  } finally {
+    void bytes.return?.();
+  }
 }
 
 async function replace(service: Service, visit: Visit): Promise<Answer> {
@@ -2704,8 +2709,8 @@ function readBytes({ incoming }: Visit, limit: number): Promise<Buffer | undefin
   });
 }
 
-/** Whoever stops reading leaves the connection open for the answer. */
-function bytesOf({ incoming }: Visit): AsyncIterable<Buffer> {
+/** Whoever stops reading leaves the connection open for the answer, and by return() for the next. */
+function bytesOf({ incoming }: Visit): AsyncIterator<Buffer> & AsyncIterable<Buffer> {
   return incoming.iterator({ destroyOnReturn: false });
 }
 
