@@ -3235,6 +3235,7 @@ function createHttpServer(app: App): Server {
     return new Response(String(body), { status, headers });
   };
   const server = createServer(LIMITS, getRequestListener(app.fetch, { errorHandler }));
+  server.timeout = 30_000; // for a connection on which nothing moves, as a list that nobody reads on
   server.on('connect', (_, socket: Socket) => refuse(socket, 405, 'There is no such method.'));
   server.on('checkExpectation', ({ socket, method }) =>
     refuse(socket, 417, 'Only 100-continue is known.', method === 'HEAD'),

@@ -253,6 +253,27 @@ describe('Exhaustion', { concurrency: true }, () => {
     });
   }
 
+  test('clients that do not read on what they asked for are closed, and keep nobody from a list', async (t) => {
+    const large = await startDatabase();
+    t.after(() => large.stop());
+    const own = await startReady({ DATABASE_URL: large.url });
+    t.after(() => own.stop());
+    await large.sql`
+      insert into titanic select gen_random_uuid(), true, 1, 'x', 'male', 1, 0, 0, number
+      from generate_series(1, 50_000) number`;
+    for (let count = 0; count < 4; count += 1) {
+      const socket = connect(Number(new URL(own.url).port), '127.0.0.1').pause();
+      socket.on('error', () => {}).write('GET /passengerlist HTTP/1.1\r\nHost: x\r\n\r\n');
+      t.after(() => socket.destroy());
+    }
+    const streams = async (count: number) =>
+      (await own.get('/metrics')).text.includes(`\ndb_streams ${count}\n`);
+    await until(() => streams(4));
+    assert.equal((await own.get('/passengerlist')).status, 503);
+    await until(() => streams(0), 75_000);
+    assert.equal((await own.get('/passengerlist')).status, 200);
+  });
+
   test('450 clients with slow heads and 200 with slow bodies do not slow a good one, and are closed', async (t) => {
     const own = await startReady({ DATABASE_URL: database.url });
     const open = (head: string, drip: string) => {
