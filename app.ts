@@ -780,12 +780,14 @@ export class Database {
   async *stream(call: Call, statement: Sql): AsyncGenerator<Result[]> {
     for await (const driver of this.borrow(call)) {
       const batches = new PassThrough({ objectMode: true, highWaterMark: 1 });
-      const room = (ready: () => void) => void batches.once('drain', ready);
-      const take = (batch: Result[]) => batches.write(batch) || new Promise<void>(room);
-      const end = (error?: Error) => (error ? batches.destroy(error) : batches.end());
-      this.send(driver, statement)
-        .cursor(STREAM_ROWS, take)
-        .then(() => end(), end);
+      const take = async (batch: Result[]) => {
+        if (!batches.write(batch)) await new Promise((ready) => batches.once('drain', ready));
+      };
+      const read = this.send(driver, statement).cursor(STREAM_ROWS, take);
+      read.then(
+        () => batches.end(),
+        (error) => batches.destroy(error),
+      );
       const each = batches[Symbol.asyncIterator]();
       for (;;) {
         const { done, value } = await within(DEADLINE, each.next());
