@@ -905,6 +905,7 @@ describe('Faults', { concurrency: 3 }, () => {
             socket.write(requests[round % requests.length]!);
             await sleep(round % 13);
             socket.destroy();
+            await sleep(30); // or it is a flood, which is nginx's to limit
           }
         };
         const trouble = async () => {
