@@ -913,7 +913,7 @@ describe('Faults', { concurrency: 3 }, () => {
         };
         const all = [client, client, client, client, leaver, leaver, leaver, trouble];
         const running = Promise.all(all.map((run, number) => run(number)));
-        await Promise.race([sleep(8000), running]);
+        await Promise.race([sleep(4000), running]);
         ended = true;
         await running;
         await until(async () => /^db_streams 0$/m.test((await service.get('/metrics')).text));
