@@ -31,6 +31,7 @@ import {
   toUuid,
 } from './app.ts';
 import {
+  fill,
   inherited,
   nodeArguments,
   type Reply,
@@ -879,9 +880,7 @@ describe('Query', () => {
       );
       const store = new Store(passengers, database);
       await ensureTable(passengers, database);
-      await large.sql`
-        insert into titanic select gen_random_uuid(), true, 1, 'x', 'male', 1, 0, 0, number
-        from generate_series(1, 50_000) number`;
+      await fill(large, 50_000);
       await large.sql`analyze titanic`;
       const call = { sub: '', ms: 0, repeated: false };
       const wanted = { limit: 20, body: true, count: false };

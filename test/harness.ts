@@ -64,6 +64,16 @@ async function createDatabase(server: string, after: () => Promise<void>): Promi
   return { url: url.href, sql, stop };
 }
 
+/** Puts so many rows into the table, each with a key of its own and its number as the fare. */
+export async function fill({ url }: TestDatabase, rows: number): Promise<void> {
+  await ask(
+    url,
+    (sql) => sql`
+      insert into titanic select gen_random_uuid(), true, 1, 'x', 'male', 1, 0, 0, number
+      from generate_series(1, ${rows}::int) number`,
+  );
+}
+
 /** One question over a connection of its own, which no fault of before can have touched. */
 export async function ask<T>(url: string, question: (sql: postgres.Sql) => PromiseLike<T>) {
   const sql = postgres(url, { max: 1, onnotice: () => {} });

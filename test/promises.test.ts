@@ -22,6 +22,7 @@ import {
   ask,
   childrenOf,
   controlServer,
+  fill,
   isRunning,
   type LogLine,
   nodeArguments,
@@ -231,6 +232,12 @@ function recovery(t: TestContext, { answers }: Load, since: number, bound: numbe
   assert.ok(ms <= bound, `back after ${ms.toFixed()} ms`);
 }
 
+/** How many lists and uploads have a connection of their own now. */
+async function streamsOf(service: TestService, headers?: HeadersInit): Promise<number> {
+  const { text } = await service.get('/metrics', headers);
+  return Number(/^db_streams (\d+)$/m.exec(text)?.[1]);
+}
+
 /** Waits until the load has a success from after `since`. */
 async function untilBack({ answers }: Load, since = performance.now()): Promise<void> {
   await until(() => {
@@ -413,12 +420,7 @@ describe('Faults', { concurrency: 3 }, () => {
     ] as const) {
       test(`a list as ${type} whose connection ends in the middle is broken off, not shorter`, async (t) => {
         const { database, service } = await openScene(t);
-        await ask(
-          database.url,
-          (sql) => sql`
-            insert into titanic select gen_random_uuid(), true, 1, 'x', 'male', 1, 0, 0, number
-            from generate_series(1, 100_000) number`,
-        );
+        await fill(database, 100_000);
         const headers = { Accept: type };
         const sent = httpRequest(service.url + path, { headers, agent: false }).end();
         const [response] = await once(sent, 'response');
@@ -437,7 +439,7 @@ describe('Faults', { concurrency: 3 }, () => {
         await assert.rejects(async () => {
           for await (const _ of response);
         });
-        await until(async () => /^db_streams 0$/m.test((await service.get('/metrics')).text));
+        await until(async () => (await streamsOf(service)) === 0);
       });
     }
 
@@ -502,7 +504,7 @@ describe('Faults', { concurrency: 3 }, () => {
         await until(async () => (await activeWith(database, 'copy ')).length === 0, 3000);
         const stored = await countRows(database, UPLOADED); // all of it is in doubt, never a part
         assert.ok(stored === 0 || (stored === 1 && rest === 'its end'), `${stored} rows`);
-        assert.match((await service.get('/metrics')).text, /^db_streams 0$/m);
+        assert.equal(await streamsOf(service), 0);
       });
     }
 
@@ -810,7 +812,7 @@ describe('Faults', { concurrency: 3 }, () => {
         left.end(`${head}{"survived`).destroySoon();
         const counted = /_count\{method="POST",route="\/passengers",status="499"\} 1$/m;
         await until(async () => counted.test((await service.get('/metrics')).text));
-        assert.match((await service.get('/metrics')).text, /^db_streams 0$/m);
+        assert.equal(await streamsOf(service), 0);
         assert.ok(service.log.slice(from).every(({ msg }) => msg !== 'failed'));
       });
     }
@@ -846,7 +848,7 @@ describe('Faults', { concurrency: 3 }, () => {
         leaving.abort();
         await Promise.all(left);
       }
-      await until(async () => /^db_streams 0$/m.test((await service.get('/metrics')).text));
+      await until(async () => (await streamsOf(service)) === 0);
       await judge(t, database, await load.stop(), []);
     });
 
@@ -859,7 +861,7 @@ describe('Faults', { concurrency: 3 }, () => {
         const { database, service } = await openScene(t, { POOL_SIZE: '2' });
         const answers: Answer[] = [];
         let ended = false;
-        const ask = async (...[method, path, body]: [string, string, object?]) => {
+        const send = async (...[method, path, body]: [string, string, object?]) => {
           const answer = await measure(service, method, path, body as typeof ROW);
           answers.push(method === 'POST' ? answer : { ...answer, name: '' });
           return answer.status < 300 ? answer.reply?.json : undefined;
@@ -867,17 +869,17 @@ describe('Faults', { concurrency: 3 }, () => {
         const client = async (number: number) => {
           for (let round = 0; !ended; round += 1) {
             const name = `own ${number}.${round}`;
-            const made = await ask('POST', '/passengers', bodyOf(name));
+            const made = await send('POST', '/passengers', bodyOf(name));
             const path = `/passengers/${made?.uuid}`;
             const whole = { ...ROW, uuid: made?.uuid, name };
-            const list = () => ask('GET', `/passengers?name=eq.${name}`);
+            const list = () => send('GET', `/passengers?name=eq.${name}`);
             const replies = made && [
               [made, whole],
-              [await ask('GET', path), whole],
+              [await send('GET', path), whole],
               [await list(), [whole]],
-              [await ask('PUT', path, { ...whole, fare: number }), { ...whole, fare: number }],
+              [await send('PUT', path, { ...whole, fare: number }), { ...whole, fare: number }],
               [
-                await ask('PATCH', path, { fare: 7, age: round }),
+                await send('PATCH', path, { fare: 7, age: round }),
                 { ...whole, fare: 7, age: round },
               ],
               [await list(), [{ ...whole, fare: 7, age: round }]],
@@ -916,7 +918,7 @@ describe('Faults', { concurrency: 3 }, () => {
         await Promise.race([sleep(4000), running]);
         ended = true;
         await running;
-        await until(async () => /^db_streams 0$/m.test((await service.get('/metrics')).text));
+        await until(async () => (await streamsOf(service)) === 0);
         await judge(t, database, answers, act === terminate ? [503] : []);
       });
     }
@@ -1546,9 +1548,9 @@ describe('Faults', { concurrency: 3 }, () => {
         await source.hang();
         const { service } = await openScene(t, { JWKS_URL: source.url, AUTH: 'all' });
         const headers = { Authorization: `Bearer ${await source.sign('first')}` };
-        const head = { ...headers, 'Content-Type': type, 'Content-Length': 99 };
+        const body = type && { 'Content-Type': type, 'Content-Length': 99 };
         const left = openSilent(t, service);
-        left.write(headOf(method, path, type ? head : headers));
+        left.write(headOf(method, path, { ...headers, 'X-Request-Id': 'left', ...body }));
         await until(() => source.fetches() > 0);
         left.destroy();
         for (let turn = 0; turn < 20; turn += 1) await service.get('/healthz'); // it has noticed
@@ -1556,7 +1558,9 @@ describe('Faults', { concurrency: 3 }, () => {
         const metrics = async () => (await service.get('/metrics', headers)).text;
         const counted = new RegExp(`_count{method="${method}",route="${path}",status="(200|499)"`);
         await until(async () => counted.test(await metrics()));
-        assert.match(await metrics(), /^db_streams 0$/m);
+        assert.equal(await streamsOf(service, headers), 0);
+        const failed = service.log.filter(({ id, msg }) => id === 'left' && msg === 'failed');
+        assert.deepEqual(failed, []);
       });
     }
 

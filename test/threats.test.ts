@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { after, before, describe, type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
+  fill,
   SQL,
   startDatabase,
   startReady,
@@ -258,9 +259,7 @@ describe('Exhaustion', { concurrency: true }, () => {
     t.after(() => large.stop());
     const own = await startReady({ DATABASE_URL: large.url });
     t.after(() => own.stop());
-    await large.sql`
-      insert into titanic select gen_random_uuid(), true, 1, 'x', 'male', 1, 0, 0, number
-      from generate_series(1, 50_000) number`;
+    await fill(large, 50_000);
     for (let count = 0; count < 4; count += 1) {
       const socket = connect(Number(new URL(own.url).port), '127.0.0.1').pause();
       socket.on('error', () => {}).write('GET /passengerlist HTTP/1.1\r\nHost: x\r\n\r\n');
