@@ -93,9 +93,12 @@ async function openScene(
     if (on === held) await control?.resume();
     proxy.pass();
     const service = await starting.catch(() => undefined);
-    if (service) await end(service);
-    await proxy.stop();
-    await database.stop();
+    try {
+      if (service) await end(service);
+    } finally {
+      await proxy.stop(); // or what it holds keeps this process
+      await database.stop();
+    }
   });
   const service = await starting;
   await until(() => isReady(service));
@@ -915,8 +918,9 @@ describe('Faults', { concurrency: 3 }, () => {
         };
         const all = [client, client, client, client, leaver, leaver, leaver, trouble];
         const running = Promise.all(all.map((run, number) => run(number)));
-        await Promise.race([sleep(4000), running]);
-        ended = true;
+        await Promise.race([sleep(4000), running]).finally(() => {
+          ended = true;
+        });
         await running;
         await until(async () => (await streamsOf(service)) === 0);
         await judge(t, database, answers, act === terminate ? [503] : []);
