@@ -74,6 +74,24 @@ export async function fill({ url }: TestDatabase, rows: number): Promise<void> {
   );
 }
 
+/** How many lists and uploads of a service have a connection of their own now. */
+export async function streamsOf({ get }: TestService, headers?: HeadersInit): Promise<number> {
+  return Number(/^db_streams (\d+)$/m.exec((await get('/metrics', headers)).text)?.[1]);
+}
+
+/**
+ * What a process holds in MB; `own` is what it allocated, for how much of Node's file is mapped
+ * depends on how that came into memory: 54 or 83 MB. Undefined where there is no /proc.
+ */
+export async function memoryOf(
+  pid: number | undefined,
+): Promise<{ resident: number; own: number } | undefined> {
+  const status = await readFile(`/proc/${pid}/status`, 'utf8').catch(() => undefined);
+  const mega = (name: string) =>
+    Number(new RegExp(`^${name}:\\s+(\\d+) kB`, 'm').exec(status ?? '')?.[1]) / 1024;
+  return status ? { resident: mega('VmRSS'), own: mega('RssAnon') } : undefined;
+}
+
 /** One question over a connection of its own, which no fault of before can have touched. */
 export async function ask<T>(url: string, question: (sql: postgres.Sql) => PromiseLike<T>) {
   const sql = postgres(url, { max: 1, onnotice: () => {} });

@@ -12,6 +12,7 @@ import {
   startDatabase,
   startReady,
   startService,
+  streamsOf,
   type TestDatabase,
   type TestService,
   until,
@@ -265,11 +266,9 @@ describe('Exhaustion', { concurrency: true }, () => {
       socket.on('error', () => {}).write('GET /passengerlist HTTP/1.1\r\nHost: x\r\n\r\n');
       t.after(() => socket.destroy());
     }
-    const streams = async (count: number) =>
-      (await own.get('/metrics')).text.includes(`\ndb_streams ${count}\n`);
-    await until(() => streams(4));
+    await until(async () => (await streamsOf(own)) === 4);
     assert.equal((await own.get('/passengerlist')).status, 503);
-    await until(() => streams(0), 75_000);
+    await until(async () => (await streamsOf(own)) === 0, 75_000);
     assert.equal((await own.get('/passengerlist')).status, 200);
   });
 
