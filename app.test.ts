@@ -33,6 +33,7 @@ import {
 import {
   fill,
   inherited,
+  memoryOf,
   nodeArguments,
   type Reply,
   startDatabase,
@@ -1947,13 +1948,7 @@ describe('Routes', () => {
     test('a million rows in and out at little more memory, while others are answered', async (t) => {
       const own = await startDatabase();
       const server = await startReady({ DATABASE_URL: own.url, CSV_LIMIT: String(2 ** 28) });
-      // How much of Node's own file is in memory depends on the machine.
-      const resident = () => {
-        const status = `/proc/${server.child.pid}/status`;
-        return existsSync(status)
-          ? Number(/RssAnon:\s+(\d+)/.exec(readFileSync(status, 'utf8'))?.[1]) / 1024
-          : 0;
-      };
+      const memory = async () => (await memoryOf(server.child.pid))?.own ?? Number.NaN;
       const [header = '', ...lines] = readFileSync(CSV, 'utf8').trim().split(/\r?\n/);
       const total = 1_000_000;
       async function* text() {
@@ -1963,7 +1958,7 @@ describe('Routes', () => {
         }
       }
       for (let i = 0; i < 200; i += 1) await server.get('/passengers?limit=1');
-      const idle = resident();
+      const idle = await memory();
       let peak = idle;
       let answered = 0;
       const watch = async (running: Promise<unknown>) => {
@@ -1974,7 +1969,7 @@ describe('Routes', () => {
         while (!done) {
           assert.equal((await server.get('/passengers?limit=1')).status, 200);
           answered += 1;
-          peak = Math.max(peak, resident());
+          peak = Math.max(peak, await memory());
         }
         return end;
       };
@@ -2009,10 +2004,13 @@ describe('Routes', () => {
           `${Math.round((total / (performance.now() - from)) * 1000)} rows/s out as ${accept}`,
         );
       }
-      t.diagnostic(
-        `${answered} answers meanwhile, ${(peak - idle).toFixed()} MB more than the ${idle.toFixed()} MB before`,
-      );
-      assert.ok(peak - idle < 150, 'memory does not grow with the rows, of which JSON has 210 MB');
+      t.diagnostic(`${answered} answers meanwhile`);
+      if (Number.isNaN(peak)) t.diagnostic('memory is not looked at: there is no /proc to tell it');
+      else {
+        const more = peak - idle; // however many rows, of which JSON has 210 MB
+        t.diagnostic(`${more.toFixed()} MB more than the ${idle.toFixed()} MB before`);
+        assert.ok(more < 120, `${more.toFixed()} MB`);
+      }
       await server.stop();
       await own.stop();
     });
@@ -2453,10 +2451,8 @@ describe('Start', () => {
     const own = await startReady({ DATABASE_URL: database.url });
     const ms = performance.now() - started;
     t.diagnostic(`ready after ${ms.toFixed(0)} ms`);
-    if (existsSync(`/proc/${own.child.pid}/status`)) {
-      const status = readFileSync(`/proc/${own.child.pid}/status`, 'utf8');
-      t.diagnostic(`${(Number(/VmRSS:\s+(\d+)/.exec(status)?.[1]) / 1024).toFixed(0)} MB resident`);
-    }
+    const memory = await memoryOf(own.child.pid);
+    t.diagnostic(memory ? `${memory.resident.toFixed()} MB resident` : 'no /proc, no memory told');
     await own.stop();
   });
 });

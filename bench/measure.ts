@@ -1,5 +1,6 @@
 /** Measuring in turns: A B C A B C, so that what happens to the machine happens to all; medians. */
 import { readFile } from 'node:fs/promises';
+import { memoryOf } from '../test/harness.ts';
 import type { Contestant } from './contestants.ts';
 import { drive, type Load, type Sample } from './load.ts';
 
@@ -99,9 +100,6 @@ async function cpuOf(pid: number): Promise<number> {
 
 /** The resident memory of processes in MB. */
 export async function residentOf(pids: number[]): Promise<number> {
-  const sizes = pids.map(async (pid) => {
-    const text = await readFile(`/proc/${pid}/status`, 'utf8').catch(() => '');
-    return Number(/^VmRSS:\s+(\d+)/m.exec(text)?.[1] ?? 0) / 1024;
-  });
-  return (await Promise.all(sizes)).reduce((sum, mb) => sum + mb, 0);
+  const all = await Promise.all(pids.map(memoryOf));
+  return all.reduce((sum, memory) => sum + (memory?.resident ?? 0), 0);
 }

@@ -23,7 +23,7 @@ import {
   PUBLIC,
   startContainer,
 } from './container.ts';
-import { ask, startDatabase, type TestDatabase, until } from './harness.ts';
+import { ask, memoryOf, startDatabase, type TestDatabase, until } from './harness.ts';
 
 const runFile = promisify(execFile);
 const given = process.env.IMAGE?.includes(':') ? process.env.IMAGE : undefined;
@@ -382,6 +382,7 @@ test('the routes, through nginx', { skip }, async (t) => {
   const container = await open(t, { LOG_LEVEL: 'debug', WEB_CONCURRENCY: '1' });
   const ids: string[] = [];
   const [node] = await container.pids('node');
+  const idle = await memoryOf(node);
   const get = async (...args: Parameters<typeof call>) => {
     const answer = await call(...args);
     ids.push(answer.headers.get('x-request-id') ?? '');
@@ -506,6 +507,11 @@ test('the routes, through nginx', { skip }, async (t) => {
       assert.ok(both > 20);
     },
   );
+
+  await t.test('an idle Node holds no more than it has to', () => {
+    t.diagnostic(`${idle?.resident.toFixed()} MB resident, ${idle?.own.toFixed()} of them its own`);
+    assert.ok(idle && idle.own < 55, 'without the compile cache it is 62 MB');
+  });
 
   await t.test(
     'it runs as another user, without a capability, on a root that is read-only',
