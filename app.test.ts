@@ -17,19 +17,15 @@ import { fileURLToPath } from 'node:url';
 import fc from 'fast-check';
 import { decodeJwt, SignJWT } from 'jose';
 import { pino } from 'pino';
-import {
-  Config,
-  Database,
-  ensureTable,
-  group,
-  parseQuery,
-  passengers,
-  readConfig,
-  Store,
-  share,
-  sql,
-  toUuid,
-} from './app.ts';
+import { passengers } from './app.ts';
+import { toUuid } from './lib/columns.ts';
+import { Config, readConfig } from './lib/config.ts';
+import { parseQuery } from './lib/dialect.ts';
+import { group, share } from './lib/group.ts';
+import { Pool as Database } from './lib/pool.ts';
+import { sql } from './lib/sql.ts';
+import { Store } from './lib/store.ts';
+import { ensureTable } from './lib/table.ts';
 import {
   fill,
   inherited,

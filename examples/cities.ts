@@ -2,7 +2,7 @@
  * Events of cities, counted per city by `/events?select=city,count()`:
  * BASE_PATH=/ws/cities npm start -- examples/cities.ts
  */
-import { date, resource, text } from '../app.ts';
+import { date, resource, text } from '../lib/columns.ts';
 
 export default resource({
   path: 'events',

@@ -3,7 +3,7 @@
  * JWT_SECRET=… JWT_AUDIENCE=shop-example npm start -- examples/orders.ts
  */
 import { z } from 'zod';
-import { boolean, jsonb, now, owner, resource, timestamp } from '../app.ts';
+import { boolean, jsonb, now, owner, resource, timestamp } from '../lib/columns.ts';
 
 const Product = z.strictObject({ uuid: z.uuid(), quantity: z.int().min(1).max(1_000_000) });
 const USER = /^user:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;

@@ -24,7 +24,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { SignJWT } from 'jose';
 import postgres from 'postgres';
-import { startEmbedded } from './embedded.ts';
+import { startEmbedded } from '../lib/embedded.ts';
 
 /** An empty database: `sql` is a client of its superuser, `home` its directory when embedded. */
 export type TestDatabase = {

@@ -17,7 +17,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import * as jose from 'jose';
 import type postgres from 'postgres';
-import { freePort } from './embedded.ts';
+import { freePort } from '../lib/embedded.ts';
 import {
   ask,
   childrenOf,

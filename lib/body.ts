@@ -1,0 +1,88 @@
+/** The body of a request: its bytes, its JSON, the rows in it. */
+import { isUtf8 } from 'node:buffer';
+import type { IncomingMessage } from 'node:http';
+import type { z } from 'zod';
+import type { Row } from './columns.ts';
+import { parseJson } from './dialect.ts';
+import { JSON_TYPE } from './headers.ts';
+import { type Fault, Problem, toFaults, tooLarge, unprocessable } from './problem.ts';
+
+const MAX_ROWS = 10_000; // of an array
+const ENOUGH_FAULTS = 100; // validation stops there
+
+/** The media type of the body without its parameters. Throws 415 for a compressed body. */
+export function mediaType({ headers }: IncomingMessage): string {
+  const { 'content-type': type = '', 'content-encoding': coding = 'identity' } = headers;
+  if (coding.trim().toLowerCase() === 'identity')
+    return type.replace(/;.*/s, '').trim().toLowerCase();
+  const detail = `A body in ${coding} cannot be read.`;
+  throw new Problem(415, 'PGRST102', detail, 'Send it without Content-Encoding.');
+}
+
+/** The body as JSON. Throws 400, 413, or 415 unless its media type is one of `types`. */
+export async function readJson(
+  incoming: IncomingMessage,
+  types: string[],
+  limit: number,
+): Promise<unknown> {
+  const type = mediaType(incoming);
+  const hint = `Send "Content-Type: ${JSON_TYPE}".`;
+  const detail = type ? `A body of type ${type} cannot be read.` : 'The Content-Type is missing.';
+  if (!types.includes(type)) throw new Problem(415, 'PGRST102', detail, hint);
+  if (Number(incoming.headers['content-length'] ?? 0) > limit) throw tooLarge(limit);
+  const bytes = await readBytes(incoming, limit);
+  const value = isUtf8(bytes) ? parseJson(bytes.toString()) : undefined;
+  if (value === undefined) throw new Problem(400, 'PGRST102', 'The body is not JSON in UTF-8.');
+  return value;
+}
+
+/** The bytes of the body; by events, since an iterator costs twice as much. Throws 413. */
+function readBytes(incoming: IncomingMessage, limit: number): Promise<Buffer> {
+  return new Promise((resolve, reject) => {
+    const chunks: Buffer[] = [];
+    let size = 0;
+    const settle = (error?: unknown) => {
+      incoming.off('data', add).off('end', settle).off('error', settle);
+      if (error) reject(error);
+      else resolve(Buffer.concat(chunks));
+    };
+    const add = (chunk: Buffer) => {
+      size += chunk.length;
+      if (size > limit) settle(tooLarge(limit));
+      else chunks.push(chunk);
+    };
+    if (incoming.errored) return reject(incoming.errored);
+    incoming.on('data', add).on('end', settle).on('error', settle);
+  });
+}
+
+/** The rows of a body, whether it is an array, and the names of all members. */
+export type Rows = { rows: Row[]; many: boolean; names: string[] };
+
+/** Validates an object, or an array of them. Throws 413 and 422. */
+export function toRows(body: unknown, schema: z.ZodType<Row>, columns?: string[]): Rows {
+  const many = Array.isArray(body);
+  const bodies: unknown[] = many ? body : [body];
+  const detail = `The array has more than ${MAX_ROWS} rows.`;
+  if (bodies.length > MAX_ROWS)
+    throw new Problem(413, 'PGRST102', detail, 'Send several arrays, or CSV.');
+  const rows: Row[] = [];
+  const faults: Fault[] = [];
+  let unknown = false;
+  for (const [at, one] of bodies.entries()) {
+    const { data, error } = schema.safeParse(pick(one, columns));
+    if (data) rows.push(data);
+    if (error) faults.push(...toFaults(error, many ? `/${at}` : ''));
+    unknown ||= Boolean(error?.issues.some(({ code }) => code === 'unrecognized_keys'));
+    if (faults.length >= ENOUGH_FAULTS) break;
+  }
+  if (faults.length > 0) throw unprocessable(faults, unknown ? 'PGRST204' : '22023');
+  const names = columns ?? [...new Set(bodies.flatMap((one) => Object.keys(Object(one))))];
+  return { rows, many, names };
+}
+
+/** Of each object only these members. */
+function pick(row: unknown, columns: string[] | undefined): unknown {
+  if (!columns || !row || typeof row !== 'object') return row;
+  return Object.fromEntries(Object.entries(row).filter(([name]) => columns.includes(name)));
+}

@@ -1,0 +1,79 @@
+/** The environment: one line a variable; docs and README say what each is for. */
+import { readFileSync } from 'node:fs';
+import { z } from 'zod';
+import { StartError } from './problem.ts';
+
+/** The time budget in ms, inner below outer. Outside of it nginx waits 5 s and a client 6 s. */
+export const LOCK_TIMEOUT = 1000;
+export const CONNECT_TIMEOUT = 2000;
+export const STATEMENT_TIMEOUT = 3000;
+export const DEADLINE = 4000;
+
+export const Config = z.object({
+  PORT: integer(0, 65_535).default(8000),
+  HOST: z.string().default('127.0.0.1'),
+  BASE_PATH: z
+    .string()
+    .regex(/^(\/[\w.~-]+)*$/, 'expected /a/b')
+    .default(''),
+  RESOURCE: z.string().optional(),
+  DATABASE_URL: z.url({ protocol: /^postgres(ql)?$/, error: 'expected postgres://…' }).optional(),
+  PGHOST: z.string().optional(),
+  DATA_DIR: z.string().default('.data'),
+  POOL_SIZE: integer(1, 100).default(8),
+  WEB_CONCURRENCY: integer(1, 64).default(1),
+  JWT_SECRET: list().refine(areLong, 'is empty or has less than 32 bytes').optional(),
+  JWKS_URL: z.url({ protocol: /^https?$/, error: 'expected https://…' }).optional(),
+  JWT_ISSUER: z.string().optional(),
+  JWT_AUDIENCE: z.string().optional(),
+  JWT_WRITE_SCOPE: z.string().optional(),
+  AUTH: z.enum(['none', 'write', 'all']).optional(),
+  CORS_ORIGIN: list().default([]),
+  MAX_ROWS: integer(1, 100_000).default(1000),
+  BODY_LIMIT: integer(1, 2 ** 30).default(2 ** 20),
+  CSV_LIMIT: integer(1, 2 ** 40).default(64 * 2 ** 20),
+  DB_PREPARE: z.enum(['true', 'false']).default('true'),
+  SHUTDOWN_GRACE: integer(0, 600).default(0),
+  LOG_LEVEL: z.enum(['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent']).default('info'),
+  APP_VERSION: z.string().default(packageVersion),
+  APP_BRANCH: z.string().default(''),
+  APP_COMMIT: z.string().default(''),
+  NODE_ENV: z.string().default(''),
+});
+export type Config = z.infer<typeof Config>;
+
+/** Checks the environment; an empty variable counts as unset, except a secret. Throws StartError. */
+export function readConfig(environment: Record<string, string | undefined>): Config {
+  const isGiven = ([name, value]: [string, unknown]) => value || name === 'JWT_SECRET';
+  const given = Object.fromEntries(Object.entries(environment).filter(isGiven));
+  const { data, error } = Config.safeParse(given);
+  const faults = error?.issues.map(({ path, message }) => `${path.join()} ${message}`) ?? [];
+  if (!data) throw new StartError(faults.join('; '));
+  const { JWT_SECRET, JWKS_URL, AUTH, DATABASE_URL, PGHOST } = data;
+  const [keyed, production] = [JWT_SECRET || JWKS_URL, data.NODE_ENV === 'production'];
+  if (JWT_SECRET && JWKS_URL) faults.push('JWT_SECRET and JWKS_URL exclude each other');
+  if (!keyed && AUTH && AUTH !== 'none') faults.push(`AUTH=${AUTH} needs JWT_SECRET or JWKS_URL`);
+  if (production && !keyed && !AUTH) faults.push('JWT_SECRET, JWKS_URL or AUTH=none is required');
+  if (production && !DATABASE_URL && !PGHOST) faults.push('DATABASE_URL is required in production');
+  if (faults.length > 0) throw new StartError(faults.join('; '));
+  return data;
+}
+
+function integer(least: number, most: number) {
+  const fits = (text: string) => /^\d{1,15}$/.test(text) && +text >= least && +text <= most;
+  const text = z.string().refine(fits, `expected a whole number from ${least} to ${most}`);
+  return text.transform(Number);
+}
+
+/** Items between commas. */
+function list() {
+  return z.string().transform((value) => value.split(',').map((item) => item.trim()));
+}
+
+function areLong(secrets: string[]): boolean {
+  return secrets.every((secret) => Buffer.byteLength(secret) >= 32);
+}
+
+function packageVersion(): string {
+  return JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')).version;
+}

@@ -1,0 +1,122 @@
+/** Header fields of a request as data: Accept, Prefer, Range, and the lists of entity tags. */
+import { Problem } from './problem.ts';
+
+export const JSON_TYPE = 'application/json';
+export const MERGE_PATCH = 'application/merge-patch+json';
+export const OBJECT = 'application/vnd.pgrst.object+json';
+export const CSV = 'text/csv';
+export const NDJSON = 'application/x-ndjson';
+
+/** Other names that PostgREST has for the media types of answers. */
+const ALIASES: Record<string, string> = {
+  'application/vnd.pgrst.object': OBJECT,
+  'application/vnd.pgrst.array': JSON_TYPE,
+  'application/vnd.pgrst.array+json': JSON_TYPE,
+};
+/** Parameters of a media type that would change the answer, and that no answer honours. */
+const UNSUPPORTED = /^(nulls=|header=absent)/;
+
+type MediaRange = { type: string; specificity: number; quality: number };
+
+/**
+ * The offered media type that Accept prefers (RFC 9110, 12.5.1); equal weights are decided by the
+ * more specific range, then by the order in Accept, then by the order of `offered`. Throws 406.
+ */
+export function negotiate(accept: string | undefined, offered: string[]): string {
+  if (offered[0] && (!accept || accept === '*/*')) return offered[0];
+  const ranges = (accept ?? '*/*').toLowerCase().split(',').flatMap(parseRangeOfMedia);
+  let best: { type: string; rank: number[] } | undefined;
+  for (const [at, type] of offered.entries()) {
+    const range = mostSpecific(ranges, type);
+    if (!range || range.quality === 0) continue;
+    const rank = [range.quality, range.specificity, -ranges.indexOf(range), -at];
+    if (!best || compare(rank, best.rank) > 0) best = { type, rank };
+  }
+  if (best) return best.type;
+  const hint = `This route answers ${offered.join(', ')}.`;
+  throw new Problem(406, 'PGRST107', 'None of these media types can be answered.', hint);
+}
+
+function parseRangeOfMedia(text: string): MediaRange[] {
+  const [name = '', ...parameters] = text.split(';').map((part) => part.trim());
+  const type = ALIASES[name] ?? name;
+  if (parameters.some((parameter) => UNSUPPORTED.test(parameter))) return [];
+  const weight = parameters.find((parameter) => /^q *=/.test(parameter))?.replace(/^q *= */, '');
+  const quality = weight === undefined ? 1 : Math.min(Math.max(Number(weight) || 0, 0), 1);
+  const specificity = type === '*/*' ? 0 : type.endsWith('/*') ? 1 : 2;
+  return [{ type, specificity, quality }];
+}
+
+function mostSpecific(ranges: MediaRange[], type: string): MediaRange | undefined {
+  const family = `${type.split('/')[0]}/*`;
+  for (const name of [type, family, '*/*']) {
+    const found = ranges.find((range) => range.type === name);
+    if (found) return found;
+  }
+  return undefined;
+}
+
+/** Above 0 when `a` is greater at the first difference. */
+function compare(a: number[], b: number[]): number {
+  const at = a.findIndex((value, index) => value !== b[index]);
+  return at < 0 ? 0 : Number(a[at]) - Number(b[at]);
+}
+
+/** The preferences that the service knows (RFC 7240; PostgREST's manual, «Prefer Header»). */
+const PREFERENCES = new Map([
+  ['return', /^(minimal|headers-only|representation)$/],
+  ['count', /^(exact|planned|estimated)$/],
+  ['resolution', /^(merge|ignore)-duplicates$/],
+  ['missing', /^(default|null)$/],
+  ['handling', /^(strict|lenient)$/],
+  ['max-affected', /^\d{1,9}$/],
+  ['tx', /^commit$/],
+]);
+
+/** Preferences by name. */
+export type Preferences = { [name: string]: string | undefined };
+
+/** The known preferences; of a repeated one the first. Throws 400 for others with `handling=strict`. */
+export function parsePrefer(header: string): Preferences {
+  const given: Preferences = {};
+  const unknown: string[] = [];
+  for (const [text] of header.matchAll(/(?:"(?:[^"\\]|\\.)*"|[^",;])+/g)) {
+    const [, name = '', quoted, token = ''] =
+      /^\s*([^\s=]+)\s*(?:=\s*(?:"((?:[^"\\]|\\.)*)"|(\S*)))?\s*$/.exec(text) ?? [];
+    const key = name.toLowerCase();
+    const value = quoted?.replace(/\\(.)/g, '$1') ?? token;
+    if (PREFERENCES.get(key)?.test(value)) given[key] ??= value;
+    else if (text.trim()) unknown.push(text.trim());
+  }
+  if (given.handling !== 'strict' || unknown.length === 0) return given;
+  const details = `Invalid preferences: ${unknown.join(', ')}`;
+  const detail = 'Invalid preferences given with handling=strict';
+  throw new Problem(400, 'PGRST122', detail, undefined, { details });
+}
+
+/**
+ * The versions in a list of entity tags, `*` for any; undefined without the header. `W/` is dropped:
+ * only a proxy that compresses can have added it.
+ */
+export function parseTags(header: string | undefined): string[] | '*' | undefined {
+  const value = header?.trim();
+  if (value === undefined || value === '*') return value;
+  return [...value.matchAll(/(?:W\/)?"([^"]*)"/g)].flatMap(([, version]) => {
+    return /^\d+$/.test(version ?? '') ? [String(version)] : [];
+  });
+}
+
+/** Rows by position, `to` included; without `to`, all rows from `from`. */
+export type RowRange = { from: number; to?: number };
+
+/** `0-9` or `items=0-9`; undefined for other units. Throws 416 for a reversed range. */
+export function parseRange(header: string | undefined): RowRange | undefined {
+  const [, first, last] =
+    /^(?:items *= *)?(\d{1,15})-(\d{1,15})?$/i.exec(header?.trim() ?? '') ?? [];
+  if (first === undefined) return undefined;
+  const from = Number(first);
+  if (last === undefined) return { from };
+  if (Number(last) >= from) return { from, to: Number(last) };
+  const details = `The range ${first}-${last} ends before it begins.`;
+  throw new Problem(416, 'PGRST103', 'Requested range not satisfiable', undefined, { details });
+}

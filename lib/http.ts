@@ -1,0 +1,344 @@
+/** HTTP for the endpoints: what happens around each request, and how they read and answer it. */
+import { randomUUID } from 'node:crypto';
+import { pipeline, Readable } from 'node:stream';
+import type { HttpBindings } from '@hono/node-server';
+import { RESPONSE_ALREADY_SENT } from '@hono/node-server/utils/response';
+import type {
+  Context,
+  ErrorHandler,
+  Handler,
+  Hono,
+  MiddlewareHandler,
+  NotFoundHandler,
+} from 'hono';
+import { matchedRoutes } from 'hono/route';
+import type { Logger } from 'pino';
+import type { z } from 'zod';
+import type { Authorize } from './auth.ts';
+import { type Rows, readJson, toRows } from './body.ts';
+import type { Resource, Row } from './columns.ts';
+import type { Config } from './config.ts';
+import { type Parameter, parseQuery, type Query } from './dialect.ts';
+import {
+  CSV,
+  JSON_TYPE,
+  MERGE_PATCH,
+  NDJSON,
+  negotiate,
+  OBJECT,
+  type Preferences,
+  parsePrefer,
+  parseRange,
+} from './headers.ts';
+import type { Metrics } from './metrics.ts';
+import { type Call, ownCall } from './pool.ts';
+import {
+  clientLeft,
+  codeOf,
+  notOne,
+  Problem,
+  pastEnd,
+  problemAnswer,
+  toProblem,
+  unavailable,
+} from './problem.ts';
+import { type Life, MAX_HEAD } from './server.ts';
+import type { Page, Terms, Written } from './store.ts';
+
+/** What Hono's context has here: Node's request and response, and what the middleware sets. */
+export type Env = {
+  Bindings: HttpBindings;
+  Variables: {
+    /** X-Request-Id of the answer. */
+    id: string;
+    /** When the request arrived, in ms of performance.now(). */
+    started: number;
+    /** The caller, for the store. */
+    call: Call;
+    /** The known preferences of the Prefer header. */
+    prefer: Preferences;
+    /** Whether a write is answered with nothing unless asked, as PostgREST does. */
+    silent: boolean;
+    /** Whether the answer has the headers of every answer. */
+    complete: boolean;
+    life: Life;
+    origins: string[];
+  };
+};
+export type C = Context<Env>;
+type Headers = Record<string, string>;
+
+export const METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'];
+
+// --- Around each request ----------------------------------------------------------
+
+type Observers = { metrics: Metrics; log: Logger; life: Life; config: Pick<Config, 'CORS_ORIGIN'> };
+
+/** Gives a request its id; afterwards counts it and adds the headers of every answer. */
+export function observe({ metrics, log, life, config }: Observers): MiddlewareHandler<Env> {
+  return async (c, next) => {
+    const { incoming, outgoing } = c.env;
+    const given = c.req.header('x-request-id');
+    c.set('id', given && /^[\w.:/+=-]{1,128}$/.test(given) ? given : randomUUID());
+    c.set('started', performance.now());
+    c.set('call', { ...ownCall(), outgoing });
+    c.set('prefer', {});
+    c.set('life', life);
+    c.set('origins', config.CORS_ORIGIN);
+    const { url = '', rawHeaders } = incoming;
+    const bytes = rawHeaders.reduce((sum, part) => sum + part.length, 0);
+    if (url.length > MAX_HEAD) throw new Problem(414, 'PGRST100', 'The URI is too long.');
+    if (bytes > MAX_HEAD) throw new Problem(431, 'PGRST100', 'The header is too large.');
+    await next();
+    const ms = performance.now() - c.var.started;
+    const { status } = c.res === RESPONSE_ALREADY_SENT ? { status: 200 } : c.res;
+    metrics.observe(c.req.method, routeOf(c), status, ms);
+    if (log.isLevelEnabled('debug'))
+      log.debug({ id: c.var.id, method: c.req.method, url, status, ms }, 'answered');
+    if (c.var.complete) return;
+    for (const [name, value] of Object.entries(standing(c))) c.res.headers.set(name, value);
+  };
+}
+
+/** The pattern of the route that answers. */
+function routeOf(c: C): string {
+  return matchedRoutes(c).find(({ method }) => method !== 'ALL')?.path ?? 'unmatched';
+}
+
+const CORS = {
+  'Access-Control-Expose-Headers':
+    'Content-Range, ETag, Link, Location, Preference-Applied, X-Request-Id',
+  'Access-Control-Allow-Methods': METHODS.join(', '),
+  'Access-Control-Allow-Headers':
+    'Authorization, Content-Type, Prefer, Range, Range-Unit, If-Match, If-None-Match, ' +
+    'Idempotency-Key, Accept-Profile, Content-Profile, apikey, x-client-info, x-retry-count, ' +
+    'x-request-id',
+  'Access-Control-Max-Age': '86400',
+};
+
+/** The headers of every answer. */
+function standing(c: C): Headers {
+  const { call, started, id, life, origins } = c.var;
+  const ms = performance.now() - started;
+  const headers: Headers = {
+    'X-Request-Id': id,
+    'Server-Timing': `db;dur=${call.ms.toFixed(1)}, total;dur=${ms.toFixed(1)}`,
+  };
+  const { origin } = c.env.incoming.headers;
+  const allowed = origin && origins.find((one) => one === '*' || one === origin);
+  if (origin) headers.Vary = 'Origin';
+  if (allowed) Object.assign(headers, CORS, { 'Access-Control-Allow-Origin': allowed });
+  if (life.stopping) headers.Connection = 'close';
+  return headers;
+}
+
+/** Lets in who may; with `life`, once the tables were checked. Reads what routes of tables share. */
+export function authenticate(authorize: Authorize, life?: Life): MiddlewareHandler<Env> {
+  return async (c, next) => {
+    const { headers } = c.env.incoming;
+    const profile = headers['accept-profile'] ?? headers['content-profile'] ?? 'public';
+    if (profile !== 'public')
+      throw new Problem(406, 'PGRST106', 'Invalid schema', 'The only schema is public.');
+    const writes = !['GET', 'HEAD'].includes(c.req.method);
+    c.var.call.sub = await authorize(headers.authorization, writes);
+    if (life && !life.prepared) throw unavailable();
+    if (headers.prefer) c.set('prefer', parsePrefer(String(headers.prefer)));
+    await next();
+  };
+}
+
+/** Answers an error as a problem; the log has what a problem does not say. */
+export function problems(log: Logger): ErrorHandler<Env> {
+  return (error, c) => {
+    const found = toProblem(error);
+    const problem = c.env.outgoing.destroyed && found.status !== 500 ? clientLeft() : found;
+    const line = { id: c.var.id, code: codeOf(error) };
+    const stack = error.stack?.replace(error.message, '');
+    if (problem.status === 500) log.error({ ...line, stack }, 'failed');
+    else if (problem.status > 500) log.warn(line, 'failed');
+    const { status, headers, body } = problemAnswer(problem);
+    return send(c, status, body, headers);
+  };
+}
+
+function methodsAt(app: Hono<Env>, path: string): string[] {
+  return METHODS.filter((method) => {
+    const as = method.replace('HEAD', 'GET');
+    const [matched] = app.router.match(as, path);
+    return as !== 'OPTIONS' && matched.some(([[, route]]) => route.method === as);
+  });
+}
+
+/** 405 for a path that has other methods, else 404 with PostgREST's code. */
+export function notFound(app: Hono<Env>): NotFoundHandler<Env> {
+  return (c) => {
+    if (!isDecodable(c.env.incoming.url ?? ''))
+      throw new Problem(400, 'PGRST100', 'The path is not percent-encoded text.');
+    const methods = methodsAt(app, c.req.path);
+    const Allow = [...methods, 'OPTIONS'].join(', ');
+    const detail = `${c.req.method} is not possible here.`;
+    if (methods.length > 0)
+      throw new Problem(405, 'PGRST117', detail, `Use ${Allow}.`, { headers: { Allow } });
+    const [, below = '/'] = /\/rest\/v1\/(.*)$/s.exec(c.req.path) ?? [];
+    const known = [/^$/, /^rpc\/[^/]+$/, /^[^/]+$/].findIndex((pattern) => pattern.test(below));
+    throw nothingHere(['PGRST126', 'PGRST202', 'PGRST205'][known]);
+  };
+}
+
+export function nothingHere(code = 'PGRST125'): Problem {
+  const hint = 'GET /openapi.json lists the paths.';
+  return new Problem(404, code, 'There is nothing at this path.', hint);
+}
+
+function isDecodable(url: string): boolean {
+  try {
+    return !decodeURIComponent(url.replace(/\?.*/s, '')).includes('\0');
+  } catch {
+    return false;
+  }
+}
+
+/** OPTIONS: which service this is and the methods of the path; a CORS preflight gets headers only. */
+export function options(app: Hono<Env>, about: object): Handler<Env> {
+  return (c) => {
+    const found = methodsAt(app, c.req.path);
+    const methods = found.length > 0 ? [...found, 'OPTIONS'] : [];
+    const headers = { Allow: methods.join(', ') || 'OPTIONS' };
+    if (c.req.header('access-control-request-method')) return send(c, 204, null, headers);
+    return sendJson(c, { ...about, uri: c.env.incoming.url, methods }, headers);
+  };
+}
+
+// --- Reading a request ------------------------------------------------------------
+
+/** The query string with Range; refuses parameters that are not in `allowed`. */
+export function readQuery(c: C, resource: Resource, allowed: Parameter[]): Query {
+  const query = parseQuery(resource, parametersOf(c), allowed);
+  const range = allowed.includes('limit') && parseRange(c.req.header('range'));
+  if (!range) return query;
+  const offset = Math.max(range.from, query.offset);
+  const ends = [query.offset + (query.limit ?? Infinity), (range.to ?? Infinity) + 1];
+  const limit = Math.max(Math.min(...ends) - offset, 0);
+  return limit === Infinity ? { ...query, offset } : { ...query, offset, limit };
+}
+
+function parametersOf({ env }: C): URLSearchParams {
+  return new URLSearchParams(/\?(.*)/s.exec(env.incoming.url ?? '')?.[1]);
+}
+
+/** The rows of the body, valid. Throws 400, 413, 415, 422. */
+export async function readRows(
+  c: C,
+  schema: z.ZodType<Row>,
+  limit: number,
+  columns?: string[],
+): Promise<Rows> {
+  const types = c.req.method === 'PATCH' ? [JSON_TYPE, MERGE_PATCH] : [JSON_TYPE];
+  return toRows(await readJson(c.env.incoming, types, limit), schema, columns);
+}
+
+/** The media type of the answer. Throws 406. */
+export function typeFor(c: C, offered: string[]): string {
+  return negotiate(c.env.incoming.headers.accept, offered);
+}
+
+// --- Answering --------------------------------------------------------------------
+
+export function send(
+  c: C,
+  status: number,
+  body: string | Buffer | null,
+  headers: Headers = {},
+): Response {
+  c.set('complete', true);
+  const length = body === null ? {} : { 'Content-Length': String(Buffer.byteLength(body)) };
+  const all = { ...headers, ...standing(c), ...length };
+  return new Response(body as BodyInit | null, { status, headers: all });
+}
+
+/** An answer as JSON. */
+export function sendJson(c: C, value: unknown, headers: Headers = {}): Response {
+  return send(c, 200, JSON.stringify(value), { 'Content-Type': JSON_TYPE, ...headers });
+}
+
+/** A page with its Content-Range and a link to the next. Throws 406, or 416 past the end. */
+export function sendPage(c: C, type: string, { offset }: Query, page: Page): Response {
+  const { rows, total, body } = page;
+  if (type === OBJECT && rows !== 1) throw notOne(rows);
+  if (total !== undefined && offset > total) throw pastEnd(offset, total);
+  const range = rows > 0 ? `${offset}-${offset + rows - 1}` : '*';
+  const headers = {
+    'Content-Type': type,
+    'Content-Range': `${range}/${total ?? '*'}`,
+    ...applied(c.var.prefer),
+    ...(page.more && { Link: linkToNext(c, offset, page) }),
+  };
+  const status = total !== undefined && rows < total ? 206 : 200;
+  const shown = type === OBJECT ? body.subarray(1, -1) : body;
+  return send(c, status, c.req.method === 'HEAD' ? null : shown, headers);
+}
+
+/** RFC 8288, relative. Groups have no cursor: theirs goes on by offset. */
+function linkToNext(c: C, offset: number, { next, rows }: Page): string {
+  const parameters = parametersOf(c);
+  parameters.delete('offset');
+  parameters.set(next ? 'after' : 'offset', next || String(offset + rows));
+  return `<${c.req.path}?${parameters}>; rel="next"`;
+}
+
+/** How a write answers: terms for the store, and the shape of the rows. */
+export type Shape = Terms & { shape: 'object' | 'array' | 'nothing' };
+
+/** The answer of a write: its rows as `shape` wants them, or nothing. */
+export function sendWritten(
+  c: C,
+  status: number,
+  { rows, body }: Written,
+  { shape }: Shape,
+  own: Headers = {},
+): Response {
+  const headers: Headers = { ...own, ...applied(c.var.prefer) };
+  const range = c.req.method === 'PATCH' && rows > 0 ? `0-${rows - 1}` : '*';
+  if (!c.req.param('key')) headers['Content-Range'] = `${range}/${c.var.prefer.count ? rows : '*'}`;
+  if (shape === 'nothing') return send(c, status === 200 ? 204 : status, null, headers);
+  headers['Content-Type'] = JSON_TYPE;
+  return send(c, status, shape === 'array' ? `[${body}]` : body, headers);
+}
+
+function applied(preferences: Preferences): Headers {
+  const pairs = Object.entries(preferences).map((pair) => pair.join('='));
+  return pairs.length > 0 ? { 'Preference-Applied': pairs.join(', ') } : {};
+}
+
+/** Text before, between and after rows; a line of CSV has its own end. */
+const AROUND: Record<string, [string, string, string]> = {
+  [JSON_TYPE]: ['[', ',', ']'],
+  [NDJSON]: ['', '\n', '\n'],
+  [CSV]: ['', '', ''],
+};
+
+/** Batches of rows as one body. What fails before the first batch is answered as a problem. */
+export async function stream(
+  c: C,
+  type: string,
+  batches: AsyncGenerator<string[]>,
+): Promise<Response> {
+  const { value: first = [] } = await batches.next();
+  const { outgoing } = c.env;
+  if (c.req.method === 'HEAD' || outgoing.destroyed) {
+    await batches.return(undefined);
+    return send(c, 200, null, { 'Content-Type': type });
+  }
+  const [open, separator, close] = AROUND[type] ?? ['', '', ''];
+  const body = Readable.from(
+    (async function* () {
+      yield open + first.join(separator);
+      for await (const batch of batches) yield separator + batch.join(separator);
+      if (open || first.length > 0) yield close;
+    })(),
+  );
+  c.set('complete', true);
+  outgoing.writeHead(200, { ...standing(c), 'Content-Type': type });
+  pipeline(body, outgoing, () => {}); // an error breaks the answer off, which is how a client sees it
+  return RESPONSE_ALREADY_SENT;
+}

@@ -1,0 +1,76 @@
+/** Prometheus metrics; with workers, those of all of them. */
+import cluster from 'node:cluster';
+import { on } from 'node:events';
+import prometheus from 'prom-client';
+import type { Config } from './config.ts';
+import type { Pool } from './pool.ts';
+import { unavailable } from './problem.ts';
+
+const SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5];
+const SIZES = [1, 2, 4, 8, 16, 32, 64, 128];
+
+export type Metrics = ReturnType<typeof createMetrics>;
+
+/** `observe` counts a request, its time in ms; `print` gives the text, summed over the workers. */
+export function createMetrics(
+  {
+    APP_VERSION,
+    APP_BRANCH,
+    APP_COMMIT,
+  }: Pick<Config, 'APP_VERSION' | 'APP_BRANCH' | 'APP_COMMIT'>,
+  pool: Pool,
+) {
+  const register = new prometheus.Registry();
+  const registers = [register];
+  prometheus.collectDefaultMetrics({ register });
+  const gauge = (name: string, help: string, value: () => number) => {
+    const collect = () => made.set(value());
+    const made: prometheus.Gauge = new prometheus.Gauge({ name, help, registers, collect });
+  };
+  const { counts, queue } = pool;
+  gauge('db_statements_in_flight', 'Requests that wait for the database.', () => counts.inFlight);
+  gauge('db_statements_waiting', 'Statements without a connection.', () => queue.size);
+  gauge('db_streams', 'Lists that are streamed now.', () => counts.streams);
+  const build = { version: APP_VERSION, branch: APP_BRANCH, commit: APP_COMMIT };
+  const labelNames = Object.keys(build);
+  new prometheus.Gauge({ name: 'build_info', help: 'Always 1.', labelNames, registers }).set(
+    build,
+    1,
+  );
+  const duration = new prometheus.Histogram({
+    name: 'http_request_duration_seconds',
+    help: 'From the head of a request to its answer.',
+    labelNames: ['method', 'route', 'status'],
+    buckets: SECONDS,
+    registers,
+  });
+  const batch = new prometheus.Histogram({
+    name: 'db_batch_size',
+    help: 'Requests that one statement answered.',
+    labelNames: ['work'],
+    buckets: SIZES,
+    registers,
+  });
+  pool.observe = (work, requests) => batch.observe({ work }, requests);
+  if (cluster.isWorker) {
+    new prometheus.AggregatorRegistry(); // answers clusterMetrics() of the primary
+    prometheus.AggregatorRegistry.setRegistries(register);
+  }
+  return {
+    type: register.contentType,
+    print: () => (cluster.isWorker ? askPrimary() : register.metrics()),
+    observe: (method: string, route: string, status: number, ms: number) =>
+      duration.observe({ method, route, status }, ms / 1000),
+  };
+}
+
+/** The metrics of all workers as one text. Throws Problem 503 when a worker hangs or died. */
+async function askPrimary(): Promise<string> {
+  const messages = on(process, 'message');
+  process.send?.({ ask: 'metrics' });
+  for await (const [{ metrics }] of messages) {
+    if (metrics) return metrics;
+    if (metrics === null) break;
+  }
+  throw unavailable('A worker does not answer.');
+}

@@ -1,0 +1,350 @@
+/** Connections to PostgreSQL: deadlines, retries, a limit on requests in flight, streams. */
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Logger } from 'pino';
+import postgres from 'postgres';
+import {
+  CONNECT_TIMEOUT,
+  type Config,
+  DEADLINE,
+  LOCK_TIMEOUT,
+  STATEMENT_TIMEOUT,
+} from './config.ts';
+import { copyFrom } from './copy.ts';
+import { clientLeft, codeOf, LOST, tooSlow, unavailable } from './problem.ts';
+import { numbered, type Sql, sql } from './sql.ts';
+
+/** One row of a result: every value as the text PostgreSQL sent, or null. */
+export type Result = Record<string, string | null>;
+
+/** Whether a statement of unknown outcome may run again: a `keyed` insert finds its own row. */
+export type Kind = 'read' | 'keyed' | 'write';
+
+/** One request: its caller, ms spent in the database, whether a statement was retried. */
+export type Call = {
+  sub: string;
+  ms: number;
+  repeated: boolean;
+  outgoing?: { destroyed: boolean };
+};
+
+/** Of whom the service itself is the caller. */
+export function ownCall(): Call {
+  return { sub: '', ms: 0, repeated: false };
+}
+
+type PoolOptions = Pick<Config, 'DATABASE_URL' | 'POOL_SIZE' | 'DB_PREPARE'>;
+
+/** postgres.js sets `state` once the query has been written to a connection (3.4.9). */
+type Pending = postgres.PendingQuery<Result[]> & { state?: object | null };
+
+/** One connection. `close()` gives it up; the pool then opens another. */
+type Client = { driver: postgres.Sql; open: boolean; pending: Set<Pending>; close: () => void };
+
+/** A statement on its way to its result. Times are ms of performance.now(). */
+type Task = {
+  kind: Kind;
+  call: Call;
+  statement: Sql;
+  raw: boolean;
+  since: number;
+  sent: number;
+  tries: number;
+  expired: boolean;
+  client?: Client;
+  query?: Pending;
+  resolve: (rows: Result[]) => void;
+  reject: (error: unknown) => void;
+};
+
+const IN_FLIGHT_PER_CLIENT = 64;
+const PIPELINED = 2; // statements per connection: one runs, one is already on the wire
+const MAX_PREPARED = 256; // statement texts; each stays prepared on every connection
+const STREAMS = 4;
+const FETCH = 200; // rows of a stream per round trip
+const SWEEP = 50; // ms between two looks at the deadlines
+
+/**
+ * POOL_SIZE connections, reopened until end(). Each is a postgres.js client with `max: 1`, discarded
+ * when it closes: the driver's own queue grows for ever under constant load, and a client that
+ * reconnects hands the error of the old connection to the first new query (3.4.9).
+ */
+export class Pool {
+  readonly counts = { inFlight: 0, streams: 0 };
+  /** Tasks without a connection, in the order of arrival. */
+  readonly queue = new Set<Task>();
+  /** Is called with the kind of work and the size of each group that became one statement. */
+  observe: (work: string, requests: number) => void = () => {};
+  private options: PoolOptions;
+  private log: Logger;
+  private state: 'starting' | 'up' | 'down' = 'starting';
+  private ending = false;
+  private clients = new Set<Client>();
+  private tasks = new Set<Task>();
+  private sweeper: NodeJS.Timeout | undefined;
+  private prepared = new Map<string, string>();
+
+  constructor(options: PoolOptions, log: Logger) {
+    this.options = options;
+    this.log = log;
+    for (let count = 0; count < options.POOL_SIZE; count += 1) void this.keepOpen();
+  }
+
+  /** Counts a request as in flight until it is answered; refuses it when there are too many. */
+  admit<T>(call: Call, answer: () => Promise<T>): Promise<T> {
+    if (this.counts.inFlight >= this.options.POOL_SIZE * IN_FLIGHT_PER_CLIENT)
+      return Promise.reject(unavailable());
+    const started = performance.now();
+    const leave = () => {
+      this.counts.inFlight -= 1;
+      call.ms += performance.now() - started;
+    };
+    this.counts.inFlight += 1;
+    const answered = answer();
+    answered.then(leave, leave);
+    return answered;
+  }
+
+  /**
+   * Runs one statement, and again where it did not run or may run twice. Rejects with Problem 503 or
+   * 504 within DEADLINE from `since`, or with PostgreSQL's error. `raw`: values stay bytes.
+   */
+  run(kind: Kind, call: Call, statement: Sql, since = performance.now(), raw = false) {
+    return new Promise<Result[]>((resolve, reject) => {
+      const tries = this.options.POOL_SIZE + 2;
+      const state = { since, sent: 0, tries, expired: false };
+      const task: Task = { kind, call, statement, raw, ...state, resolve, reject };
+      this.tasks.add(task);
+      this.sweeper ??= setInterval(() => this.sweep(), SWEEP);
+      this.queue.add(task);
+      this.advance();
+    });
+  }
+
+  /** Resolves when the database answers. */
+  ping(): Promise<unknown> {
+    return this.run('read', ownCall(), sql`select 1`);
+  }
+
+  /** Runs one read; the rows as parsed JSON, numbers as numbers. */
+  async json(statement: Sql, call = ownCall()): Promise<Record<string, unknown>[]> {
+    const rows = sql`select coalesce(json_agg(t), '[]')::text as body from (${statement}) t`;
+    const [result] = await this.admit(call, () => this.run('read', call, rows));
+    return JSON.parse(result?.body ?? '[]');
+  }
+
+  /** All rows of a read in batches: constant memory, one snapshot, a connection of its own. */
+  async *stream({ text, values }: Sql): AsyncGenerator<Result[]> {
+    const driver = this.borrow();
+    const fetch = () => within(DEADLINE, driver.unsafe<Result[]>(`fetch ${FETCH} from c`));
+    try {
+      await within(DEADLINE, driver.unsafe('begin read only'));
+      const cursor = numbered(`declare c no scroll cursor for ${text}`);
+      await within(DEADLINE, driver.unsafe(cursor, values as never[]));
+      for (let rows = await fetch(); rows.length > 0; ) {
+        const next = fetch();
+        next.catch(() => {}); // awaited below, unless the reader stops before
+        yield rows;
+        rows = await next;
+      }
+    } finally {
+      this.release(driver);
+    }
+  }
+
+  /** COPY … FROM STDIN with a connection of its own: all of `bytes` or nothing is stored. */
+  async copy(statement: string, bytes: AsyncIterable<Buffer>): Promise<void> {
+    const driver = this.borrow();
+    try {
+      await copyFrom(driver, statement, bytes);
+    } finally {
+      this.release(driver);
+    }
+  }
+
+  async end(): Promise<void> {
+    this.ending = true;
+    await Promise.all([...this.clients].map(({ driver }) => driver.end({ timeout: 1 })));
+  }
+
+  // Connections
+
+  private async keepOpen(): Promise<void> {
+    for (let pause = 0; !this.ending; pause = Math.min(pause * 2 + 25, 500)) {
+      const { client, closed } = this.openClient();
+      this.clients.add(client);
+      try {
+        await within(CONNECT_TIMEOUT + 500, client.driver`select 1`);
+        client.open = true;
+        pause = 0;
+        this.change('up');
+        await closed;
+      } catch (error) {
+        const refused = !LOST.test(codeOf(error)) && ![...this.clients].some(({ open }) => open);
+        if (refused) this.change('down', codeOf(error));
+      }
+      client.open = false;
+      this.clients.delete(client);
+      void client.driver.end({ timeout: 0 });
+      await sleep(pause);
+    }
+  }
+
+  private openClient(): { client: Client; closed: Promise<void> } {
+    let close = () => {};
+    const closed = new Promise<void>((resolve) => {
+      close = resolve;
+    });
+    const driver = connect(this.options, STATEMENT_TIMEOUT, () => {
+      client.open = false;
+      for (const query of client.pending) if (!query.state) query.cancel(); // else it reconnects
+      close();
+    });
+    const client: Client = { driver, open: false, pending: new Set(), close };
+    return { client, closed };
+  }
+
+  private change(to: 'up' | 'down', code?: string): void {
+    if (this.state !== to) this.log[to === 'up' ? 'info' : 'warn']({ code }, `database ${to}`);
+    this.state = to;
+    this.advance();
+  }
+
+  private leastBusy(): Client | undefined {
+    let best: Client | undefined;
+    for (const client of this.clients)
+      if (client.open && (!best || client.pending.size < best.pending.size)) best = client;
+    return best;
+  }
+
+  private borrow(): postgres.Sql {
+    if (this.counts.streams >= STREAMS || this.state === 'down') throw unavailable();
+    this.counts.streams += 1;
+    return connect(this.options, 0);
+  }
+
+  private release(driver: postgres.Sql): void {
+    this.counts.streams -= 1;
+    void driver.end({ timeout: 0 });
+  }
+
+  // Tasks
+
+  /** Sends what waits, as far as connections have room; refuses it when none can be opened. */
+  private advance(): void {
+    for (const task of this.queue) {
+      const client = this.leastBusy();
+      if (client ? client.pending.size >= PIPELINED : this.state !== 'down') return;
+      this.queue.delete(task);
+      if (task.call.outgoing?.destroyed) this.settle(task, clientLeft());
+      else if (client) this.send(task, client);
+      else this.settle(task, unavailable());
+    }
+  }
+
+  private send(task: Task, client: Client): void {
+    const { statement, raw } = task;
+    const { text, values } = statement;
+    const prepare = this.prepared.has(text) || this.prepared.size < MAX_PREPARED;
+    const ready = this.prepared.get(text) ?? numbered(text);
+    if (prepare) this.prepared.set(text, ready);
+    const query: Pending = client.driver.unsafe(ready, values as never[], { prepare });
+    if (raw) query.raw();
+    Object.assign(task, { client, query, sent: performance.now() });
+    client.pending.add(query);
+    query.then(
+      (rows) => this.settle(task, undefined, rows),
+      (error) => this.fail(task, error),
+    );
+  }
+
+  private fail(task: Task, error: unknown): void {
+    const { kind, query, client, since, expired } = task;
+    const late = performance.now() - since > LOCK_TIMEOUT;
+    const code = codeOf(error);
+    task.tries = Math.min(task.tries - 1, code === '23505' ? 2 : task.tries);
+    if (late || expired || task.tries === 0 || !mayRetry(kind, query, code)) {
+      this.settle(task, query?.state ? error : unavailable());
+      return;
+    }
+    task.call.repeated ||= LOST.test(code);
+    if (query) client?.pending.delete(query);
+    this.queue.add(task);
+    this.advance();
+  }
+
+  private settle(task: Task, error?: unknown, rows: Result[] = []): void {
+    const { client, query } = task;
+    this.tasks.delete(task);
+    this.queue.delete(task);
+    if (query) client?.pending.delete(query);
+    // postgres 3.4.9 begins a result with holes after a query that failed between its rows (#1181)
+    if (error === undefined)
+      task.resolve(rows.length > 0 && !rows[0] ? rows.filter(Boolean) : rows);
+    else task.reject(error);
+    this.advance();
+  }
+
+  /** Answers each task by its deadline; gives up a connection whose server does not answer. */
+  private sweep(): void {
+    const now = performance.now();
+    for (const task of this.tasks) {
+      const sent = task.query?.state;
+      if (sent && now > task.sent + DEADLINE) task.client?.close();
+      if (task.expired || now < task.since + DEADLINE) continue;
+      task.expired = true;
+      task.reject(sent ? tooSlow() : unavailable());
+      if (!task.query) this.settle(task, unavailable());
+      else if (!sent) task.client?.close();
+    }
+    if (this.tasks.size > 0) return;
+    clearInterval(this.sweeper);
+    this.sweeper = undefined;
+  }
+}
+
+/** It was not sent, or the server undid it, or it was lost and may run twice. */
+function mayRetry(kind: Kind, query: Pending | undefined, code: string): boolean {
+  if (!query?.state || /^(57P0.|40001|40P01)$/.test(code)) return true;
+  return (kind !== 'write' && LOST.test(code)) || (kind === 'keyed' && code === '23505');
+}
+
+/**
+ * Types whose values postgres 3.4.9 would convert ('true' to false, JSON to JSON of JSON, 2026-02-30
+ * to March 2): they pass as PostgreSQL's text instead.
+ */
+const CONVERTED = [16, 17, 20, 21, 23, 26, 114, 700, 701, 1082, 1114, 1184, 3802];
+
+function connect(
+  { DATABASE_URL, DB_PREPARE }: PoolOptions,
+  timeout: number,
+  onclose = () => {},
+): postgres.Sql {
+  const pooled = DB_PREPARE === 'false'; // a pooler refuses session parameters; the database sets them
+  const limits = {
+    lock_timeout: LOCK_TIMEOUT,
+    statement_timeout: timeout,
+    client_connection_check_interval: 1000,
+  };
+  const asText = { to: 25, from: CONVERTED, serialize: String, parse: (value: string) => value };
+  const options = {
+    max: 1,
+    prepare: !pooled,
+    fetch_types: false,
+    max_lifetime: null,
+    connect_timeout: CONNECT_TIMEOUT / 1000,
+    connection: pooled ? {} : limits,
+    types: { text: asText },
+    onclose,
+    onnotice: () => {},
+  };
+  return postgres(DATABASE_URL ?? '', options) as unknown as postgres.Sql;
+}
+
+/** The promise, or Problem 503 when it takes longer. */
+export async function within<T>(ms: number, promise: PromiseLike<T>): Promise<T> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(unavailable()), ms);
+  });
+  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+}

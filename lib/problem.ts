@@ -1,0 +1,145 @@
+/** Errors: one type for requests, one for the start, and the way from SQLSTATE to HTTP status. */
+import { STATUS_CODES } from 'node:http';
+import type { z } from 'zod';
+
+/** Configuration or schema error that an operator must fix; exit code 2. */
+export class StartError extends Error {}
+
+/** One invalid member of a body: its JSON pointer (RFC 6901) and what it must be. */
+export type Fault = { pointer: string; detail: string };
+type Extras = { details?: string; errors?: Fault[]; headers?: Record<string, string> };
+
+/** The error that ends a request: an RFC 9457 problem with PostgREST's four members. */
+export class Problem extends Error {
+  status: number;
+  code: string;
+  hint: string | null;
+  extras: Extras;
+  constructor(status: number, code: string, detail: string, hint?: string, extras: Extras = {}) {
+    super(detail);
+    [this.status, this.code, this.hint, this.extras] = [status, code, hint ?? null, extras];
+  }
+}
+
+/** The answer to a problem; `message` repeats `detail` for PostgREST's clients. */
+export function problemAnswer({ status, code, message, hint, extras }: Problem) {
+  const { details = null, errors, headers } = extras;
+  const standard = { type: 'about:blank', title: STATUS_CODES[status], status, detail: message };
+  const body = JSON.stringify({ ...standard, code, message, details, hint, errors });
+  return { status, headers: { 'Content-Type': 'application/problem+json', ...headers }, body };
+}
+
+/** SQLSTATE to status (PostgreSQL's manual, appendix A). Every other code is 500 without a detail. */
+const SQLSTATES: [RegExp, number][] = [
+  [/^(23505|23503)$/, 409],
+  [/^(21000|22...|42601|23502|23514|42703|42704|42803|42804|42846|42883)$/, 400],
+  [/^42501$/, 403],
+  [/^57014$/, 504],
+  [/^(40001|40P01|55P03|25006|53...|57P0.|08...|28...|3D000)$/, 503],
+];
+
+/** Codes of postgres.js and Node for a connection that broke after it was made. */
+export const LOST = /^(CONNECTION_(CLOSED|DESTROYED)|ECONNRESET|EPIPE)$/;
+/** Codes of postgres.js and Node for a connection that could not be made. */
+const UNREACHABLE =
+  /^(CONNECT_TIMEOUT|CONNECTION_ENDED|ECONNREFUSED|ETIMEDOUT|ENOTFOUND|EAI_AGAIN)$/;
+
+/** The SQLSTATE or errno of an error, else ''. */
+export function codeOf(error: unknown): string {
+  return error instanceof Error && 'code' in error ? String(error.code) : '';
+}
+
+/** Any error as a Problem; of an unknown one only the log has the details. */
+export function toProblem(error: unknown): Problem {
+  if (error instanceof Problem) return error;
+  const code = codeOf(error);
+  const status = SQLSTATES.find(([pattern]) => pattern.test(code))?.[1];
+  if (status === 503 || LOST.test(code) || UNREACHABLE.test(code)) return unavailable();
+  if (status === 504) return tooSlow();
+  if (status === 403)
+    return new Problem(403, code, "The service's database role lacks this permission.");
+  if (status === 409) return conflict(error as Error & { code: string; detail?: string });
+  if (status && error instanceof Error) return new Problem(status, code, error.message);
+  return new Problem(500, 'XX000', 'Internal error; the log has it under this X-Request-Id.');
+}
+
+/** The column is taken from PostgreSQL's detail, «Key (name)=(x) …», whatever its language. */
+function conflict(error: Error & { code: string; detail?: string }): Problem {
+  const { code, message, detail: details = '' } = error;
+  const [, inQuotes, bare] = /\((?:"((?:[^"]|"")+)"|(\w+))\)=\(/.exec(details) ?? [];
+  const name = inQuotes?.replaceAll('""', '"') ?? bare;
+  const errors = name ? [{ pointer: pointer(name), detail: 'is taken' }] : [];
+  return new Problem(409, code, message, undefined, { ...(details && { details }), errors });
+}
+
+/** For 503: the seconds after which a retry makes sense. */
+export const RETRY_AFTER = { headers: { 'Retry-After': '1' } };
+
+export function unavailable(detail = 'The database is not available.'): Problem {
+  return new Problem(503, '08006', detail, 'Try again.', RETRY_AFTER);
+}
+
+export function tooSlow(): Problem {
+  return new Problem(504, '57014', 'The database took too long; the statement was cancelled.');
+}
+
+/** 499 as nginx has it, for the log and the metrics: nobody reads this answer. */
+export function clientLeft(): Problem {
+  return new Problem(499, '57014', 'The client closed the connection.');
+}
+
+export function noRow(): Problem {
+  const details = 'The result contains 0 rows';
+  return new Problem(404, 'PGRST116', 'There is no row with this key.', undefined, { details });
+}
+
+export function notOne(rows: number): Problem {
+  const details = `The result contains ${rows} rows`;
+  const detail = 'Cannot coerce the result to a single JSON object';
+  return new Problem(406, 'PGRST116', detail, undefined, { details });
+}
+
+/** PostgREST's error for `Prefer: max-affected`. */
+export function tooMany(rows: number): Problem {
+  const detail = 'Query result exceeds max-affected preference constraint';
+  const details = `The query affects ${rows} rows`;
+  return new Problem(400, 'PGRST124', detail, 'Nothing was changed.', { details });
+}
+
+export function preconditionFailed(): Problem {
+  const hint = 'Read the row again for its present ETag.';
+  return new Problem(412, 'PGRST100', 'The row does not match the precondition.', hint);
+}
+
+export function pastEnd(offset: number, total: number): Problem {
+  const details = `An offset of ${offset} was requested, but there are only ${total} rows.`;
+  const extras = { details, headers: { 'Content-Range': `*/${total}` } };
+  return new Problem(416, 'PGRST103', 'Requested range not satisfiable', undefined, extras);
+}
+
+export function tooLarge(limit: number, what = 'body'): Problem {
+  return new Problem(413, 'PGRST102', `The ${what} is larger than ${limit} bytes.`);
+}
+
+const MAX_FAULTS = 100;
+
+/** 422 with each fault in `errors`. */
+export function unprocessable(faults: Fault[], code = '22023'): Problem {
+  const errors = faults.slice(0, MAX_FAULTS);
+  const detail = errors.map((fault) => `${fault.pointer} ${fault.detail}`).join('; ');
+  return new Problem(422, code, detail.slice(0, 500), undefined, { errors });
+}
+
+/** The issues of zod, one fault each; `base` is the pointer of the row. */
+export function toFaults(error: z.ZodError, base: string): Fault[] {
+  return error.issues.flatMap((issue) => {
+    const at = base + issue.path.map((part) => pointer(String(part))).join('');
+    if (issue.code !== 'unrecognized_keys') return [{ pointer: at, detail: issue.message }];
+    return issue.keys.map((name) => ({ pointer: at + pointer(name), detail: 'cannot be set' }));
+  });
+}
+
+/** The JSON pointer of a member (RFC 6901). */
+export function pointer(name: string): string {
+  return `/${name.replaceAll('~', '~0').replaceAll('/', '~1')}`;
+}

@@ -1,0 +1,193 @@
+/** The HTTP server of one process: its limits, its start, its end by a signal. */
+import cluster from 'node:cluster';
+import { randomUUID } from 'node:crypto';
+import { once } from 'node:events';
+import { realpathSync } from 'node:fs';
+import { createServer, type Server, STATUS_CODES } from 'node:http';
+import type { AddressInfo, Socket } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { setFlagsFromString } from 'node:v8';
+import { getRequestListener } from '@hono/node-server';
+import type { Logger } from 'pino';
+import { type Config, DEADLINE } from './config.ts';
+import { openLog } from './log.ts';
+import { Problem, problemAnswer, StartError, toProblem } from './problem.ts';
+
+/** `prepared`: the tables are as declared. `stopping`: a signal came. Readiness follows both. */
+export type Life = { prepared: boolean; stopping: boolean };
+
+/** What a process serves: the application, the check of its tables, the end of what it opened. */
+export type Service = {
+  fetch: Parameters<typeof getRequestListener>[0];
+  life: Life;
+  prepare: () => Promise<void>;
+  close: () => Promise<void>;
+};
+
+/** A running service; `failed` rejects with StartError when it cannot work. */
+export type Running = { url: string; failed: Promise<never>; stop: () => Promise<void> };
+
+/** Bytes of a request's head, and of its target: room for 800 UUIDs in `in.(…)`. */
+export const MAX_HEAD = 128 * 1024;
+/** Times in ms. nginx answers earlier. */
+export const LIMITS = {
+  headersTimeout: 10_000,
+  requestTimeout: 60_000,
+  keepAliveTimeout: 75_000,
+  connectionsCheckingInterval: 1000,
+  maxHeaderSize: 2 * MAX_HEAD,
+  requireHostHeader: false,
+};
+const SEMI_SPACE = 2; // MB; the garbage of a streamed list would take 60 MB more
+const STALLED = 30_000; // ms without a byte in either direction, such as a list that nobody reads
+
+/** Serves in this process until stop(). */
+export async function serve(
+  config: Pick<Config, 'PORT' | 'HOST' | 'SHUTDOWN_GRACE'>,
+  service: Service,
+  log: Logger,
+): Promise<Running> {
+  setFlagsFromString(`--max-semi-space-size=${SEMI_SPACE}`);
+  const { life } = service;
+  const server = createHttpServer(service.fetch);
+  const sockets = new Set<Socket>();
+  server.on('connection', (socket: Socket) => {
+    sockets.add(socket);
+    socket.once('close', () => sockets.delete(socket));
+  });
+  await Promise.race([tryPrepare(service), sleep(500)]); // so that it is ready when it listens
+  await listen(server, config);
+  const url = urlOf(server.address() as AddressInfo);
+  log.info({ url }, 'listening');
+  const stop = async () => {
+    life.stopping = true;
+    await sleep(config.SHUTDOWN_GRACE * 1000);
+    const idle = setInterval(() => closeIdle(server, sockets), 50);
+    const closed = once(server.close(), 'close');
+    await Promise.race([closed, sleep(DEADLINE + 1000, undefined, { ref: false })]);
+    server.closeAllConnections();
+    clearInterval(idle);
+    await service.close();
+  };
+  return { url, failed: prepare(service), stop };
+}
+
+/** Closes idle connections; Node counts one that has sent nothing yet as a request in progress. */
+function closeIdle(server: Server, sockets: Set<Socket>): void {
+  server.closeIdleConnections();
+  for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
+}
+
+/** Tries until the tables are as declared; rejects when they cannot be served. */
+async function prepare(service: Service): Promise<never> {
+  const { life } = service;
+  while (!life.prepared && !life.stopping) {
+    await tryPrepare(service);
+    if (!life.prepared) await sleep(100);
+  }
+  return new Promise(() => {});
+}
+
+async function tryPrepare(service: Service): Promise<void> {
+  try {
+    await service.prepare();
+    service.life.prepared = true;
+  } catch (error) {
+    if (error instanceof StartError || toProblem(error).status < 503) throw error;
+  }
+}
+
+async function listen(server: Server, { PORT, HOST }: Pick<Config, 'PORT' | 'HOST'>) {
+  server.listen(PORT, HOST);
+  await once(server, 'listening').catch(({ code }: NodeJS.ErrnoException) => {
+    const message = `Cannot listen on PORT ${PORT} of HOST ${HOST} (${code}); set another PORT`;
+    throw new StartError(message);
+  });
+}
+
+export function urlOf({ address, port }: { address: string; port: number }): string {
+  return `http://${address.includes(':') ? `[${address}]` : address}:${port}`;
+}
+
+// --- Requests that never reach the application ------------------------------------
+
+/** Node answers these without a body, or not at all. */
+const CLIENT_ERRORS: Record<string, [number, string]> = {
+  HPE_INVALID_METHOD: [405, 'There is no such method.'],
+  HPE_HEADER_OVERFLOW: [431, 'The head of the request is too large.'],
+  ERR_HTTP_REQUEST_TIMEOUT: [408, 'The request did not arrive in time.'],
+};
+
+function createHttpServer(fetch: Service['fetch']): Server {
+  const errorHandler = () => {
+    const { status, headers, body } = refusal(400, 'The Host or the target is not valid.');
+    return new Response(body, { status, headers });
+  };
+  const server = createServer(LIMITS, getRequestListener(fetch, { errorHandler }));
+  server.timeout = STALLED;
+  server.on('connect', (_, socket: Socket) => refuse(socket, 405, 'There is no such method.'));
+  server.on('checkExpectation', ({ socket, method }) =>
+    refuse(socket, 417, 'The only expectation is 100-continue.', method === 'HEAD'),
+  );
+  server.on('clientError', ({ code = '' }: NodeJS.ErrnoException, socket: Socket) => {
+    refuse(socket, ...(CLIENT_ERRORS[code] ?? [400, 'This is not valid HTTP.']));
+  });
+  return server;
+}
+
+function refusal(status: number, detail: string) {
+  const headers = {
+    'X-Request-Id': randomUUID(),
+    'Server-Timing': 'total;dur=0',
+    Connection: 'close',
+    ...(status === 405 && { Allow: 'GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS' }),
+  };
+  return problemAnswer(new Problem(status, 'PGRST100', detail, undefined, { headers }));
+}
+
+function refuse(socket: Socket, status: number, detail: string, isHead = false): void {
+  if (socket.writableEnded) return; // Node reports the bytes after the fault again
+  if (!socket.writable) return void socket.destroy();
+  const { headers, body } = refusal(status, detail);
+  const all = { ...headers, 'Content-Length': String(Buffer.byteLength(body)) };
+  const lines = Object.entries(all).map(([name, value]) => `${name}: ${value}\r\n`);
+  const head = `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\n${lines.join('')}\r\n`;
+  socket.end(isHead ? head : head + body);
+  socket.resume(); // unread bytes would make the close a reset, which discards the answer
+  setTimeout(() => socket.destroy(), 500).unref();
+}
+
+// --- The process ------------------------------------------------------------------
+
+/** Resolves at the first signal; the second ends the process, but npm makes two of one Ctrl-C. */
+export function untilSignal(): Promise<void> {
+  process.on('SIGUSR1', () => {}); // Node would open its debugger
+  return new Promise((resolve) => {
+    let asked = Number.POSITIVE_INFINITY;
+    const end = (signal: string) => {
+      const window = signal === 'SIGINT' ? 500 : 0;
+      if (performance.now() > asked + window) process.exit(1);
+      asked = Math.min(asked, performance.now());
+      resolve();
+    };
+    const onSignal = cluster.isWorker ? () => {} : end; // the primary stops its workers
+    for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP']) process.on(signal, onSignal);
+    process.on('message', ({ ask }: { ask?: string }) => ask === 'stop' && resolve());
+  });
+}
+
+/** Whether this process was started with the file of this URL. */
+export function isMain(url: string): boolean {
+  const [, started] = process.argv;
+  return started !== undefined && realpathSync(started) === fileURLToPath(url);
+}
+
+/** Ends the process; exit code 2 for what an operator must fix, with one line of log. */
+export function exitWith(error: unknown): never {
+  const known = error instanceof StartError;
+  const details =
+    error instanceof Error ? { message: error.message, stack: error.stack } : { error };
+  openLog('info').fatal(known ? {} : details, known ? error.message : 'ended by an error');
+  process.exit(known ? 2 : 1);
+}
