@@ -13,7 +13,7 @@ import type { Logger } from 'pino';
 import { v5 as uuidv5, v7 as uuidv7 } from 'uuid';
 import { z } from 'zod';
 import { createAuth, makeToken, needsToken } from './lib/auth.ts';
-import { mediaType } from './lib/body.ts';
+import { MAX_ARRAY, mediaType, type Rows } from './lib/body.ts';
 import {
   boolean,
   integer,
@@ -27,7 +27,7 @@ import {
 } from './lib/columns.ts';
 import { type Config, readConfig } from './lib/config.ts';
 import { readCsv } from './lib/csv.ts';
-import { isGrouped, LIST } from './lib/dialect.ts';
+import { isGrouped, LIST, type Query } from './lib/dialect.ts';
 import { CSV, JSON_TYPE, NDJSON, OBJECT, parseTags } from './lib/headers.ts';
 import {
   authenticate,
@@ -40,7 +40,6 @@ import {
   problems,
   readQuery,
   readRows,
-  type Shape,
   send,
   sendPage,
   sendWritten,
@@ -60,9 +59,10 @@ import {
   unavailable,
   unprocessable,
 } from './lib/problem.ts';
+import type { Format } from './lib/rows.ts';
 import { startTrial } from './lib/sample.ts';
 import { exitWith, isMain, type Service, serve, untilSignal } from './lib/server.ts';
-import { Store, type Written } from './lib/store.ts';
+import { type Preconditions, Store, type Terms } from './lib/store.ts';
 import { ensureTable } from './lib/table.ts';
 import { isPrimary, supervise } from './lib/workers.ts';
 
@@ -124,6 +124,9 @@ type Program = { resources: Resource[]; endpoints?: Endpoints | undefined };
 export type Handlers = ReturnType<typeof handlersFor>;
 type Limits = Pick<Config, 'BASE_PATH' | 'MAX_ROWS' | 'BODY_LIMIT' | 'CSV_LIMIT'>;
 
+/** How a write answers; without a media type, with nothing. */
+type Answer = Terms & { type: Format | undefined; counted?: boolean };
+
 const IDEMPOTENCY = '6c1f7c54-5d2a-4b0e-9a55-2f1f0a3c8d10'; // namespace of keys from Idempotency-Key
 
 /** The endpoints of one table. Each reads its request, asks the store once, and answers. */
@@ -132,150 +135,194 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
 
   /** A page as JSON; all rows, streamed, as CSV or NDJSON. */
   async function list(c: C) {
-    const type = typeFor(c, [JSON_TYPE, OBJECT, CSV, NDJSON]);
+    const format = typeFor(c, [JSON_TYPE, OBJECT, CSV, NDJSON]);
     const query = readQuery(c, resource, LIST);
-    const body = c.req.method !== 'HEAD';
-    if (body && (type === CSV || type === NDJSON))
-      return stream(c, type, store.stream(query, type === CSV, c.var.call));
+    const count = 'count' in c.var.prefer;
+    if (format === CSV || format === NDJSON)
+      return stream(c, format, query, await store.stream(query, { count, format }, c.var.call));
     const limit = Math.min(query.limit ?? limits.MAX_ROWS, limits.MAX_ROWS);
-    const wanted = { limit, body, count: 'count' in c.var.prefer };
-    return sendPage(c, type, query, await store.page(query, wanted, c.var.call));
+    return sendPage(
+      c,
+      format,
+      query,
+      await store.page(query, { limit, count, format }, c.var.call),
+    );
   }
 
   /** All rows, streamed. */
   async function listAll(c: C) {
-    const type = typeFor(c, [JSON_TYPE, CSV, NDJSON]);
-    return stream(c, type, store.stream(readQuery(c, resource, LIST), type === CSV, c.var.call));
+    const format = typeFor(c, [JSON_TYPE, CSV, NDJSON]);
+    const query = readQuery(c, resource, LIST);
+    const count = 'count' in c.var.prefer;
+    return stream(c, format, query, await store.stream(query, { count, format }, c.var.call));
   }
 
   async function read(c: C) {
-    typeFor(c, [JSON_TYPE, OBJECT]);
+    const type = typeFor(c, [JSON_TYPE, OBJECT]);
     readQuery(c, resource, []);
     const row = await store.read(keyOf(c), c.var.call);
     if (!row) throw noRow();
-    const known = parseTags(c.req.header('if-none-match'));
-    if (known === '*' || known?.includes(row.version)) return send(c, 304, null, tag(row));
-    return send(c, 200, row.body, { 'Content-Type': JSON_TYPE, ...tag(row) });
+    const { match, noneMatch } = preconditions(c);
+    if (match && match !== '*' && !match.includes(row.version)) throw preconditionFailed();
+    if (noneMatch === '*' || noneMatch?.includes(row.version)) return send(c, 304, null, tag(row));
+    return send(c, 200, row.body, { 'Content-Type': type, ...tag(row) });
   }
 
-  /** An object, an array (all rows or none), CSV (likewise), or an upsert with `Prefer: resolution`. */
+  /** An object, an array or CSV (all rows or none), or an upsert with `Prefer: resolution`. */
   async function create(c: C) {
     const query = readQuery(c, resource, ['select', 'columns', 'on_conflict']);
-    if (mediaType(c.env.incoming) === CSV) return createFromCsv(c);
+    if (mediaType(c.env.incoming) === CSV) return createFromCsv(c, query);
     const body = await readRows(c, resource.row, limits.BODY_LIMIT, query.columns);
-    const { rows, many } = body;
-    const idempotent = idempotencyKey(c, many);
-    const shape = shapeOf(c, query, { many });
-    for (const row of rows) row[key] = idempotent ?? row[key] ?? uuidv7();
-    if (c.var.prefer.resolution) return upsert(c, body, shape, query.on_conflict);
-
-    const [row] = rows;
-    const alone = row && !many && !query.select && shape.most === undefined;
-    const made = alone
-      ? await store.create(row, c.var.call)
-      : await store.createMany(rows, shape, c.var.call);
-    const repeated = made.same && (idempotent || c.var.call.repeated);
-    if (made.taken && !repeated) throw keyTaken(idempotent);
-    return sendWritten(c, 201, made, shape, {
-      ...(rows.length === 1 && { Location: locationOf(c, row), ...tag(made) }),
-      ...(idempotent && made.taken && { 'Idempotent-Replayed': 'true' }),
-    });
+    return createRows(c, query, body, answerOf(c, query, { many: body.many }));
   }
 
-  async function upsert(
-    c: C,
-    { rows, names }: { rows: Row[]; names: string[] },
-    shape: Shape,
-    target = [key],
-  ) {
+  async function createRows(c: C, query: Query, { rows, many, names }: Rows, answer: Answer) {
+    const { resolution } = c.var.prefer;
+    const idempotent = idempotencyKey(c, many);
+    for (const row of rows) row[key] = idempotent ?? row[key] ?? uuidv7();
+    const target = query.on_conflict ?? [key];
     const hint = `on_conflict can be ${key} alone.`;
     if (String(target) !== key)
       throw new Problem(400, '42P10', 'There is no unique index on these columns.', hint);
-    const set = c.var.prefer.resolution === 'merge-duplicates' ? names : [];
-    const made = await store.upsert(rows, set, shape, c.var.call);
-    return sendWritten(c, made.created ? 201 : 200, made, shape);
+    if (resolution) {
+      const set = resolution === 'merge-duplicates' ? names : [];
+      const made = await store.upsert(rows, target, set, answer, c.var.call);
+      return sendWritten(c, made.created ? 201 : 200, made, answer.type);
+    }
+    const [row] = rows;
+    const plain =
+      !query.select && answer.most === undefined && (answer.format ?? OBJECT) === OBJECT;
+    const alone = plain && !many && row;
+    const made = alone
+      ? await store.create(row, c.var.call)
+      : await store.createMany(rows, answer, c.var.call);
+    const repeated = made.same && (idempotent || c.var.call.repeated);
+    if (!made.created && !repeated && rows.length > 0) throw keyTaken(idempotent);
+    return sendWritten(c, 201, made, answer.type, {
+      ...(answer.counted && { 'Content-Range': `*/${made.rows}` }),
+      ...(rows.length === 1 && { Location: locationOf(c, row), ...tag(made) }),
+      ...(idempotent && !made.created && { 'Idempotent-Replayed': 'true' }),
+    });
   }
 
-  async function createFromCsv(c: C) {
+  /** Up to MAX_ARRAY rows are created like an array; more, if nothing else is asked for, by COPY. */
+  async function createFromCsv(c: C, query: Query) {
+    const answer = { ...answerOf(c, query, { many: true, silent: true }), counted: true };
     const bytes = c.env.incoming.iterator({ destroyOnReturn: false }); // the answer still needs it
+    const batches = readCsv(resource, resource.row, bytes, limits.CSV_LIMIT, query.columns);
+    const body: Rows = { rows: [], many: true, names: [] };
     try {
-      const csv = await readCsv(resource, bytes, limits.CSV_LIMIT, c.var.call.sub);
-      await store.copy(csv);
-      return send(c, 201, null, { 'Content-Range': `*/${csv.rows}` });
+      for await (const { rows, names } of batches) {
+        body.rows.push(...rows);
+        body.names = names;
+        if (body.rows.length > MAX_ARRAY) return await copy(c, answer, body.rows, batches);
+      }
+      return await createRows(c, query, body, answer);
     } finally {
       void bytes.return?.();
     }
   }
 
+  async function copy(c: C, answer: Answer, first: Row[], rest: AsyncIterable<{ rows: Row[] }>) {
+    const { resolution } = c.var.prefer;
+    const detail = `With these preferences a CSV has at most ${MAX_ARRAY} rows.`;
+    if (resolution || answer.type || answer.most !== undefined)
+      throw new Problem(413, 'PGRST102', detail, 'Send it in parts.');
+    let rows = 0;
+    const keyed = (batch: Row[]) => {
+      rows += batch.length;
+      for (const row of batch) row[key] ??= uuidv7();
+      return batch;
+    };
+    async function* all() {
+      yield keyed(first);
+      for await (const batch of rest) yield keyed(batch.rows);
+    }
+    await store.copy(all(), c.var.call);
+    return send(c, 201, null, { 'Content-Range': `*/${rows}` });
+  }
+
   /** Replaces the row, or creates it. */
   async function replace(c: C) {
-    const query = readQuery(c, resource, []);
+    const answer = answerOf(c, readQuery(c, resource, []));
     const row = await readRow(c, resource.row);
-    const shape = shapeOf(c, query);
-    const { call } = c.var;
-    const versions = parseTags(c.req.header('if-match'));
-    const createOnly = c.req.header('if-none-match') === '*';
-    const made = versions
-      ? await store.merge(keyOf(c), row, versions, call)
-      : await (createOnly ? store.upsert([row], [], {}, call) : store.replace(row, call));
-    if (made.rows === 0) throw createOnly || versions ? preconditionFailed() : noRow();
+    const made = await store.replace(row, preconditions(c), c.var.call);
+    if (made.rows === 0) throw noRow();
     const location = made.created && { Location: locationOf(c, row) };
-    return sendWritten(c, made.created ? 201 : 200, made, shape, { ...tag(made), ...location });
+    return sendWritten(c, made.created ? 201 : 200, made, answer.type, {
+      ...tag(made),
+      ...location,
+    });
   }
 
   /** Sets what the body has (JSON merge patch, RFC 7396). */
   async function merge(c: C) {
-    const query = readQuery(c, resource, []);
+    const answer = answerOf(c, readQuery(c, resource, []));
     const part = await readRow(c, resource.part);
-    const shape = shapeOf(c, query);
-    const versions = parseTags(c.req.header('if-match'));
-    const made = existing(await store.merge(keyOf(c), part, versions, c.var.call));
-    return sendWritten(c, 200, made, shape, tag(made));
+    const made = await store.merge(keyOf(c), part, preconditions(c), c.var.call);
+    if (made.rows === 0) throw noRow();
+    return sendWritten(c, 200, made, answer.type, tag(made));
   }
 
   async function remove(c: C) {
-    const shape = shapeOf(c, readQuery(c, resource, []), { silent: true });
-    const versions = parseTags(c.req.header('if-match'));
-    const made = existing(await store.remove(keyOf(c), versions, c.var.call));
-    return sendWritten(c, 200, made, shape);
+    const answer = answerOf(c, readQuery(c, resource, []), { silent: true });
+    const made = await store.remove(keyOf(c), preconditions(c), c.var.call);
+    if (made.rows === 0) throw noRow();
+    return sendWritten(c, 200, made, answer.type);
   }
 
   /** Sets the same part in every row that passes the filters; of an array, each row its own. */
   async function mergeMany(c: C) {
     const query = readQuery(c, resource, ['filter', 'select', 'columns']);
+    const answer = answerOf(c, query, { silent: true });
     const { rows, many } = await readRows(c, resource.part, limits.BODY_LIMIT, query.columns);
     checkKeys(rows, many);
-    const shape = shapeOf(c, query, { silent: true });
     if (!many) refuseAll(c, query.filters);
-    const parts = many ? rows : (rows[0] ?? {});
-    const made = await store.mergeMany(parts, query.filters, shape, c.var.call);
-    return sendWritten(c, 200, made, shape);
+    const { call } = c.var;
+    const made = many
+      ? await store.mergeRows(rows, query.filters, answer, call)
+      : await store.mergeMany(rows[0] ?? {}, query.filters, answer, call);
+    return sendWritten(c, 200, made, answer.type);
   }
 
   async function removeMany(c: C) {
     const query = readQuery(c, resource, ['filter', 'select']);
-    const shape = shapeOf(c, query, { silent: true });
+    const answer = answerOf(c, query, { silent: true });
     refuseAll(c, query.filters);
-    return sendWritten(c, 200, await store.removeMany(query.filters, shape, c.var.call), shape);
+    return sendWritten(
+      c,
+      200,
+      await store.removeMany(query.filters, answer, c.var.call),
+      answer.type,
+    );
   }
 
   // What the endpoints share.
 
   /** What a write answers: the row, the rows, or nothing. PostgREST's clients get nothing unasked. */
-  function shapeOf(
-    c: C,
-    { select }: { select?: Shape['select'] },
-    { many = false, silent = false } = {},
-  ): Shape {
+  function answerOf(c: C, { select }: Query, { many = false, silent = false } = {}): Answer {
     if (isGrouped({ select }))
       throw new Problem(400, 'PGRST100', 'A write answers rows, not aggregates.');
     const { return: wanted, 'max-affected': most } = c.var.prefer;
-    let shape: Shape['shape'] = many ? 'array' : 'object';
-    if (wanted === 'representation') {
-      const object = typeFor(c, [JSON_TYPE, OBJECT]) === OBJECT || c.req.param('key');
-      shape = object ? 'object' : 'array';
-    } else if (wanted || silent || c.var.silent) shape = 'nothing';
-    return { shape, select, single: shape === 'object', most: most ? Number(most) : undefined };
+    const single = Boolean(c.req.param('key'));
+    const type = typeFor(c, single ? [JSON_TYPE, OBJECT] : [JSON_TYPE, OBJECT, CSV, NDJSON]);
+    const alone = type === JSON_TYPE && wanted !== 'representation' && !many;
+    const terms = {
+      format: single || alone ? OBJECT : type,
+      select,
+      ...(most !== undefined && { most: Number(most) }),
+      ...preconditions(c),
+    };
+    const nothing = wanted ? wanted !== 'representation' : silent || c.var.silent;
+    return nothing ? { ...terms, format: undefined, type: undefined } : { ...terms, type };
+  }
+
+  function preconditions(c: C): Preconditions {
+    const { headers } = c.env.incoming;
+    return {
+      match: parseTags(headers['if-match']),
+      noneMatch: parseTags(headers['if-none-match']),
+    };
   }
 
   /** The one row of a body below a path with a key. */
@@ -330,12 +377,6 @@ function refuseAll(c: C, filters: unknown[]): void {
   if (filters.length > 0 || c.var.prefer['max-affected']) return;
   const hint = 'Add a filter, or "Prefer: handling=strict, max-affected=N" to mean all rows.';
   throw new Problem(400, '21000', 'Without a filter this would change every row.', hint);
-}
-
-/** 404 before 412: a precondition is about a row that exists (RFC 9110, 13.2.1). */
-function existing(made: Written): Written {
-  if (made.rows > 0) return made;
-  throw made.found ? preconditionFailed() : noRow();
 }
 
 function keyTaken(idempotent: string | undefined): Problem {

@@ -7,7 +7,7 @@ import { parseJson } from './dialect.ts';
 import { JSON_TYPE } from './headers.ts';
 import { type Fault, Problem, toFaults, tooLarge, unprocessable } from './problem.ts';
 
-const MAX_ROWS = 10_000; // of an array
+export const MAX_ARRAY = 10_000; // rows
 const ENOUGH_FAULTS = 100; // validation stops there
 
 /** The media type of the body without its parameters. Throws 415 for a compressed body. */
@@ -63,8 +63,8 @@ export type Rows = { rows: Row[]; many: boolean; names: string[] };
 export function toRows(body: unknown, schema: z.ZodType<Row>, columns?: string[]): Rows {
   const many = Array.isArray(body);
   const bodies: unknown[] = many ? body : [body];
-  const detail = `The array has more than ${MAX_ROWS} rows.`;
-  if (bodies.length > MAX_ROWS)
+  const detail = `The array has more than ${MAX_ARRAY} rows.`;
+  if (bodies.length > MAX_ARRAY)
     throw new Problem(413, 'PGRST102', detail, 'Send several arrays, or CSV.');
   const rows: Row[] = [];
   const faults: Fault[] = [];

@@ -1,7 +1,7 @@
 /** What is served: kinds of column, and a resource made of them. */
 import { z } from 'zod';
 import { StartError } from './problem.ts';
-import { literal, quote, toText } from './sql.ts';
+import { literal, quote } from './sql.ts';
 
 /** Values by column name, as JSON has them. */
 export type Row = Record<string, unknown>;
@@ -80,7 +80,8 @@ export function resource(declaration: Declaration) {
   const strict = (schemas: Schemas) =>
     z.strictObject({ [key]: keyColumn.schema.optional(), ...schemas }, 'must be an object');
   const validators = { row: strict(row), part: strict(part) };
-  return { ...declaration, ...validators, names, settable, required, owner, example };
+  const notNull = new Set<string>(); // columns without nulls in the table; ensureTable() fills it
+  return { ...declaration, ...validators, names, settable, required, owner, example, notNull };
 }
 type Schemas = Record<string, z.ZodType>;
 
@@ -89,6 +90,17 @@ function isColumnName(name: string): boolean {
   return !/^(|select|order|limit|offset|after|columns|on_conflict|(not\.)?(and|or)|not)$/.test(
     name,
   );
+}
+
+/** How JSON has a value: `time` is text in the form of to_json(), `json` is JSON already. */
+export type JsonKind = 'boolean' | 'number' | 'text' | 'time' | 'json';
+
+/** The kind of a PostgreSQL type, by its name. */
+export function kindOf(type: string): JsonKind {
+  if (/^bool/.test(type)) return 'boolean';
+  if (/^(small|big)?int(?!erval)|^(numeric|decimal|real|float|double)/.test(type)) return 'number';
+  if (/^json/.test(type)) return 'json';
+  return /^(date|time)/.test(type) ? 'time' : 'text';
 }
 
 /** The PostgreSQL type of a column; the key has none in `columns`. */
@@ -258,9 +270,4 @@ export function define(name: string, column: Column): string {
   const preset = initial === undefined ? '' : ` default ${value}`;
   const rest = `${nullable ? '' : ' not null'}${preset}${unique ? ' unique' : ''}`;
   return `${quote(name)} ${type}${rest} check (${check(quote(name))})`;
-}
-
-/** A JSON value as text, or null. */
-export function toTextOrNull(value: unknown): string | null {
-  return value === null || value === undefined ? null : toText(value);
 }

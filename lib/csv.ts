@@ -1,109 +1,137 @@
-/** CSV (RFC 4180): lines out, and records in for COPY. */
-import { v7 as uuidv7 } from 'uuid';
-import type { Resource } from './columns.ts';
-import { Problem, pointer, tooLarge, toProblem } from './problem.ts';
+/** CSV (RFC 4180) as rows, validated like JSON. */
+import { CsvError, type Options, Parser } from 'csv-parse';
+import type { z } from 'zod';
+import { kindOf, type Resource, type Row, typeOf } from './columns.ts';
+import { parseJson } from './dialect.ts';
+import { type Fault, Problem, toFaults, tooLarge, unprocessable } from './problem.ts';
 
-/** One line; null is nothing, an empty text is in quotes. */
-export function csvLine(values: (string | null)[]): string {
-  const field = (value: string | null) =>
-    value === '' || /[",\r\n]/.test(value ?? '') ? `"${value?.replaceAll('"', '""')}"` : value;
-  return `${values.map(field).join(',')}\n`;
-}
+const MAX_RECORD = 2 ** 20; // bytes
+const MAX_FAULTS = 100;
+const OPTIONS: Options = {
+  bom: true,
+  skip_empty_lines: true,
+  max_record_size: MAX_RECORD,
+  info: true,
+};
 
-/** CSV for COPY: its columns, its lines as a stream, and how many passed so far. */
-export type CsvReader = { columns: string[]; lines: AsyncIterable<Buffer>; rows: number };
+/** A record with the line that it ends on. */
+type Record = { record: string[]; info: { lines: number } };
 
-/**
- * Reads the header, adds the owner to each row and a key where there is none. Bytes pass as latin1,
- * one character each, so that PostgreSQL checks the encoding. Throws 400 for the header, 413 past the limit.
- */
-export async function readCsv(
+/** The rows of each chunk, and the columns of the header. `columns` are read alone, as for JSON. */
+export async function* readCsv(
   resource: Resource,
+  schema: z.ZodType<Row>,
   bytes: AsyncIterable<Buffer>,
   limit: number,
-  sub = '',
-): Promise<CsvReader> {
-  const batches = splitRecords(bytes, limit);
-  const { value: [header = '', ...first] = [] } = await batches.next();
-  const columns = readHeader(resource, Buffer.from(header, 'latin1').toString());
-  const keyed = columns.includes(resource.key);
-  const added = [...(resource.owner ? [resource.owner] : []), ...(keyed ? [] : [resource.key])];
-  const reader = { columns: [...added, ...columns], rows: 0, lines: lines() };
-  const owner = Buffer.from(csvLine([sub]).slice(0, -1)).toString('latin1');
-  const prefix = resource.owner ? `${owner},` : '';
-  return reader;
-
-  async function* lines(): AsyncGenerator<Buffer> {
-    yield complete(first);
-    for await (const batch of batches) yield complete(batch);
-  }
-
-  function complete(records: string[]): Buffer {
-    reader.rows += records.length;
-    const line = (record: string) => `${prefix}${keyed ? '' : `${uuidv7()},`}${record}\n`;
-    return Buffer.from(records.map(line).join(''), 'latin1');
+  columns?: string[],
+): AsyncGenerator<{ rows: Row[]; names: string[] }> {
+  let names: (string | undefined)[] | undefined;
+  for await (const records of readRecords(bytes, limit)) {
+    if (!names) names = readHeader(resource, records.shift()?.record ?? [], columns);
+    const rows = toRows(resource, schema, names, records);
+    yield { rows, names: names.filter((name) => name !== undefined) };
   }
 }
 
-/** The columns of the header, by name or alias. Throws 400 unless they make whole rows. */
-function readHeader(resource: Resource, header: string): string[] {
-  const { key, settable, columns, required } = resource;
-  const names = [key, ...settable.filter((name) => columns[name]?.type !== 'jsonb')];
-  const refuse = (what: string) => {
-    const hint = `It names columns: ${names.join(',')}`;
-    return new Problem(400, 'PGRST204', `The header of the CSV ${what}.`, hint);
-  };
-  const found = header
-    .replace(/^\ufeff/, '')
-    .split(',')
-    .map((text) => {
-      const title = text.trim().replace(/^"(.*)"$/, '$1');
-      const name = names.find(
-        (one) => one === title || columns[one]?.csv?.split(', ').includes(title),
-      );
-      if (name !== undefined) return name;
-      throw refuse(`has ${JSON.stringify(title.slice(0, 50))}, which is no column`);
-    });
-  const twice = found.filter((name, at) => found.indexOf(name) !== at);
-  if (twice.length > 0) throw refuse(`has ${twice} twice`);
-  const missing = required.filter((name) => !found.includes(name));
-  if (missing.length > 0) throw refuse(`lacks ${missing.join(', ')}`);
-  return found;
-}
-
-/** The records that each chunk completes: they end at line breaks outside of quotes. */
-async function* splitRecords(
-  bytes: AsyncIterable<Buffer>,
-  limit: number,
-): AsyncGenerator<string[]> {
-  let [open, size, inQuotes] = ['', 0, false];
-  for await (const chunk of bytes) {
-    size += chunk.length;
-    if (size > limit) throw tooLarge(limit, 'CSV');
-    const [text, records]: [string, string[]] = [chunk.toString('latin1'), []];
-    let start = 0;
-    for (const { 0: mark, index } of text.matchAll(/["\n]/g)) {
-      if (mark === '"') inQuotes = !inQuotes;
-      if (mark === '"' || inQuotes) continue;
-      records.push((open + text.slice(start, index)).replace(/\r$/, ''));
-      [open, start] = ['', index + 1];
+/** Throws 422 with line, column and pointer of each fault. */
+function toRows(
+  resource: Resource,
+  schema: z.ZodType<Row>,
+  names: (string | undefined)[],
+  records: Record[],
+): Row[] {
+  const faults: Fault[] = [];
+  const readers = names.map((name) => name && readerOf(resource, name));
+  const rows = records.map(({ record, info }) => {
+    const row: Row = {};
+    for (let at = 0; at < readers.length; at += 1) {
+      const reader = readers[at];
+      const value = reader ? reader(record[at] ?? '') : undefined;
+      if (value !== undefined) row[names[at] as string] = value;
     }
-    open += text.slice(start);
-    if (records.length > 0) yield records;
-  }
-  if (open !== '') yield [open];
+    const { data, error } = schema.safeParse(row);
+    if (error && faults.length < MAX_FAULTS) {
+      const found = toFaults(error, '');
+      const where = (pointer: string) => `line ${info.lines}, column ${pointer.slice(1)}: `;
+      faults.push(
+        ...found.map(({ pointer, detail }) => ({ pointer, detail: where(pointer) + detail })),
+      );
+    }
+    return data ?? {};
+  });
+  if (faults.length > 0) throw unprocessable(faults);
+  return rows;
 }
 
-/** The error of COPY with line and column, counted with the header. */
-export function badLine({ columns }: Resource, error: Error & { where?: string }): unknown {
-  const [, line, at] = /, line (\d+)(?:, column (\w+))?/.exec(error.where ?? '') ?? [];
-  if (!line) return error;
-  const { status, code, message, extras } = toProblem(error);
-  const failed = /"!(\w+)"/.exec(message)?.[1];
-  const name = failed ?? at;
-  const details = `line ${Number(line) + 1}${name ? `, column ${name}` : ''}`;
-  const detail = `${details}: ${failed ? `${failed} must be ${columns[failed]?.expects}` : message}`;
-  const to = name ? pointer(name) : extras.errors?.[0]?.pointer;
-  const errors = to ? [{ pointer: to, detail }] : [];
-  return new Problem(status, code, detail, 'Nothing was stored.', { details, errors });
+/** Text of a field as JSON has the value; what is no such value stays text, which is refused. */
+function readerOf(resource: Resource, name: string): (text: string) => unknown {
+  const empty = resource.columns[name]?.nullable ? null : undefined;
+  const read = READERS[kindOf(typeOf(resource, name))];
+  return (text) => (text === '' ? empty : read(text));
+}
+
+const READERS: { [kind in ReturnType<typeof kindOf>]: (text: string) => unknown } = {
+  boolean: (text) => {
+    if (/^(true|t|1)$/i.test(text)) return true;
+    return /^(false|f|0)$/i.test(text) ? false : text;
+  },
+  number: (text) => (/^ *[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)? *$/i.test(text) ? Number(text) : text),
+  text: (text) => text,
+  time: (text) => text,
+  json: (text) => parseJson(text) ?? text,
+};
+
+/** The column of each title, by name or alias; undefined for one that `columns` excludes. */
+function readHeader(resource: Resource, titles: string[], columns?: string[]) {
+  const { key, settable, required, columns: declared } = resource;
+  const known = [key, ...settable];
+  const refuse = (what: string, hint = `Its columns are ${known.join(',')}.`) =>
+    new Problem(400, 'PGRST204', `The header of the CSV ${what}.`, hint);
+  const names = titles.map((title) => {
+    const text = title.trim();
+    const isNamed = (name: string) =>
+      name === text || declared[name]?.csv?.split(', ').includes(text);
+    const name = known.find(isNamed);
+    if (columns) return name !== undefined && columns.includes(name) ? name : undefined;
+    if (name !== undefined) return name;
+    const shown = `has ${JSON.stringify(text.slice(0, 50))}, which is no column`;
+    if (/^sep=/i.test(text))
+      throw refuse('begins with sep=', 'Send it without this line, with commas.');
+    if (/[;\t]/.test(text)) throw refuse(shown, 'Separate the columns by commas.');
+    if (text.includes('\0')) throw refuse('contains NUL', 'Send it as UTF-8.');
+    throw refuse(shown);
+  });
+  const given = names.filter((name) => name !== undefined);
+  const twice = given.filter((name, at) => given.indexOf(name) !== at);
+  if (twice.length > 0) throw refuse(`has ${twice} twice`);
+  const missing = required.filter((name) => !given.includes(name));
+  if (missing.length > 0) throw refuse(`lacks ${missing.join(', ')}`);
+  return names;
+}
+
+/** The records that each chunk completes. Throws 400 for what is no CSV in UTF-8, 413. */
+async function* readRecords(bytes: AsyncIterable<Buffer>, limit: number): AsyncGenerator<Record[]> {
+  const parser = new Parser(OPTIONS);
+  const decoder = new TextDecoder('utf-8', { fatal: true });
+  parser.on('error', () => {}); // `errored` has it at once
+  let size = 0;
+  try {
+    for await (const chunk of bytes) {
+      size += chunk.length;
+      if (size > limit) throw tooLarge(limit, 'CSV');
+      parser.write(decoder.decode(chunk, { stream: true }));
+      if (parser.errored) throw parser.errored;
+      const records: Record[] = [];
+      for (let one = parser.read(); one !== null; one = parser.read()) records.push(one);
+      if (records.length > 0) yield records;
+    }
+    parser.end(decoder.decode());
+    yield await parser.toArray(); // also without any record, so that the header is missed
+  } catch (error) {
+    throw error instanceof TypeError || error instanceof CsvError ? notCsv(error) : error;
+  }
+}
+
+function notCsv({ message: details }: Error): Problem {
+  return new Problem(400, 'PGRST102', 'The body is not CSV in UTF-8.', undefined, { details });
 }

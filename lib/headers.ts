@@ -22,10 +22,10 @@ type MediaRange = { type: string; specificity: number; quality: number };
  * The offered media type that Accept prefers (RFC 9110, 12.5.1); equal weights are decided by the
  * more specific range, then by the order in Accept, then by the order of `offered`. Throws 406.
  */
-export function negotiate(accept: string | undefined, offered: string[]): string {
+export function negotiate<T extends string>(accept: string | undefined, offered: T[]): T {
   if (offered[0] && (!accept || accept === '*/*')) return offered[0];
   const ranges = (accept ?? '*/*').toLowerCase().split(',').flatMap(parseRangeOfMedia);
-  let best: { type: string; rank: number[] } | undefined;
+  let best: { type: T; rank: number[] } | undefined;
   for (const [at, type] of offered.entries()) {
     const range = mostSpecific(ranges, type);
     if (!range || range.quality === 0) continue;

@@ -20,10 +20,8 @@ import type { Resource, Row } from './columns.ts';
 import type { Config } from './config.ts';
 import { type Parameter, parseQuery, type Query } from './dialect.ts';
 import {
-  CSV,
   JSON_TYPE,
   MERGE_PATCH,
-  NDJSON,
   negotiate,
   OBJECT,
   type Preferences,
@@ -42,8 +40,9 @@ import {
   toProblem,
   unavailable,
 } from './problem.ts';
+import { AROUND, type Format } from './rows.ts';
 import { type Life, MAX_HEAD } from './server.ts';
-import type { Page, Terms, Written } from './store.ts';
+import type { Batches, Page, Written } from './store.ts';
 
 /** What Hono's context has here: Node's request and response, and what the middleware sets. */
 export type Env = {
@@ -238,7 +237,7 @@ export async function readRows(
 }
 
 /** The media type of the answer. Throws 406. */
-export function typeFor(c: C, offered: string[]): string {
+export function typeFor<T extends string>(c: C, offered: T[]): T {
   return negotiate(c.env.incoming.headers.accept, offered);
 }
 
@@ -263,19 +262,23 @@ export function sendJson(c: C, value: unknown, headers: Headers = {}): Response 
 
 /** A page with its Content-Range and a link to the next. Throws 406, or 416 past the end. */
 export function sendPage(c: C, type: string, { offset }: Query, page: Page): Response {
-  const { rows, total, body } = page;
+  const { rows, body } = page;
   if (type === OBJECT && rows !== 1) throw notOne(rows);
-  if (total !== undefined && offset > total) throw pastEnd(offset, total);
-  const range = rows > 0 ? `${offset}-${offset + rows - 1}` : '*';
-  const headers = {
+  const { status, headers } = rangeOf(c, offset, page);
+  if (page.more) headers.Link = linkToNext(c, offset, page);
+  return send(c, status, c.req.method === 'HEAD' ? null : body, {
     'Content-Type': type,
-    'Content-Range': `${range}/${total ?? '*'}`,
-    ...applied(c.var.prefer),
-    ...(page.more && { Link: linkToNext(c, offset, page) }),
-  };
-  const status = total !== undefined && rows < total ? 206 : 200;
-  const shown = type === OBJECT ? body.subarray(1, -1) : body;
-  return send(c, status, c.req.method === 'HEAD' ? null : shown, headers);
+    ...headers,
+  });
+}
+
+/** Content-Range as far as the numbers are known, and 206 for a part of what was counted. */
+function rangeOf(c: C, offset: number, { rows, total }: { rows?: number; total?: number }) {
+  if (total !== undefined && offset > total) throw pastEnd(offset, total);
+  const headers: Headers = applied(c.var.prefer);
+  const range = rows ? `${offset}-${offset + rows - 1}` : '*';
+  if (rows !== undefined) headers['Content-Range'] = `${range}/${total ?? '*'}`;
+  return { headers, status: total !== undefined && Number(rows) < total ? 206 : 200 };
 }
 
 /** RFC 8288, relative. Groups have no cursor: theirs goes on by offset. */
@@ -286,23 +289,20 @@ function linkToNext(c: C, offset: number, { next, rows }: Page): string {
   return `<${c.req.path}?${parameters}>; rel="next"`;
 }
 
-/** How a write answers: terms for the store, and the shape of the rows. */
-export type Shape = Terms & { shape: 'object' | 'array' | 'nothing' };
-
-/** The answer of a write: its rows as `shape` wants them, or nothing. */
+/** The answer of a write: its rows, or nothing without a type. */
 export function sendWritten(
   c: C,
   status: number,
   { rows, body }: Written,
-  { shape }: Shape,
+  type: string | undefined,
   own: Headers = {},
 ): Response {
   const headers: Headers = { ...own, ...applied(c.var.prefer) };
   const range = c.req.method === 'PATCH' && rows > 0 ? `0-${rows - 1}` : '*';
-  if (!c.req.param('key')) headers['Content-Range'] = `${range}/${c.var.prefer.count ? rows : '*'}`;
-  if (shape === 'nothing') return send(c, status === 200 ? 204 : status, null, headers);
-  headers['Content-Type'] = JSON_TYPE;
-  return send(c, status, shape === 'array' ? `[${body}]` : body, headers);
+  if (!c.req.param('key'))
+    headers['Content-Range'] ??= `${range}/${c.var.prefer.count ? rows : '*'}`;
+  if (type === undefined) return send(c, status === 200 ? 204 : status, null, headers);
+  return send(c, status, body, { 'Content-Type': type, ...headers });
 }
 
 function applied(preferences: Preferences): Headers {
@@ -310,35 +310,30 @@ function applied(preferences: Preferences): Headers {
   return pairs.length > 0 ? { 'Preference-Applied': pairs.join(', ') } : {};
 }
 
-/** Text before, between and after rows; a line of CSV has its own end. */
-const AROUND: Record<string, [string, string, string]> = {
-  [JSON_TYPE]: ['[', ',', ']'],
-  [NDJSON]: ['', '\n', '\n'],
-  [CSV]: ['', '', ''],
-};
-
-/** Batches of rows as one body. What fails before the first batch is answered as a problem. */
-export async function stream(
-  c: C,
-  type: string,
-  batches: AsyncGenerator<string[]>,
-): Promise<Response> {
-  const { value: first = [] } = await batches.next();
+/** All rows of a list as one body. What fails before the first batch is answered as a problem. */
+export function stream(c: C, type: Format, { offset, limit }: Query, batches: Batches): Response {
+  const { first, rest, total } = batches;
+  const counted =
+    total === undefined ? undefined : Math.min(Math.max(total - offset, 0), limit ?? Infinity);
+  const rows = batches.rows ?? counted;
+  const known = { ...(rows !== undefined && { rows }), ...(total !== undefined && { total }) };
+  const { status, headers } = rangeOf(c, offset, known);
+  headers['Content-Type'] = /^text|ndjson/.test(type) ? `${type}; charset=utf-8` : type;
   const { outgoing } = c.env;
   if (c.req.method === 'HEAD' || outgoing.destroyed) {
-    await batches.return(undefined);
-    return send(c, 200, null, { 'Content-Type': type });
+    batches.close();
+    return send(c, status, null, headers);
   }
-  const [open, separator, close] = AROUND[type] ?? ['', '', ''];
+  const [open, separator, close] = AROUND[type];
   const body = Readable.from(
     (async function* () {
       yield open + first.join(separator);
-      for await (const batch of batches) yield separator + batch.join(separator);
+      for await (const batch of rest) yield separator + batch.join(separator);
       if (open || first.length > 0) yield close;
     })(),
   );
   c.set('complete', true);
-  outgoing.writeHead(200, { ...standing(c), 'Content-Type': type });
-  pipeline(body, outgoing, () => {}); // an error breaks the answer off, which is how a client sees it
+  outgoing.writeHead(status, { ...standing(c), ...headers });
+  pipeline(body, outgoing, batches.close); // an error breaks the answer off: so a client sees it
   return RESPONSE_ALREADY_SENT;
 }

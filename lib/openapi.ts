@@ -4,9 +4,9 @@ import { STATUS_CODES } from 'node:http';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
 import { type Resource, typeOf } from './columns.ts';
-import { csvLine } from './csv.ts';
 import { isFor, OPERATORS } from './dialect.ts';
 import { CSV, JSON_TYPE, MERGE_PATCH, NDJSON, OBJECT } from './headers.ts';
+import { csvLine } from './rows.ts';
 import { toText } from './sql.ts';
 
 /** What the document says of a route. */
@@ -128,7 +128,7 @@ function schemasOf(resource: Resource) {
   );
   const arrayOf = (items?: object) => ({ type: 'array', items });
   const oneOrMany = (schema?: object) => ({ anyOf: [schema, arrayOf(schema)] });
-  const csv = csvLine(Object.keys(values)) + csvLine(Object.values(values).map(toText));
+  const csv = [Object.keys(values), Object.values(values).map(toText)].map(csvLine).join('\n');
   const rows = { schema: arrayOf(row), example: [example] };
   const object = { schema: row, example };
   const lines = { [CSV]: { schema: STRING, example: csv }, [NDJSON]: { schema: STRING } };

@@ -11,12 +11,13 @@ import {
 } from './config.ts';
 import { copyFrom } from './copy.ts';
 import { clientLeft, codeOf, LOST, tooSlow, unavailable } from './problem.ts';
+import type { Values } from './rows.ts';
 import { numbered, type Sql, sql } from './sql.ts';
 
-/** One row of a result: every value as the text PostgreSQL sent, or null. */
-export type Result = Record<string, string | null>;
+/** The rows of a result; `count` is how many rows the statement read or changed. */
+export type Result = Values[] & { count: number };
 
-/** Whether a statement of unknown outcome may run again: a `keyed` insert finds its own row. */
+/** Whether a statement of unknown outcome may run again: a `keyed` insert does not run twice. */
 export type Kind = 'read' | 'keyed' | 'write';
 
 /** One request: its caller, ms spent in the database, whether a statement was retried. */
@@ -35,7 +36,7 @@ export function ownCall(): Call {
 type PoolOptions = Pick<Config, 'DATABASE_URL' | 'POOL_SIZE' | 'DB_PREPARE'>;
 
 /** postgres.js sets `state` once the query has been written to a connection (3.4.9). */
-type Pending = postgres.PendingQuery<Result[]> & { state?: object | null };
+type Pending = PromiseLike<Result> & { state?: object | null; cancel: () => void };
 
 /** One connection. `close()` gives it up; the pool then opens another. */
 type Client = { driver: postgres.Sql; open: boolean; pending: Set<Pending>; close: () => void };
@@ -45,22 +46,22 @@ type Task = {
   kind: Kind;
   call: Call;
   statement: Sql;
-  raw: boolean;
   since: number;
   sent: number;
   tries: number;
   expired: boolean;
   client?: Client;
   query?: Pending;
-  resolve: (rows: Result[]) => void;
+  resolve: (rows: Result) => void;
   reject: (error: unknown) => void;
 };
 
 const IN_FLIGHT_PER_CLIENT = 64;
 const PIPELINED = 2; // statements per connection: one runs, one is already on the wire
 const MAX_PREPARED = 256; // statement texts; each stays prepared on every connection
+const MAX_PREPARED_LENGTH = 4000; // characters
 const STREAMS = 4;
-const FETCH = 200; // rows of a stream per round trip
+export const FETCH = 200; // rows of a stream per round trip
 const SWEEP = 50; // ms between two looks at the deadlines
 
 /**
@@ -106,13 +107,13 @@ export class Pool {
 
   /**
    * Runs one statement, and again where it did not run or may run twice. Rejects with Problem 503 or
-   * 504 within DEADLINE from `since`, or with PostgreSQL's error. `raw`: values stay bytes.
+   * 504 within DEADLINE from `since`, or with PostgreSQL's error.
    */
-  run(kind: Kind, call: Call, statement: Sql, since = performance.now(), raw = false) {
-    return new Promise<Result[]>((resolve, reject) => {
+  run(kind: Kind, call: Call, statement: Sql, since = performance.now()): Promise<Result> {
+    return new Promise((resolve, reject) => {
       const tries = this.options.POOL_SIZE + 2;
       const state = { since, sent: 0, tries, expired: false };
-      const task: Task = { kind, call, statement, raw, ...state, resolve, reject };
+      const task: Task = { kind, call, statement, ...state, resolve, reject };
       this.tasks.add(task);
       this.sweeper ??= setInterval(() => this.sweep(), SWEEP);
       this.queue.add(task);
@@ -128,20 +129,24 @@ export class Pool {
   /** Runs one read; the rows as parsed JSON, numbers as numbers. */
   async json(statement: Sql, call = ownCall()): Promise<Record<string, unknown>[]> {
     const rows = sql`select coalesce(json_agg(t), '[]')::text as body from (${statement}) t`;
-    const [result] = await this.admit(call, () => this.run('read', call, rows));
-    return JSON.parse(result?.body ?? '[]');
+    const [row] = await this.admit(call, () => this.run('read', call, rows));
+    return JSON.parse(row?.[0] ?? '[]');
   }
 
-  /** All rows of a read in batches: constant memory, one snapshot, a connection of its own. */
-  async *stream({ text, values }: Sql): AsyncGenerator<Result[]> {
+  /** All rows of a read in batches, after that of `counting`: constant memory, one snapshot. */
+  async *stream({ text, values }: Sql, counting?: Sql): AsyncGenerator<Values[]> {
     const driver = this.borrow();
-    const fetch = () => within(DEADLINE, driver.unsafe<Result[]>(`fetch ${FETCH} from c`));
+    const ask = (text: string, values: unknown[] = []) =>
+      within(
+        DEADLINE,
+        driver.unsafe(numbered(text), values as never[]).values() as never,
+      ) as Promise<Values[]>;
     try {
-      await within(DEADLINE, driver.unsafe('begin read only'));
-      const cursor = numbered(`declare c no scroll cursor for ${text}`);
-      await within(DEADLINE, driver.unsafe(cursor, values as never[]));
-      for (let rows = await fetch(); rows.length > 0; ) {
-        const next = fetch();
+      await ask('begin isolation level repeatable read read only');
+      if (counting) yield await ask(counting.text, counting.values);
+      await ask(`declare c no scroll cursor for ${text}`, values);
+      for (let rows = await ask(`fetch ${FETCH} from c`); rows.length > 0; ) {
+        const next = ask(`fetch ${FETCH} from c`);
         next.catch(() => {}); // awaited below, unless the reader stops before
         yield rows;
         rows = await next;
@@ -242,14 +247,18 @@ export class Pool {
   }
 
   private send(task: Task, client: Client): void {
-    const { statement, raw } = task;
-    const { text, values } = statement;
-    const prepare = this.prepared.has(text) || this.prepared.size < MAX_PREPARED;
-    const ready = this.prepared.get(text) ?? numbered(text);
-    if (prepare) this.prepared.set(text, ready);
-    const query: Pending = client.driver.unsafe(ready, values as never[], { prepare });
-    if (raw) query.raw();
-    Object.assign(task, { client, query, sent: performance.now() });
+    const { text, values } = task.statement;
+    const known = this.prepared.get(text);
+    const fits = text.length <= MAX_PREPARED_LENGTH && this.prepared.size < MAX_PREPARED;
+    const ready = known ?? numbered(text);
+    if (!known && fits) this.prepared.set(text, ready);
+    const prepare = known !== undefined || fits;
+    const query = client.driver
+      .unsafe(ready, values as never[], { prepare })
+      .values() as unknown as Pending;
+    task.client = client;
+    task.query = query;
+    task.sent = performance.now();
     client.pending.add(query);
     query.then(
       (rows) => this.settle(task, undefined, rows),
@@ -261,7 +270,7 @@ export class Pool {
     const { kind, query, client, since, expired } = task;
     const late = performance.now() - since > LOCK_TIMEOUT;
     const code = codeOf(error);
-    task.tries = Math.min(task.tries - 1, code === '23505' ? 2 : task.tries);
+    task.tries -= 1;
     if (late || expired || task.tries === 0 || !mayRetry(kind, query, code)) {
       this.settle(task, query?.state ? error : unavailable());
       return;
@@ -272,15 +281,15 @@ export class Pool {
     this.advance();
   }
 
-  private settle(task: Task, error?: unknown, rows: Result[] = []): void {
+  private settle(task: Task, error: unknown, rows?: Result): void {
     const { client, query } = task;
     this.tasks.delete(task);
     this.queue.delete(task);
     if (query) client?.pending.delete(query);
     // postgres 3.4.9 begins a result with holes after a query that failed between its rows (#1181)
-    if (error === undefined)
-      task.resolve(rows.length > 0 && !rows[0] ? rows.filter(Boolean) : rows);
-    else task.reject(error);
+    if (!rows) task.reject(error);
+    else if (rows.length === 0 || rows[0]) task.resolve(rows);
+    else task.resolve(Object.assign(rows.filter(Boolean), { count: rows.count }));
     this.advance();
   }
 
@@ -305,7 +314,7 @@ export class Pool {
 /** It was not sent, or the server undid it, or it was lost and may run twice. */
 function mayRetry(kind: Kind, query: Pending | undefined, code: string): boolean {
   if (!query?.state || /^(57P0.|40001|40P01)$/.test(code)) return true;
-  return (kind !== 'write' && LOST.test(code)) || (kind === 'keyed' && code === '23505');
+  return kind !== 'write' && LOST.test(code);
 }
 
 /**

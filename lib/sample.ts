@@ -5,6 +5,7 @@ import { v5 as uuidv5 } from 'uuid';
 import type { Resource, Row } from './columns.ts';
 import type { Config } from './config.ts';
 import { parseQuery } from './dialect.ts';
+import { JSON_TYPE } from './headers.ts';
 import { ownCall, Pool } from './pool.ts';
 import { StartError } from './problem.ts';
 import { Store } from './store.ts';
@@ -44,9 +45,9 @@ export async function startTrial(
 
 async function firstRow(resource: Resource, store: Store): Promise<Row | undefined> {
   if (resource.owner) return undefined; // rows belong to callers, and here is none
-  const wanted = { limit: 1, body: true, count: false };
+  const wanted = { limit: 1, count: false, format: JSON_TYPE } as const;
   const { body } = await store.page(parseQuery(resource, []), wanted, ownCall());
-  return JSON.parse(String(body))[0];
+  return JSON.parse(body)[0];
 }
 
 /** The rows of the sample file, values as text; the same keys whenever it is read. */

@@ -1,5 +1,5 @@
 /** A parsed query string as SQL. The table is `t` in every statement. */
-import { type Resource, toTextOrNull } from './columns.ts';
+import { kindOf, type Resource, typeOf } from './columns.ts';
 import {
   type Filter,
   FULL_TEXT,
@@ -10,63 +10,92 @@ import {
   type Order,
   type Query,
 } from './dialect.ts';
-import { identifier, identifiers, join, raw, type Sql, sql, where } from './sql.ts';
+import type { Field, Values } from './rows.ts';
+import { identifier, join, raw, type Sql, sql, where } from './sql.ts';
 
-type Selection = Pick<Query, 'select'>;
+/** What a statement answers: expressions over `t`, and how each is written. */
+export type Shown = { fields: Field[]; columns: Sql[] };
 
-/**
- * The rows of a list as a table in parentheses; groups have the columns c0, c1, … in the order of
- * `select`. The limit is no bound value: PostgreSQL would plan each execution anew for a tenth of
- * the table. `tests` are conditions besides the filters.
- */
-export function rowsOf(
-  { table, key, names }: Resource,
-  query: Query,
-  { limit, offset, tests }: { limit: number | null; offset: number; tests: Sql[] },
-): Sql {
-  const { select = [], filters, order, after } = query;
-  const groups = isGrouped(query) ? groupedBy(query).map(columnOf) : [];
-  const members = select.map((member, at) => sql`${expression(member)} as ${identifier(`c${at}`)}`);
-  const all = [...tests, ...filters.map(condition)];
-  if (after) all.push(keyset(key, order, after));
-  return sql`(
-    select ${isGrouped(query) ? join(members) : identifiers(names)}
-    from ${identifier(table)} t ${where(all)}
-    ${groups.length > 0 ? sql`group by ${join(groups)}` : sql``}
-    ${order.length > 0 ? sql`order by ${join(order.map(direction))}` : sql``}
-    ${limit === null ? sql`` : sql`limit ${raw(String(limit))}`}
-    ${offset === 0 ? sql`` : sql`offset ${offset}`})`;
+/** The members of `select`, or all columns. */
+export function shownOf(resource: Resource, select?: Member[]): Shown {
+  const members = select ?? resource.names.map((name): Member => ({ name, column: name }));
+  const fields = members.map((member) => ({
+    name: member.name,
+    kind: kindOfMember(resource, member),
+  }));
+  const columns = members.map((member, at) => {
+    const value = expression(member);
+    return fields[at]?.kind === 'time' ? sql`to_json(${value})` : value;
+  });
+  return { fields, columns };
 }
 
-/** A row of rowsOf(), or of the table, as JSON text. Aliases are bound: a caller chose them. */
-export function jsonOf(query: Selection, { names }: Resource): Sql {
-  if (!query.select)
-    return sql`(select row_to_json(r) from (select ${identifiers(names, 't.')}) r)::text`;
-  const members = query.select.map(
-    (member, at) => sql`${member.name}::text, ${memberValue(query, member, at)}`,
-  );
-  return sql`json_build_object(${join(members)})::text`;
-}
-
-/** The rows of rowsOf() as one JSON array; json_agg() also has ", \n " between rows. */
-export function arrayOf(query: Selection, resource: Resource): Sql {
-  if (!query.select) return sql`json_agg(t)`; // the fastest way
-  return sql`'[' || string_agg(${jsonOf(query, resource)}, E', \n ') || ']'`;
-}
-
-/** The value of a member in a row of rowsOf(). */
-export function memberValue(query: Selection, member: Member, at: number): Sql {
-  return isGrouped(query) ? sql`t.${identifier(`c${at}`)}` : expression(member);
-}
-
-function columnOf(name: string): Sql {
-  return sql`t.${identifier(name)}`;
+function kindOfMember(resource: Resource, { column = '', inner, aggregate, cast }: Member) {
+  if (cast) return kindOf(cast);
+  if (aggregate && !/^(min|max)$/.test(aggregate)) return 'number';
+  return kindOf(inner ?? typeOf(resource, column));
 }
 
 function expression({ column, inner, aggregate, cast }: Member): Sql {
   const as = (of: Sql, type?: string) => (type ? sql`${of}::${raw(type)}` : of);
   const plain = column ? as(columnOf(column), inner) : sql`*`;
   return as(aggregate ? sql`${raw(aggregate)}(${plain})` : plain, cast);
+}
+
+/**
+ * `select columns from …` of a list. The limit is no bound value: PostgreSQL would plan each
+ * execution anew for a tenth of the table. `tests` are conditions besides the filters.
+ */
+export function selectOf(
+  resource: Resource,
+  query: Query,
+  columns: Sql[],
+  tests: Sql[],
+  limit?: number,
+): Sql {
+  const { filters, order, offset, after } = query;
+  const groups = isGrouped(query) ? groupedBy(query).map(columnOf) : [];
+  const all = [...tests, ...filters.map(condition)];
+  if (after) all.push(...keyset(resource, order, after));
+  return sql`select ${join(columns)} from ${identifier(resource.table)} t ${where(all)}
+    ${groups.length > 0 ? sql`group by ${join(groups)}` : sql``}
+    ${order.length > 0 ? sql`order by ${join(order.map(direction))}` : sql``}
+    ${limit === undefined ? sql`` : sql`limit ${raw(String(limit))}`}
+    ${offset === 0 ? sql`` : sql`offset ${offset}`}`;
+}
+
+/** `select count(*)` of all rows of a list, whatever its page. */
+export function countOf(resource: Resource, query: Query, tests: Sql[]): Sql {
+  const { after, ...whole } = query;
+  const rows = { ...whole, order: [], offset: 0 };
+  if (!isGrouped(query)) return selectOf(resource, rows, [sql`count(*)`], tests);
+  return sql`select count(*) from (${selectOf(resource, rows, [sql`1`], tests)}) t`;
+}
+
+/** The columns that a cursor needs; empty where the rows have all of them. */
+export function cursorColumns({ select, order }: Query): Sql[] {
+  return select && !isGrouped({ select }) ? order.map(({ column }) => columnOf(column)) : [];
+}
+
+/** The cursor after a row: the order's values, JSON in base64url; '' for groups, which have none. */
+export function cursorOf(
+  { names }: Resource,
+  query: Query,
+  { fields }: Shown,
+  row: Values,
+): string {
+  if (isGrouped(query)) return '';
+  const values = query.order.map(({ column }, at) => {
+    if (query.select) return row[fields.length + at] ?? null;
+    const index = names.indexOf(column);
+    const value = row[index] ?? null;
+    return value !== null && fields[index]?.kind === 'time' ? JSON.parse(value) : value;
+  });
+  return Buffer.from(JSON.stringify(values)).toString('base64url');
+}
+
+function columnOf(name: string): Sql {
+  return sql`t.${identifier(name)}`;
 }
 
 function direction({ column, descending, nullsFirst }: Order): Sql {
@@ -88,22 +117,30 @@ export function condition(filter: Filter): Sql {
   return modifier ? sql`${left} ${by} ${raw(modifier)}(${value})` : sql`${left} ${by} ${value}`;
 }
 
-/** The rows after the one with the given values, in the given order (keyset pagination). */
-function keyset(key: string, order: Order[], values: (string | null)[]): Sql {
-  return order.reduceRight((rest, { column, descending, nullsFirst }, at) => {
+/**
+ * The rows after the one with the given values, in the given order (keyset pagination). The first
+ * test is implied by the second: an index on the first column can only use it alone.
+ */
+function keyset(resource: Resource, order: Order[], values: (string | null)[]): Sql[] {
+  const tests = order.map(({ column, descending, nullsFirst }, at) => {
     const [left, value = null] = [columnOf(column), values[at]];
-    const further = sql`${left} ${raw(descending ? '<' : '>')} ${value}`;
-    const past = nullsFirst || column === key ? further : sql`${further} or ${left} is null`;
-    const [beyond, same] =
-      value === null
-        ? [nullsFirst ? sql`${left} is not null` : sql`false`, sql`${left} is null`]
-        : [past, sql`${left} = ${value}`];
-    return sql`(${beyond} or (${same} and ${rest}))`;
-  }, sql`false`);
-}
-
-/** The cursor of a page whose last row has these values. */
-export function cursorOf({ order }: Query, row: Record<string, unknown>): string {
-  const values = order.map(({ column }) => toTextOrNull(row[column]));
-  return Buffer.from(JSON.stringify(values)).toString('base64url');
+    const nulls = !resource.notNull.has(column);
+    const operator = descending ? '<' : '>';
+    const isNull = sql`${left} is null`;
+    if (value === null)
+      return { beyond: nullsFirst ? sql`not ${isNull}` : undefined, same: isNull };
+    const orNull = (test: Sql) => (nulls && !nullsFirst ? sql`(${test} or ${isNull})` : test);
+    return {
+      beyond: orNull(sql`${left} ${raw(operator)} ${value}`),
+      same: sql`${left} = ${value}`,
+      bound: orNull(sql`${left} ${raw(`${operator}=`)} ${value}`),
+    };
+  });
+  const all = tests.reduceRight((rest: Sql | undefined, { beyond, same }) => {
+    const further = rest && sql`(${same} and ${rest})`;
+    if (beyond && further) return sql`(${beyond} or ${further})`;
+    return beyond ?? further;
+  }, undefined);
+  const bound = tests.length > 1 ? tests[0]?.bound : undefined;
+  return [...(bound ? [bound] : []), all ?? sql`false`];
 }

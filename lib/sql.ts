@@ -70,7 +70,13 @@ export function toText(value: unknown): string {
   return typeof value === 'object' ? JSON.stringify(value) : String(value);
 }
 
-/** A PostgreSQL array literal. */
-export function arrayLiteral(items: string[]): string {
-  return `{${items.map((item) => `"${item.replace(/["\\]/g, '\\$&')}"`).join(',')}}`;
+/** A PostgreSQL array literal of JSON values; undefined is null, an object is its JSON. */
+export function arrayLiteral(items: unknown[]): string {
+  return `{${items.map(toItem).join(',')}}`;
+}
+
+function toItem(item: unknown): string {
+  if (item === null || item === undefined) return 'NULL';
+  if (typeof item === 'number' || typeof item === 'boolean') return String(item);
+  return `"${toText(item).replace(/["\\]/g, '\\$&')}"`;
 }

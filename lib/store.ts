@@ -1,56 +1,84 @@
 /** The statements on one table; requests that arrive together share one. */
-import type { Resource, Row } from './columns.ts';
-import { badLine, type CsvReader, csvLine } from './csv.ts';
-import { type Filter, isGrouped, type Member, type Query } from './dialect.ts';
+import { kindOf, type Resource, type Row, typeOf } from './columns.ts';
+import type { Filter, Member, Query } from './dialect.ts';
 import { type Grouping, group, share } from './group.ts';
-import { type Call, type Kind, ownCall, type Pool, type Result } from './pool.ts';
-import { clientLeft, codeOf, notOne, Problem, tooMany } from './problem.ts';
-import { arrayOf, condition, cursorOf, jsonOf, memberValue, rowsOf } from './select.ts';
+import { CSV, OBJECT } from './headers.ts';
+import { type Call, FETCH, type Kind, ownCall, type Pool, type Result } from './pool.ts';
+import { clientLeft, codeOf, notOne, Problem, preconditionFailed, tooMany } from './problem.ts';
+import {
+  bodyOf,
+  csvLine,
+  type Format,
+  headerOf,
+  jsonWriter,
+  rowWriter,
+  type Values,
+} from './rows.ts';
+import {
+  condition,
+  countOf,
+  cursorColumns,
+  cursorOf,
+  type Shown,
+  selectOf,
+  shownOf,
+} from './select.ts';
 import {
   arrayLiteral,
   identifier,
   identifiers,
   join,
-  literal,
   quote,
   raw,
-  Sql,
+  type Sql,
   sql,
+  toText,
   where,
 } from './sql.ts';
 
-/** A row as JSON text, with its version in the database (xmin) for the ETag. */
+/** A row as JSON, with its version in the database (xmin) for the ETag. */
 export type Stored = { body: string; version: string };
 
 /**
- * What a write did. `created`: some of its rows are new. For a create, `taken`: a key existed;
- * `same`: every existing row equals the wanted one. `found`: a row has the key.
+ * What a write did to how many rows, and those in the wanted format. `created`: some are new.
+ * `same`: a create found its keys taken by rows that equal the wanted ones.
  */
-export type Written = Stored &
-  Record<'created' | 'taken' | 'same' | 'found', boolean> & { rows: number };
+export type Written = Stored & { rows: number; created: boolean; same: boolean };
 
-/** A write that would break these changes nothing: exactly one row, at most `most` rows. */
-export type Terms = { select?: Member[] | undefined; single?: boolean; most?: number | undefined };
+type Versions = string[] | '*' | undefined;
 
-/** What a page must have: rows at most, their bodies (not for HEAD), the number of all rows. */
-export type Wanted = { limit: number; body: boolean; count: boolean };
+/** Versions of If-Match and If-None-Match; `*` is any. */
+export type Preconditions = { match?: Versions; noneMatch?: Versions };
 
-/** One page of a list: its rows as a JSON array, whether more follow, the cursor after it. */
-export type Page = { rows: number; body: Buffer; more: boolean; next: string; total?: number };
+/** How a write answers its rows, without `format` not at all; it changes nothing unless `most` is kept. */
+export type Terms = Preconditions & {
+  format?: Format | undefined;
+  select?: Member[] | undefined;
+  most?: number | undefined;
+};
 
-/** The versions of If-Match; `*` and undefined allow any. */
-export type Versions = string[] | '*' | undefined;
+/** A page of at most `limit` rows; `count`: whether the number of all rows is wanted. */
+export type Wanted = { limit: number; count: boolean; format: Format };
+
+/** One page of a list in the wanted format: whether more rows follow, and the cursor to them. */
+export type Page = { rows: number; body: string; more: boolean; next: string; total?: number };
+
+/** All rows of a list, in batches of texts. `rows` is known when the first batch is the last. */
+export type Batches = {
+  total?: number;
+  first: string[];
+  rest: AsyncIterable<string[]>;
+  close: () => void;
+  rows?: number;
+};
 
 /** A request for one row, and one for a page. */
-type Ask = { uuid: string; call: Call; row?: Row };
-type PageAsk = { query: Query; wanted: Wanted; statement: Sql; call: Call };
-/** A value as the bytes that PostgreSQL sent. */
-type Raw = Buffer | null | undefined;
+type Ask = { key: string; call: Call; row: Row };
+type PageAsk = { query: Query; wanted: Wanted; shown: Shown; statement: Sql; call: Call };
 
-const RETURNING = sql`returning t.*, t.xmin::text as "#"`;
 const GROUPS = { most: 128, width: 2 };
-const MAX_ROWS = 2 ** 31; // more than any statement can change
-const LINE = ', \n '; // what json_agg() puts between two rows
+const VERSION = sql`t.xmin`;
+const DIVISION_BY_ZERO = '22012'; // no statement divides but to refuse its own effect
 /** SQLSTATE classes of errors that one row of a group may cause, and that undo the statement. */
 const ONE_ROW = /^(2[^58]|4|55)/;
 
@@ -59,11 +87,10 @@ export class Store {
   private pool: Pool;
   private table: Sql;
   private key: Sql;
-  private all: Sql;
-  private settable: Sql;
-  private values: Sql;
-  private none: Sql; // a row of the table's type; null::name could be a type of that name
-  private identity: Sql;
+  private keyType: Sql;
+  private inputs: string[]; // columns that have a value in the statement
+  private shown: Shown;
+  private toJson: (values: Values) => string;
   private reads = this.together('read', (asks: Ask[], since) => this.readAll(asks, since));
   private creates = this.together('create', (asks: Ask[], since) => this.createAll(asks, since));
   private replaces = this.together('replace', (asks: Ask[], since) => this.replaceAll(asks, since));
@@ -73,133 +100,179 @@ export class Store {
   );
 
   constructor(resource: Resource, pool: Pool) {
+    const { key, owner, settable } = resource;
     this.resource = resource;
     this.pool = pool;
     this.table = identifier(resource.table);
-    this.key = identifier(resource.key);
-    this.all = identifiers(resource.names);
-    this.settable = identifiers(resource.settable);
-    const valueFor = (name: string) =>
-      resource.columns[name]?.generated?.() ?? inputOf(resource, name);
-    this.values = new Sql(resource.names.map(valueFor).join(', '));
-    this.none = sql`(select t from ${this.table} t where false)`;
-    const { owner } = resource;
-    this.identity = owner
-      ? sql`t.${this.key} || ' ' || t.${identifier(owner)}`
-      : sql`t.${this.key}::text`;
+    this.key = identifier(key);
+    this.keyType = raw(typeOf(resource, key));
+    this.inputs = [key, ...settable, ...(owner ? [owner] : [])];
+    this.shown = shownOf(resource);
+    this.toJson = jsonWriter(this.shown.fields);
   }
 
   // Reads
 
-  read(uuid: string, call: Call): Promise<Stored | undefined> {
-    return this.admit(call, () => this.reads({ uuid, call }));
+  read(key: string, call: Call): Promise<Stored | undefined> {
+    return this.admit(call, () => this.reads({ key, call, row: {} }));
   }
 
   /** One page. Equal ones that are requested at the same time share one statement. */
   page(query: Query, wanted: Wanted, call: Call): Promise<Page> {
-    const statement = this.pageStatement(query, wanted, call);
-    const key = JSON.stringify(statement);
-    return this.admit(call, () => this.pages(key, { query, wanted, statement, call }));
+    const shown = shownOf(this.resource, query.select);
+    const statement = this.pageStatement(query, wanted, shown, call);
+    const key = wanted.format + statement.text + JSON.stringify(statement.values);
+    return this.admit(call, () => this.pages(key, { query, wanted, shown, statement, call }));
   }
 
-  /** All rows of a list, in batches: as JSON texts, or as CSV lines with a header. */
-  async *stream(query: Query, csv: boolean, call: Call): AsyncGenerator<string[]> {
+  /** All rows of a list, streamed at constant memory. Throws 416 past a counted end. */
+  async stream(
+    query: Query,
+    { count, format }: Omit<Wanted, 'limit'>,
+    call: Call,
+  ): Promise<Batches> {
     this.checkCaller(call);
     const { resource } = this;
-    const { select = resource.names.map((name): Member => ({ name, column: name })) } = query;
-    const values = select.map(
-      (member, at) => sql`${memberValue(query, member, at)} as ${identifier(`c${at}`)}`,
-    );
-    const shown = csv ? join(values) : sql`${jsonOf(query, resource)} as body`;
-    const { limit = null, offset } = query;
-    const rows = rowsOf(resource, query, { limit, offset, tests: this.ownedBy(call) });
-    const lineOf = (one: Result) => (csv ? csvLine(Object.values(one)) : (one.body ?? ''));
-    let header = csv ? [csvLine(select.map(({ name }) => name))] : [];
-    for await (const batch of this.pool.stream(sql`select ${shown} from ${rows} t`)) {
-      yield [...header, ...batch.map(lineOf)];
-      header = [];
-    }
-    if (header.length > 0) yield header; // after the statement began: until then it may fail
+    const tests = this.ownedBy(call);
+    const { fields, columns } = shownOf(resource, query.select);
+    const statement = selectOf(resource, query, columns, tests, query.limit);
+    const counting = count ? countOf(resource, query, tests) : undefined;
+    const batches = this.pool.stream(statement, counting);
+    const total = count ? Number((await batches.next()).value?.[0]?.[0]) : undefined;
+    const { value: rows = [] } = await batches.next();
+    const write = rowWriter(format, fields);
+    const header = format === CSV ? [headerOf(fields)] : [];
+    const isAll = rows.length < FETCH;
+    return {
+      first: [...header, ...rows.map(write)],
+      rest: mapBatches(batches, write),
+      close: () => void batches.return(undefined),
+      ...(isAll && { rows: rows.length }),
+      ...(total !== undefined && { total }),
+    };
   }
 
   // Writes
 
-  /** Inserts the row; does nothing when its key exists. */
+  /** Inserts the row, or compares it with the one that has its key; 0 rows: that is another caller's. */
   create(row: Row, call: Call): Promise<Written> {
     const ask = this.askFor(row, call);
     return this.admit(call, async () => {
-      for (let tries = 2; ; tries -= 1) {
-        const made = await this.creates(ask); // no row: another request inserted its key meanwhile
-        if (made.rows > 0 || tries === 0) return made;
+      for (let tries = 3; tries > 0; tries -= 1) {
+        const made = await this.creates(ask);
+        if (made.rows > 0) return made;
+        const [found] = await this.compare([ask]); // none: it was deleted meanwhile
+        if (found) return found;
       }
+      return writtenOf([], '');
     });
   }
 
-  /** Inserts the row, or replaces the one with its key. */
-  replace(row: Row, call: Call): Promise<Written> {
-    return this.admit(call, () => this.replaces(this.askFor(row, call)));
+  /** Inserts the row, or replaces the one with its key; 0 rows: that is another caller's. */
+  async replace(row: Row, terms: Preconditions, call: Call): Promise<Written> {
+    const { match, noneMatch } = terms;
+    const ask = this.askFor(row, call);
+    if (!match && !noneMatch) return this.admit(call, () => this.replaces(ask));
+    const { key, settable } = this.resource;
+    const others = Array.isArray(noneMatch) ? this.versionTests({ noneMatch }) : [];
+    const conflict = this.onConflict([key], noneMatch === '*' ? [] : settable, others);
+    const options = { created: sql`t.xmax = 0` };
+    const made = match
+      ? await this.merge(ask.key, row, terms, call)
+      : await this.write(
+          'write',
+          sql`${this.insert([ask])} ${conflict}`,
+          options,
+          { format: OBJECT },
+          call,
+        );
+    if (made.rows === 0) throw preconditionFailed();
+    return made;
   }
 
-  /** Inserts all rows, or none when a key exists. */
-  createMany(rows: Row[], terms: Terms, call: Call): Promise<Written> {
-    return this.write('keyed', this.creation(this.withOwner(rows, call), true), terms, call);
+  /** Inserts all rows, or none when a key exists: then `created` is false, and `same` compares. */
+  async createMany(rows: Row[], terms: Terms, call: Call): Promise<Written> {
+    if (terms.format === OBJECT && rows.length !== 1) throw notOne(rows.length);
+    if (rows.length > (terms.most ?? rows.length)) throw tooMany(rows.length);
+    const asks = rows.map((row) => this.askFor(row, call));
+    try {
+      const made = await this.write('keyed', this.insert(asks), {}, terms, call);
+      return { ...made, created: true };
+    } catch (error) {
+      const found = codeOf(error) === '23505' ? await this.compare(asks) : [];
+      if (found.length === 0) throw error; // another unique column is taken
+      const same = found.length === rows.length && found.every((one) => one.same);
+      const body = `[${found.map((one) => one.body)}]`;
+      return { rows: found.length, body, version: found[0]?.version ?? '', created: false, same };
+    }
   }
 
-  /** Inserts rows; of those whose key exists, replaces the `set` columns, or nothing. */
-  upsert(rows: Row[], set: string[], terms: Terms, call: Call): Promise<Written> {
-    return this.write('write', this.replacement(this.withOwner(rows, call), set), terms, call);
+  /** Inserts rows; where the `target` columns are taken, sets the `set` columns, or nothing. */
+  upsert(rows: Row[], target: string[], set: string[], terms: Terms, call: Call) {
+    const asks = rows.map((row) => this.askFor(row, call));
+    const action = sql`${this.insert(asks)} ${this.onConflict(target, set)}`;
+    const { format, most } = terms;
+    const broken = this.broken(format === OBJECT, most);
+    return this.write('write', action, { created: sql`t.xmax = 0`, broken }, terms, call);
   }
 
   /** Sets what the part has, in the statement itself (RFC 7396). */
-  merge(uuid: string, part: Row, versions: Versions, call: Call): Promise<Written> {
-    const set = this.assignments(sql`${JSON.stringify(part)}`);
-    const action = sql`update ${this.table} t set ${set}`;
-    return this.change(action, this.only(uuid, versions), {}, call, uuid);
+  merge(key: string, part: Row, terms: Preconditions, call: Call): Promise<Written> {
+    return this.change(this.update(part), [sql`t.${this.key} = ${key}`], terms, call, true);
   }
 
-  /** Sets the same part in all rows that pass the filters, or in each of the given rows its own. */
-  mergeMany(part: Row | Row[], filters: Filter[], terms: Terms, call: Call): Promise<Written> {
-    const json = sql`${JSON.stringify(part)}`;
-    const tests = filters.map(condition);
-    if (!Array.isArray(part)) {
-      const action = sql`update ${this.table} t set ${this.assignments(json)}`;
-      return this.change(action, tests, terms, call);
-    }
-    const from = sql`${this.assignments(sql`i.value`)} from json_array_elements(${json}) i`;
-    const own = sql`t.${this.key} = (i.value->>${this.resource.key})::uuid`;
-    return this.change(sql`update ${this.table} t set ${from}`, [own, ...tests], terms, call);
+  /** Sets the same part in every row that passes the filters. */
+  mergeMany(part: Row, filters: Filter[], terms: Terms, call: Call): Promise<Written> {
+    return this.change(this.update(part), filters.map(condition), terms, call);
   }
 
-  remove(uuid: string, versions: Versions, call: Call): Promise<Written> {
-    if (!Array.isArray(versions)) return this.admit(call, () => this.removes({ uuid, call }));
-    const action = sql`delete from ${this.table} t`;
-    return this.change(action, this.only(uuid, versions), {}, call, uuid);
+  /** Sets in each of the given rows, found by its key, what it has. */
+  mergeRows(parts: Row[], filters: Filter[], terms: Terms, call: Call): Promise<Written> {
+    const { key, settable } = this.resource;
+    const named = settable.filter((name) => parts.some((part) => Object.hasOwn(part, name)));
+    const has = (name: string) => parts.map((part) => Object.hasOwn(part, name));
+    const partial = named.filter((name) => has(name).includes(false));
+    const set = named.map((name) => {
+      const [column, given] = [identifier(name), identifier(`has ${name}`)];
+      if (!partial.includes(name)) return sql`${column} = i.${column}`;
+      return sql`${column} = case when i.${given} then i.${column} else t.${column} end`;
+    });
+    const flags = partial.map((name) => sql`${arrayLiteral(has(name))}::boolean[]`);
+    const arrays = [...this.arraysOf([key, ...named], parts), ...flags];
+    const columns = identifiers([key, ...named, ...partial.map((name) => `has ${name}`)]);
+    const from = sql`from unnest(${join(arrays)}) i(${columns})`;
+    const tests = [sql`t.${this.key} = i.${this.key}`, ...filters.map(condition)];
+    return this.change(sql`${this.assign(set)} ${from}`, tests, terms, call);
+  }
+
+  remove(key: string, terms: Preconditions, call: Call): Promise<Written> {
+    if (!Array.isArray(terms.match) && !terms.noneMatch)
+      return this.admit(call, () => this.removes({ key, call, row: {} }));
+    return this.change(this.deletion(), [sql`t.${this.key} = ${key}`], terms, call, true);
   }
 
   removeMany(filters: Filter[], terms: Terms, call: Call): Promise<Written> {
-    return this.change(sql`delete from ${this.table} t`, filters.map(condition), terms, call);
+    return this.change(this.deletion(), filters.map(condition), terms, call);
   }
 
-  /**
-   * Stores all rows of the CSV, or none. Its WHERE checks what COPY does not: a cast that fails names
-   * the column. Throws 400 or 409 with line and column.
-   */
-  async copy(csv: CsvReader): Promise<void> {
-    const tests = Object.entries(this.resource.columns).map(([column, { nullable, check }]) => {
-      const fails = `(${check(quote(column))}) is ${nullable ? 'false' : 'not true'}`;
-      const message = `${literal(`!${column}`)} || coalesce(left(${quote(column)}::text, 0), '')`;
-      return `when ${fails} then (${message})::int is null`; // a constant would fail when planned
-    });
-    const into = `copy ${this.table.text} (${csv.columns.map(quote).join(', ')})`;
-    const statement = `${into} from stdin (format csv) where case ${tests.join(' ')} else true end`;
-    await this.pool.copy(statement, csv.lines).catch((error) => {
-      throw badLine(this.resource, error);
-    });
+  /** Stores all rows, or none, at constant memory. */
+  async copy(batches: AsyncIterable<Row[]>, call: Call): Promise<void> {
+    this.checkCaller(call);
+    const { inputs } = this;
+    const lineOf = ({ row }: Ask) =>
+      `${csvLine(inputs.map((name) => this.toText(name, row[name])))}\n`;
+    const store = this;
+    async function* lines() {
+      for await (const rows of batches)
+        yield Buffer.from(rows.map((row) => lineOf(store.askFor(row, call))).join(''));
+    }
+    const into = sql`copy ${this.table} (${identifiers(inputs)}) from stdin (format csv)`;
+    await this.pool.copy(into.text, lines());
   }
 
   // Owners
 
-  /** Throws 403 for a caller who cannot own rows. */
+  /** Counts the request; throws 403 for a caller who cannot own rows. */
   private admit<T>(call: Call, answer: () => Promise<T>): Promise<T> {
     this.checkCaller(call);
     return this.pool.admit(call, answer);
@@ -213,18 +286,10 @@ export class Store {
       throw new Problem(403, '42501', "The token's sub cannot own rows.", hint);
   }
 
+  /** The row with its caller as owner; a body cannot name one. */
   private askFor(row: Row, call: Call): Ask {
-    return {
-      uuid: String(row[this.resource.key]),
-      row: this.withOwner([row], call)[0] ?? row,
-      call,
-    };
-  }
-
-  /** The rows with their caller as owner; a body cannot name one. */
-  private withOwner(rows: Row[], { sub }: Call): Row[] {
-    const { owner } = this.resource;
-    return owner ? rows.map((row) => ({ ...row, [owner]: sub })) : rows;
+    const { key, owner } = this.resource;
+    return { key: String(row[key]), row: owner ? { ...row, [owner]: call.sub } : row, call };
   }
 
   /** The test that a row belongs to the caller. */
@@ -233,14 +298,10 @@ export class Store {
     return owner ? [sql`t.${identifier(owner)} = ${sub}`] : [];
   }
 
-  private idOf({ uuid, call }: Ask): string {
-    return this.resource.owner ? `${uuid} ${call.sub}` : uuid;
-  }
-
   // Groups
 
   private together<O>(work: string, run: Grouping<Ask, O>['run']) {
-    const keyOf = work === 'read' ? () => undefined : ({ uuid }: Ask) => uuid;
+    const keyOf = work === 'read' ? () => undefined : ({ key }: Ask) => key;
     return group({ ...this.grouping(work, run), keyOf });
   }
 
@@ -255,208 +316,283 @@ export class Store {
   }
 
   private async readAll(asks: Ask[], since: number): Promise<(Stored | undefined)[]> {
-    const { table, identity, resource } = this;
-    const statement = sql`
-      select ${identity} as id, t.xmin::text as version, ${jsonOf({}, resource)} as body
-      from ${table} t where ${this.oneOf(asks)}`;
-    const found = await this.pool.run('read', ownCall(), statement, since);
-    const rows = new Map(found.map((one) => [one.id, one as Stored]));
-    return asks.map((ask) => rows.get(this.idOf(ask)));
+    const columns = join([...this.shown.columns, VERSION]);
+    const statement = sql`select ${columns} from ${this.table} t where ${this.keyed(asks)}`;
+    const rows = this.byKey(await this.pool.run('read', ownCall(), statement, since));
+    return asks.map((ask) => {
+      const values = rows.get(ask.key);
+      return values && this.isOwn(values, ask) ? this.storedOf(values) : undefined;
+    });
   }
 
+  /** Inserts the rows whose key is free; rows of 0 for the others. */
   private createAll(asks: Ask[], since: number): Promise<Written[]> {
-    return this.writeAll('keyed', asks, this.creation(sortedRows(asks), false), since);
+    const action = sql`${this.insert(sorted(asks))} on conflict (${this.key}) do nothing`;
+    return this.writeAll('keyed', asks, action, since, sql`true`);
   }
 
   private replaceAll(asks: Ask[], since: number): Promise<Written[]> {
-    const ctes = this.replacement(sortedRows(asks), this.resource.names);
-    return this.writeAll('write', asks, ctes, since);
+    const { key, settable } = this.resource;
+    const action = sql`${this.insert(sorted(asks))} ${this.onConflict([key], settable)}`;
+    return this.writeAll('write', asks, action, since, sql`t.xmax = 0`);
   }
 
   private removeAll(asks: Ask[], since: number): Promise<Written[]> {
-    const removed = sql`delete from ${this.table} t where ${this.oneOf(asks)}`;
-    const ctes = sql`changed as (${removed} ${RETURNING}, null::boolean as flag)`;
-    return this.writeAll('write', asks, ctes, since);
+    const owned = this.resource.owner ? [this.ownedByEach(asks)] : [];
+    const action = sql`delete from ${this.table} t ${where([this.keyed(asks), ...owned])}`;
+    return this.writeAll('write', asks, action, since, sql`false`);
   }
 
-  /** Runs the CTEs for a group; for each ask, what happened to its row. */
-  private async writeAll(kind: Kind, asks: Ask[], ctes: Sql, since: number): Promise<Written[]> {
+  private async writeAll(kind: Kind, asks: Ask[], action: Sql, since: number, created: Sql) {
     const call = ownCall();
-    const statement = sql`
-      with ${ctes} select ${this.identity} as id, "#" as version,
-        ${jsonOf({}, this.resource)} as body, flag
-      from changed t`;
-    const results = await this.pool.run(kind, call, statement, since);
-    for (const ask of asks) ask.call.repeated ||= call.repeated;
-    const rows = new Map(results.map((one) => [one.id, one]));
-    return asks.map((ask) => writtenOf(rows.get(this.idOf(ask))));
+    const returning = join([...this.shown.columns, VERSION, created]);
+    const result = await this.pool.run(kind, call, sql`${action} returning ${returning}`, since);
+    const rows = this.byKey(result);
+    return asks.map((ask) => {
+      ask.call.repeated ||= call.repeated;
+      const values = rows.get(ask.key);
+      if (!values) return writtenOf([], '');
+      return writtenOf([values], this.toJson(values), this.shown.fields.length);
+    });
   }
 
-  /** The test that a row was asked for, by its owner; one plan for any number of asks. */
-  private oneOf(asks: Ask[]): Sql {
-    const uuids = arrayLiteral(asks.map(({ uuid }) => uuid));
-    const keyed = sql`t.${this.key} = any((select ${uuids}::uuid[])::uuid[])`;
-    const ids = arrayLiteral(asks.map((ask) => this.idOf(ask)));
-    return this.resource.owner ? sql`${keyed} and ${this.identity} = any(${ids})` : keyed;
+  /** The caller's existing rows among those asked for, and whether each equals the wanted one. */
+  private async compare(asks: Ask[]): Promise<Written[]> {
+    const { shown, resource, table, key } = this;
+    const wanted = resource.settable.map((name) => {
+      const sqlDefault = typeof resource.columns[name]?.default === 'function';
+      const column = identifier(name);
+      return sqlDefault ? sql`coalesce(i.${column}, t.${column})` : sql`i.${column}`;
+    });
+    const same = sql`row(${identifiers(resource.settable, 't.')}) is not distinct from row(${join(wanted)})`;
+    const statement = sql`select ${join([...shown.columns, VERSION, same])}
+      from ${table} t join ${this.input(asks)} on t.${key} = i.${key}
+      ${where(this.ownedBy(asks[0]?.call ?? ownCall()))}`;
+    const found = await this.pool.run('read', ownCall(), statement);
+    return found.map((values) => {
+      const at = shown.fields.length;
+      const { body, version } = this.storedOf(values);
+      return { rows: 1, body, version, created: false, same: values[at + 1] === 't' };
+    });
   }
 
-  // Statements
-
-  /** `changed` has the new rows, and the existing ones with a flag: whether they equal the wanted. */
-  private creation(rows: Row[], allOrNone: boolean): Sql {
-    const { table, key, all, resource } = this;
-    const { settable, owner } = resource;
-    const free = sql`where not exists (select from existing)`;
-    const keyed = sql`t.${key} = i.${key}`;
-    const mine = owner ? sql`${keyed} and t.${identifier(owner)} = i.${identifier(owner)}` : keyed;
-    const wanted = settable.map((name) => inputOf(resource, name, `t.${quote(name)}`)).join(', ');
-    return sql`
-      input as (select * from json_populate_recordset(${this.none}, ${JSON.stringify(rows)})),
-      existing as (
-        select t.*, row(${identifiers(settable, 't.')}) is not distinct from row(${raw(wanted)}) as flag
-        from input i cross join lateral ( -- so that the planner always uses the index
-          select t.*, t.xmin::text as "#" from ${table} t where ${mine} limit 1
-        ) t
-      ),
-      made as (
-        insert into ${table} as t (${all}) select ${this.values} from input i
-        ${allOrNone ? free : sql`on conflict (${key}) do nothing`} ${RETURNING}, null::boolean as flag
-      ),
-      changed as (select * from made union all select * from existing)`;
+  private storedOf(values: Values): Stored {
+    return { body: this.toJson(values), version: String(values[this.shown.fields.length]) };
   }
 
-  /** `changed` has the written rows, with a flag: whether they are new. */
-  private replacement(rows: Row[], columns: string[]): Sql {
-    const { table, key, all, resource } = this;
-    const set = columns.filter((name) => name === resource.key || resource.settable.includes(name));
-    const owner = identifier(resource.owner ?? resource.key); // nobody replaces another's row
-    const update = sql`update set (${identifiers(set)}) = row(${identifiers(set, 'excluded.')})
-      where t.${owner} = excluded.${owner}`;
-    return sql`changed as (
-      insert into ${table} as t (${all})
-      select ${this.values} from json_populate_recordset(${this.none}, ${JSON.stringify(rows)}) i
-      on conflict (${key}) do ${set.length > 0 ? update : sql`nothing`} ${RETURNING}, t.xmax = 0 as flag
-    )`;
+  private byKey(result: Result): Map<string | null | undefined, Values> {
+    return new Map(result.map((values) => [values[0], values])); // the key is the first column
   }
 
-  private assignments(json: Sql): Sql {
-    return sql`(${this.settable}) = (select ${this.settable} from json_populate_record(t, ${json}))`;
+  private isOwn(values: Values, { call }: Ask): boolean {
+    const { owner, names } = this.resource;
+    return !owner || values[names.indexOf(owner)] === call.sub;
   }
 
-  private only(uuid: string, versions: Versions): Sql[] {
-    const version = sql`t.xmin::text = any(${`{${versions}}`})`;
-    return [sql`t.${this.key} = ${uuid}`, ...(Array.isArray(versions) ? [version] : [])];
+  /** A lone key is compared directly, so that an engine of several nodes asks one of them. */
+  private keyed(asks: Ask[]): Sql {
+    const keys = asks.map((ask) => ask.key);
+    if (keys.length === 1) return sql`t.${this.key} = ${keys[0]}`;
+    return sql`t.${this.key} = any(${arrayLiteral(keys)}::${this.keyType}[])`;
   }
 
-  private change(action: Sql, tests: Sql[], terms: Terms, call: Call, uuid?: string) {
-    const mine = where([...tests, ...this.ownedBy(call)]);
-    const changed = sql`${action} ${mine} ${RETURNING}, null::boolean as flag`;
-    return this.write('write', sql`changed as (${changed})`, terms, call, uuid);
+  private ownedByEach(asks: Ask[]): Sql {
+    const keys = arrayLiteral(asks.map((ask) => ask.key));
+    const subs = arrayLiteral(asks.map(({ call }) => call.sub));
+    const pair = sql`(t.${this.key}, t.${identifier(this.resource.owner ?? '')})`;
+    return sql`${pair} in (select * from unnest(${keys}::${this.keyType}[], ${subs}::text[]))`;
   }
 
-  /** Runs the CTEs, whose `changed` has the written rows; a broken term fails the statement. */
-  private async write(
-    kind: Kind,
-    ctes: Sql,
+  // Parts of statements
+
+  private toText(name: string, value: unknown): string | null {
+    if (value === null || value === undefined) return null;
+    return kindOf(typeOf(this.resource, name)) === 'json' ? JSON.stringify(value) : toText(value);
+  }
+
+  /** One array for each column, of the rows' values. A type without its length truncates nothing. */
+  private arraysOf(names: string[], rows: Row[]): Sql[] {
+    return names.map((name) => {
+      const type = typeOf(this.resource, name).replace(/\(.*\)/, '');
+      const values = rows.map((row) => this.toText(name, row[name]));
+      return sql`${arrayLiteral(values)}::${raw(type)}[]`;
+    });
+  }
+
+  /** The rows as a table `i`. */
+  private input(asks: Ask[]): Sql {
+    const rows = asks.map(({ row }) => row);
+    return sql`unnest(${join(this.arraysOf(this.inputs, rows))}) i(${identifiers(this.inputs)})`;
+  }
+
+  private insert(asks: Ask[]): Sql {
+    const { names, columns } = this.resource;
+    const values = names.map((name) => {
+      const { generated, default: initial } = columns[name] ?? {};
+      if (generated) return generated();
+      return typeof initial === 'function'
+        ? `coalesce(i.${quote(name)}, ${initial()})`
+        : `i.${quote(name)}`;
+    });
+    return sql`insert into ${this.table} as t (${identifiers(names)})
+      select ${raw(values.join(', '))} from ${this.input(asks)}`;
+  }
+
+  /** Sets columns of the existing row; never the key, and never in another caller's row. */
+  private onConflict(target: string[], columns: string[], tests: Sql[] = []): Sql {
+    const { settable, owner } = this.resource;
+    const set = columns.filter((name) => settable.includes(name)).map(identifier);
+    const mine = owner ? [sql`t.${identifier(owner)} = excluded.${identifier(owner)}`] : [];
+    const changes = join(set.map((name) => sql`${name} = excluded.${name}`));
+    const action = sql`update set ${changes} ${where([...mine, ...tests])}`;
+    return sql`on conflict (${identifiers(target)}) do ${set.length > 0 ? action : sql`nothing`}`;
+  }
+
+  private update(part: Row): Sql {
+    const named = this.resource.settable.filter((name) => Object.hasOwn(part, name));
+    return this.assign(
+      named.map((name) => sql`${identifier(name)} = ${this.toText(name, part[name])}`),
+    );
+  }
+
+  /** Without an assignment the row gets a new version all the same. */
+  private assign(set: Sql[]): Sql {
+    const first = identifier(this.resource.settable[0] ?? '');
+    return sql`update ${this.table} t set ${set.length > 0 ? join(set) : sql`${first} = t.${first}`}`;
+  }
+
+  private deletion(): Sql {
+    return sql`delete from ${this.table} t`;
+  }
+
+  private versionTests({ match, noneMatch }: Preconditions): Sql[] {
+    const version = sql`t.xmin::text`;
+    const tests = [];
+    if (Array.isArray(match)) tests.push(sql`${version} = any(${arrayLiteral(match)}::text[])`);
+    if (Array.isArray(noneMatch))
+      tests.push(sql`${version} <> all(${arrayLiteral(noneMatch)}::text[])`);
+    return noneMatch === '*' ? [...tests, sql`false`] : tests;
+  }
+
+  /** What must not be true of the rows that a statement changed. */
+  private broken(single: boolean, most: number | undefined): Sql[] {
+    const rows = sql`(select count(*) from changed)`;
+    return [
+      ...(single ? [sql`${rows} <> 1`] : []),
+      ...(most === undefined ? [] : [sql`${rows} > ${most}`]),
+    ];
+  }
+
+  /** Changes the caller's rows that pass the tests; all or none of them have the wanted versions. */
+  private async change(
+    action: Sql,
+    tests: Sql[],
     terms: Terms,
     call: Call,
-    uuid?: string,
+    alone = false,
   ): Promise<Written> {
-    const { single = false, most = MAX_ROWS } = terms;
-    const broken = sql`count(*) > ${most} or (${single} and count(*) <> 1)`;
-    const same = where([sql`t.${this.key} = ${uuid ?? null}`, ...this.ownedBy(call)]);
-    const found = sql`(select count(*) from ${this.table} t ${same})`;
-    const statement = sql`
-      with ${ctes}
-      select count(*) as rows, string_agg(${jsonOf(terms, this.resource)}, ',') as body,
-        min("#") as version, bool_and(flag) as every, bool_or(flag) as flag,
-        ${uuid ? found : sql`null`} as found,
-        case when ${broken} then ('!' || count(*))::int end as term
-      from changed t`;
-    const answer = this.admit(call, () => this.pool.run(kind, call, statement));
-    const [result] = await answer.catch((error) => {
-      const rows = Number(/"!(\d+)"/.exec(error.message)?.[1]);
-      if (codeOf(error) !== '22P02' || Number.isNaN(rows)) throw error;
-      throw single && rows !== 1 ? notOne(rows) : tooMany(rows);
-    });
-    return writtenOf(result);
+    const own = [...tests, ...this.ownedBy(call)];
+    const versions = this.versionTests(terms);
+    const all = sql`select count(*) from ${this.table} t ${where(own)}`;
+    const single = terms.format === OBJECT;
+    const broken = this.broken(single, terms.most);
+    if (versions.length > 0 && !alone) broken.push(sql`(select count(*) from changed) <> (${all})`);
+    const format = alone ? OBJECT : terms.format;
+    const statement = sql`${action} ${where([...own, ...versions])}`;
+    const made = await this.write('write', statement, { broken }, { ...terms, format }, call).catch(
+      async (error) => {
+        if (codeOf(error) !== DIVISION_BY_ZERO) throw error;
+        if (versions.length > 0) throw preconditionFailed();
+        const rows = await this.count(all, call);
+        throw single && rows !== 1 ? notOne(rows) : tooMany(rows);
+      },
+    );
+    if (made.rows > 0) return made;
+    if (versions.length > 0 && (await this.count(all, call)) > 0) throw preconditionFailed();
+    if (single) throw notOne(0);
+    return made;
   }
 
-  /** Equal asks share a page; its rows stay the bytes that PostgreSQL sent. */
+  private async count(statement: Sql, call: Call): Promise<number> {
+    return Number((await this.pool.run('read', call, statement))[0]?.[0]);
+  }
+
+  /** Runs a write, and reads back what the format needs; a broken term undoes it. */
+  private async write(
+    kind: Kind,
+    action: Sql,
+    { created, broken = [] }: { created?: Sql; broken?: Sql[] },
+    { format, select }: Terms,
+    call: Call,
+  ): Promise<Written> {
+    const shown = shownOf(this.resource, format ? select : []);
+    const flags = [VERSION, created ?? sql`false`];
+    const columns = format || created ? [...shown.columns, ...flags] : [sql`1`];
+    const silent = !format && !created && broken.length === 0;
+    const statement = silent ? action : guarded(action, columns, broken);
+    const result = await this.admit(call, () => this.pool.run(kind, call, statement));
+    const body = format ? bodyOf(format, shown.fields, result) : '';
+    const written = writtenOf(result, body, shown.fields.length);
+    return silent ? { ...written, rows: result.count } : written;
+  }
+
+  // Pages
+
+  /** Equal asks share a page. */
   private async readPages(asks: PageAsk[], since: number): Promise<Page[]> {
-    const [{ query, wanted, statement }] = asks as [PageAsk];
-    const results = await this.pool.run('read', ownCall(), statement, since, true);
-    const [count, total, next, bytes] = Object.values(results[0] ?? {}) as unknown as Raw[];
-    const found = Number(count);
-    const beyond = found > wanted.limit;
-    const more = beyond && wanted.limit > 0;
-    const body = beyond ? withoutLast(bytes) : bytes;
+    const [{ query, wanted, shown, statement }] = asks as [PageAsk];
+    const found = await this.pool.run('read', ownCall(), statement, since);
+    const total = wanted.count ? Number(found[0]?.at(-1)) : undefined;
+    const rows = wanted.count && found[0]?.at(-2) === null ? [] : found; // the total stands alone
+    const more = rows.length > wanted.limit;
+    if (more) rows.length = wanted.limit;
+    const last = rows.at(-1);
     const page = {
-      rows: beyond ? wanted.limit : found,
-      body: body ?? Buffer.from('[]'),
-      more,
-      next: more ? nextCursor(query, body, next) : '',
-      ...(wanted.count && { total: Number(total) }),
+      rows: rows.length,
+      body: bodyOf(wanted.format, shown.fields, rows),
+      more: more && last !== undefined,
+      next: more && last ? cursorOf(this.resource, query, shown, last) : '',
+      ...(total !== undefined && { total }),
     };
     return asks.map(() => page);
   }
 
-  /** One row more than wanted shows whether there are more. */
-  private pageStatement(query: Query, { limit, body, count }: Wanted, call: Call): Sql {
-    const { after, ...whole } = query;
+  /** One row more than wanted shows whether there are more; with a total, a row that has it. */
+  private pageStatement(query: Query, { limit, count }: Wanted, shown: Shown, call: Call): Sql {
     const tests = this.ownedBy(call);
-    const inBody = isGrouped(query) || (body && !query.select); // then the cursor is read from there
-    const values = query.order.map(({ column }) => sql`t.${identifier(column)}::text`);
-    const next = inBody ? sql`null` : sql`(array_agg(json_build_array(${join(values)})))[${limit}]`;
-    const all = rowsOf(this.resource, whole, { limit: null, offset: 0, tests });
-    const page = rowsOf(this.resource, query, { limit: limit + 1, offset: query.offset, tests });
-    return sql`
-      select count(*), ${count ? sql`(select count(*) from ${all} t)` : sql`null`},
-        ${next}, ${body ? arrayOf(query, this.resource) : sql`null`}
-      from ${page} t`;
+    const columns = [...shown.columns, ...cursorColumns(query)];
+    if (!count) return selectOf(this.resource, query, columns, tests, limit + 1);
+    const named = [...columns, sql`true`].map((one, at) => sql`${one} as ${identifier(`c${at}`)}`);
+    const page = selectOf(this.resource, query, named, tests, limit + 1);
+    const total = countOf(this.resource, query, tests);
+    return sql`select p.*, total.count from (${total}) total left join (${page}) p on true`;
   }
 }
 
+/** A write whose effect is undone by a division by zero when a term is broken. */
+function guarded(action: Sql, columns: Sql[], broken: Sql[]): Sql {
+  if (broken.length === 0) return sql`${action} returning ${join(columns)}`;
+  const named = columns.map((one, at) => sql`${one} as ${identifier(`c${at}`)}`);
+  return sql`with changed as (${action} returning ${join(named)})
+    select *, 1 / (case when ${join(broken, raw(' or '))} then 0 else 1 end) from changed`;
+}
+
 /** By key, so that two groups lock their rows in the same order. */
-function sortedRows(asks: Ask[]): Row[] {
-  const sorted = asks.toSorted((a, b) => (a.uuid < b.uuid ? -1 : 1));
-  return sorted.map(({ row = {} }) => row);
+function sorted(asks: Ask[]): Ask[] {
+  return asks.length === 1 ? asks : asks.toSorted((a, b) => (a.key < b.key ? -1 : 1));
 }
 
-/** A column of the row `i`; `instead` when it is absent and the default is SQL. */
-function inputOf({ columns }: Resource, name: string, instead?: string): string {
-  const initial = columns[name]?.default;
-  if (typeof initial !== 'function') return `i.${quote(name)}`;
-  return `coalesce(i.${quote(name)}, ${instead ?? initial()})`;
-}
-
-function writtenOf(result: Result = {}): Written {
-  const { rows = result.id ? 1 : 0, body, version, flag, every = flag, found } = result;
+/** Of written rows, whose version and flag are behind `at` values. */
+function writtenOf(rows: Values[], body: string, at = 0): Written {
   return {
-    rows: Number(rows),
-    body: body ?? '',
-    version: version ?? '',
-    created: flag === 't',
-    taken: flag !== null,
-    same: every === 't',
-    found: found === '1',
+    rows: rows.length,
+    body,
+    version: String(rows[0]?.[at] ?? ''),
+    created: rows.some((values) => values[at + 1] === 't'),
+    same: false,
   };
 }
 
-/** The array without its last row, in place. */
-function withoutLast(array: Raw): Raw {
-  const end = array?.lastIndexOf(LINE) ?? -1;
-  if (!array || end < 0) return undefined;
-  array[end] = 0x5d; // "]"
-  return array.subarray(0, end + 1);
-}
-
-/** The order's values in the last row of a page; groups have no cursor. */
-function nextCursor(query: Query, body: Raw, next: Raw): string {
-  if (isGrouped(query)) return '';
-  if (next) return next.toString('base64url');
-  if (!body) return cursorOf(query, {});
-  const at = body.lastIndexOf(LINE);
-  const start = at < 0 ? 1 : at + LINE.length;
-  return cursorOf(query, JSON.parse(body.toString('utf8', start, body.length - 1)));
+async function* mapBatches(batches: AsyncGenerator<Values[]>, write: (values: Values) => string) {
+  for await (const batch of batches) yield batch.map(write);
 }
