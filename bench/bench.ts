@@ -1,81 +1,86 @@
 /**
- * The comparison: `npm run bench`, five minutes, or `npm run bench -- --quick`, one. It starts all
- * that it needs and ends it; README.md beside it says what is compared, why, and how to read it.
+ * The comparison with other services and with another checkout; README.md beside it has the method.
+ * A run of all works is kept in results.json, results.svg and README.md.
  */
 import { readFile, writeFile } from 'node:fs/promises';
-import { loadavg } from 'node:os';
-import { startDatabase } from '../test/harness.ts';
+import { resolve } from 'node:path';
+import { parseArgs } from 'node:util';
 import { drawChart } from './chart.ts';
-import { MANY } from './database.ts';
-import { measureMemory, measureStart } from './footprint.ts';
-import { loadTool } from './load.ts';
-import type { Figures } from './measure.ts';
+import { takeTurns } from './measure.ts';
+import { measureMemory } from './memory.ts';
+import { profile } from './profile.ts';
 import * as report from './report.ts';
 import { openStage, type Scale, type Stage } from './stage.ts';
-import { judge } from './targets.ts';
-import { tournament } from './tournament.ts';
+import { DUELS, WORKS } from './works.ts';
 
-const FULL: Scale = {
-  plan: { rounds: 3, seconds: 2, warmUp: 1 },
-  long: { seconds: 60, part: 5 },
-  rows: MANY,
-  starts: 3,
-};
-const QUICK: Scale = {
-  plan: { rounds: 1, seconds: 1, warmUp: 0 },
-  long: { seconds: 4, part: 1 },
-  rows: MANY / 4,
-  starts: 1,
-};
+const FULL: Scale = { seconds: 2, turns: 5, rows: 1_000_000 };
+const QUICK: Scale = { seconds: 1, turns: 5, rows: 100_000 };
+const PROFILED: Scale = { ...QUICK, seconds: 10 };
 
-/** All figures of one run. */
-async function runAll(stage: Stage): Promise<Omit<report.Results, 'date' | 'quick' | 'machine'>> {
-  const memory = await measureMemory(stage);
-  const start = await measureStart(stage);
-  const figures: Figures = {};
-  for (const { work, take } of tournament(stage)) {
-    process.stderr.write(`${work}\n`);
-    const taken = await take(figures);
-    if (taken) figures[work] = taken;
+const { values: options } = parseArgs({
+  options: {
+    quick: { type: 'boolean', default: false },
+    works: { type: 'string' },
+    against: { type: 'string' },
+    profile: { type: 'boolean', default: false },
+  },
+});
+
+/** A work that fails is reported, and the others go on. */
+async function measure(stage: Stage, works: string[]): Promise<Omit<report.Run, 'machine'>> {
+  const run: Omit<report.Run, 'machine'> = { figures: {}, failures: {} };
+  for (const name of works) {
+    const work = WORKS[name];
+    if (!work) continue;
+    process.stderr.write(`${work.title}\n`);
+    try {
+      const entries = await work.entries(stage);
+      const before = work.writes ? stage.reset : async () => {};
+      run.figures[name] = await takeTurns(entries, stage.scale.turns, stage.postgres, before);
+    } catch (error) {
+      run.failures[name] = String(error).split('\n')[0] ?? '';
+    }
+    await stage.tidy();
   }
-  return { figures, verdicts: judge(figures), start, memory };
+  return run;
 }
 
-function print({ figures, verdicts, start, memory }: report.Results): void {
-  const parts = [
-    report.figureLines(figures),
-    report.verdictLines(verdicts),
-    report.footprintLines(start, memory),
-  ];
-  for (const lines of parts) console.log(`\n${lines.join('\n')}`);
+async function keep(run: report.Run): Promise<void> {
+  const file = (name: string) => new URL(name, import.meta.url);
+  const [major = ''] = process.versions.node.split('.');
+  const kept: report.Results = JSON.parse(await readFile(file('results.json'), 'utf8'));
+  const results = { ...kept, [major]: run };
+  await writeFile(file('results.json'), report.toJson(results));
+  await writeFile(file('results.svg'), drawChart(results));
+  const readme = await readFile(file('README.md'), 'utf8');
+  await writeFile(file('README.md'), report.record(readme, results));
 }
 
-/** The record of the last full run: the figures, the picture, and what README.md says of them. */
-async function keep(results: report.Results): Promise<void> {
-  const beside = (file: string) => new URL(file, import.meta.url);
-  await writeFile(beside('results.json'), `${JSON.stringify(results, null, 2)}\n`);
-  await writeFile(beside('results.svg'), drawChart(results));
-  const readme = await readFile(beside('README.md'), 'utf8');
-  await writeFile(beside('README.md'), report.record(readme, results));
-}
-
-const quick = process.argv.includes('--quick');
-const started = performance.now();
-const [busy = 0] = loadavg(); // before the run makes its own
-const database = await startDatabase(''); // embedded, whatever DATABASE_URL says
-try {
-  const stage = await openStage(database, quick ? QUICK : FULL);
-  try {
-    const [shown] = await database.sql`show server_version`;
-    const machine = report.describeMachine(shown?.server_version, await loadTool(), busy);
-    const date = new Date().toISOString();
-    const results: report.Results = { date, quick, machine, ...(await runAll(stage)) };
-    print(results);
-    if (!quick) await keep(results);
-  } finally {
-    await stage.close();
+async function main(): Promise<void> {
+  const { quick, against } = options;
+  const all = Object.keys(quick || against || options.profile ? DUELS : WORKS);
+  const works = options.works?.split(',') ?? all;
+  const unknown = works.filter((work) => !WORKS[work]);
+  if (unknown.length > 0) throw new Error(`${unknown} is none of ${Object.keys(WORKS)}`);
+  const complete = !(quick || against || options.works);
+  const scale = options.profile ? PROFILED : quick ? QUICK : FULL;
+  const stage = await openStage(scale, against && resolve(against));
+  const [shown] = await stage.few.sql`show server_version`;
+  const machine = await report.describeMachine(shown?.server_version);
+  if (options.profile) {
+    for (const name of works) {
+      const work = WORKS[name];
+      if (work) console.log([work.title, ...(await profile(stage, work))].join('\n'));
+    }
+    return stage.close();
   }
-} finally {
-  await database.stop();
+  const run: report.Run = { machine, ...(await measure(stage, works)) };
+  if (complete) run.memory = await measureMemory(stage);
+  await stage.close();
+  console.log(report.summary(run).join('\n'));
+  if (complete) await keep(run);
+  if (Object.keys(run.failures).length > 0) process.exitCode = 1;
 }
-console.log(`\n${((performance.now() - started) / 1000).toFixed(0)} s`);
+
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1));
+await main();

@@ -1,155 +1,178 @@
-/** Figures as text: the table on stdout, and what results.json says of the machine. */
-import { cpus, release, totalmem } from 'node:os';
-import type { Memory, Start } from './footprint.ts';
-import type { Figures } from './measure.ts';
-import type { Verdict } from './targets.ts';
-import * as rows from './targets.ts';
+/** Figures as text: on stdout, and between the markers of README.md. */
+import { cpus, loadavg, release } from 'node:os';
+import { hasWrk } from './load.ts';
+import { type Figures, median, ratios, type Turns } from './measure.ts';
+import { type Memory, MOST } from './memory.ts';
+import { WORKS } from './works.ts';
 
+/** `busy`: the load average of the minute before the run, near 0 on a quiet machine. */
 export type Machine = {
+  date: string;
   cpu: string;
   cores: number;
-  memoryGb: number;
   kernel: string;
   node: string;
   postgres: string;
   load: string;
-  /** What others had to run in the minute before; near 0 on a quiet machine. */
   busy: number;
 };
 
-/** The whole of results.json. */
-export type Results = {
-  date: string;
-  quick: boolean;
+/** `failures`: by work, why it has no figures. */
+export type Run = {
   machine: Machine;
   figures: Figures;
-  verdicts: Verdict[];
-  start: Start;
-  memory: Memory;
+  memory?: Memory;
+  failures: Record<string, string>;
 };
 
-export function describeMachine(postgres: string, load: string, busy: number): Machine {
-  const [{ model = '' } = {}, ...others] = cpus();
-  return {
-    cpu: model,
-    cores: others.length + 1,
-    memoryGb: Math.round(totalmem() / 2 ** 30),
-    kernel: release(),
-    node: process.version,
-    postgres,
-    load,
-    busy,
-  };
+/** results.json: the last full run by major version of Node. */
+export type Results = Record<string, Run>;
+
+export async function describeMachine(postgres: string, busy = loadavg()[0]): Promise<Machine> {
+  const [{ model: cpu = '' } = {}, ...others] = cpus();
+  const [date = ''] = new Date().toISOString().split('T');
+  const load = (await hasWrk) ? 'wrk' : 'autocannon';
+  const versions = { kernel: release(), node: process.version, postgres };
+  return { date, cpu, cores: others.length + 1, ...versions, load, busy: busy ?? 0 };
 }
 
-/** Every figure: a line per kind of work and contestant. */
-export function figureLines(figures: Figures): string[] {
-  const header = ['', 'per second', 'p50 ms', 'p99 ms', 'spread', 'CPU µs: own', 'PostgreSQL'];
-  const lines = Object.entries(figures).flatMap(([work, of]) => [
-    [work],
-    ...Object.entries(of).map(([name, figure]) => [
+/** The service's turns and those of who it is compared with. */
+export function pairOf(of: Record<string, Turns> = {}) {
+  const [[, ours] = [], [peer, theirs] = []] = Object.entries(of);
+  return { ours, peer, theirs };
+}
+
+/** What became of each target; `met` is undefined where there is no target. */
+export function judge(work: string, { figures, failures }: Run) {
+  const target = WORKS[work]?.target ?? {};
+  const { ours, theirs } = pairOf(figures[work]);
+  if (!ours) return [{ text: failures[work] ? 'failed' : 'not measured', met: false }];
+  const { rate: times, cpu } = theirs ? ratios(ours, theirs) : {};
+  const { perSecond } = target;
+  const rate = median(ours.rate);
+  return [
+    ...(times === undefined ? [] : [{ text: times.toFixed(2), met: atLeast(times, target.rate) }]),
+    ...(cpu === undefined ? [] : [{ text: cpu.toFixed(2), met: atLeast(target.cpu, cpu) }]),
+    ...(perSecond ? [{ text: `${rounded(rate)}/s`, met: atLeast(rate, perSecond) }] : []),
+  ];
+}
+
+function atLeast(value?: number, limit?: number): boolean | undefined {
+  return value === undefined || limit === undefined ? undefined : value >= limit;
+}
+
+/** A line per target, with the outcome of each run. */
+export function verdicts(results: Results): string[] {
+  const runs = Object.entries(results);
+  const shown = (text: string, met?: boolean) => (met === false ? `**${text} missed**` : text);
+  const lines = Object.entries(WORKS).map(([work, { title, target }]) => {
+    const peers = runs.map(([, { figures }]) => pairOf(figures[work]).peer);
+    const { rate, cpu, perSecond } = target;
+    const limits = [
+      rate === undefined ? '' : `≥ ${rate}`,
+      cpu === undefined ? '' : `≤ ${cpu}`,
+      perSecond === undefined ? '' : `≥ ${rounded(perSecond)}/s`,
+    ];
+    const outcomes = runs.map(([, run]) =>
+      judge(work, run)
+        .map(({ text, met }) => shown(text, met))
+        .join(' · '),
+    );
+    const against = peers.find((peer) => peer !== undefined) ?? '';
+    return [title, against, limits.filter(Boolean).join(' · '), ...outcomes];
+  });
+  const memory = Object.entries(MOST).map(([when, most]) => {
+    const megabytes = ({ memory }: Run) => memory?.[when as keyof Memory] ?? Number.NaN;
+    const outcomes = runs.map(([, run]) => {
+      const mb = megabytes(run);
+      return shown(`${mb.toFixed(0)} MB`, mb <= most);
+    });
+    return [`resident memory, ${when}`, '', `≤ ${most} MB`, ...outcomes];
+  });
+  const header = ['work', 'compared with', 'target', ...runs.map(([node]) => `Node ${node}`)];
+  return markdown([header, ...lines, ...memory]);
+}
+
+/** For the terminal: the figures, and the ratios of the first of each work to the second. */
+export function summary(run: Run): string[] {
+  const lines = Object.entries(run.figures).flatMap(([work, of]) => {
+    const { ours, peer, theirs } = pairOf(of);
+    if (!ours || !theirs) return [];
+    const { rate, cpu } = ratios(ours, theirs);
+    return [[WORKS[work]?.title ?? '', rate.toFixed(2), cpu.toFixed(2), peer ?? '']];
+  });
+  const header = ['ratios of medians', 'throughput', 'CPU', 'to'];
+  return [...figureLines(run), '', ...columns([header, ...lines])];
+}
+
+/** A line per work and contestant: `median (minimum)` over the turns. */
+export function figureLines({ figures, failures }: Run): string[] {
+  const header = ['', 'per second', 'p50 ms', 'p99 ms', 'Node µs', 'PostgreSQL µs'];
+  const lines = Object.entries(WORKS).flatMap(([work, { title }]) => [
+    ...(failures[work] ? [[`${title}: ${failures[work]}`]] : figures[work] ? [[title]] : []),
+    ...Object.entries(figures[work] ?? {}).map(([name, { rate, p50, p99, node, postgres }]) => [
       `  ${name}`,
-      rounded(figure.perSecond),
-      figure.p50.toFixed(2),
-      figure.p99?.toFixed(2) ?? '',
-      `${(figure.spread * 100).toFixed(0)} %`,
-      figure.ownCpu?.toFixed(0) ?? '',
-      figure.databaseCpu?.toFixed(0) ?? '',
+      spread(rate, rounded),
+      p50.length > 0 ? median(p50).toFixed(2) : '',
+      p99.length > 0 ? median(p99).toFixed(2) : '',
+      spread(node, short),
+      spread(postgres, short),
     ]),
   ]);
   return columns([header, ...lines]);
 }
 
-/** Every target: ours, the peer's, their ratio, what it has to be, whether it is. */
-export function verdictLines(verdicts: Verdict[]): string[] {
-  return columns(verdictCells(verdicts));
+function spread(numbers: number[], show: (value: number) => string): string {
+  return `${show(median(numbers))} (${show(Math.min(...numbers))})`;
 }
 
-function verdictCells(verdicts: Verdict[]): string[][] {
-  const header = ['work', 'ours', 'peer', '', 'ratio', 'target', ''];
-  const lines = verdicts.map(({ work, ours, peer, at, limit, of, is, than, ratio, met }) => {
-    const shown = (value = Number.NaN) => (of ? `${value.toFixed(2)} ms` : `${rounded(value)}/s`);
-    const [name, target] = [ours === rows.OURS ? work : `${work}: ${ours}`, `${at} ${limit}`];
-    if (ratio === undefined) return [name, '', peer, '', '', target, 'not measured'];
-    return [name, shown(is), peer, shown(than), ratio.toFixed(2), target, met ? 'met' : 'NOT MET'];
-  });
-  return [header, ...lines];
+function short(value: number): string {
+  return value.toFixed(value < 10 ? 1 : 0);
 }
 
-/** The parts of the start and the memory, each with its target where it has one. */
-export function footprintLines(start: Start, memory: Memory): string[] {
-  const { node, imports, connect, schema, ready } = start;
-  const parts = Object.entries({ node, imports, connect, schema });
-  return [
-    `ready ${ready.toFixed(0)} ms after its start (target: 500, ${ready <= 500 ? 'met' : 'NOT MET'})`,
-    `  of its parts, alone: ${parts.map(([name, ms]) => `${name} ${ms.toFixed(0)}`).join(', ')}`,
-    `resident: idle ${memory.idle.toFixed(0)} MB, under load ${memory.loaded.toFixed(0)} MB, ` +
-      `a large table streamed ${memory.streamed.toFixed(0)} MB (${rounded(memory.streamedPerSecond)} rows/s)`,
-  ];
-}
-
-const BUSY = 0.7; // of a core; beyond it waiting grows faster than work
-const RATES = [10_000, 100_000, 1_000_000];
-
-/** What the CPU times say of larger loads: of the service's cores, and of PostgreSQL's. */
-function capacityCells(figures: Figures): string[][] {
-  const shown = RATES.map((rate) => `${rounded(rate)}/s`);
-  const header = ['work', 'a core of the service', 'a core of PostgreSQL', ...shown];
-  const lines = [rows.READ, rows.LISTS, rows.CREATE, rows.REPLACE].flatMap((work) => {
-    const { ownCpu, databaseCpu } = figures[work]?.[rows.OURS] ?? {};
-    if (!ownCpu || !databaseCpu) return [];
-    const [own, database] = [perCore(ownCpu), perCore(databaseCpu)];
-    const needs = RATES.map((rate) => `${Math.ceil(rate / own)} + ${Math.ceil(rate / database)}`);
-    return [[work, `${rounded(own)}/s`, `${rounded(database)}/s`, ...needs]];
-  });
-  return [header, ...lines];
-}
-
-/** Requests per second of one core that is busy as it should be at most. */
-function perCore(cpu: number): number {
-  return (BUSY * 1_000_000) / cpu;
+/** Three digits, with spaces between thousands. */
+export function rounded(value: number): string {
+  const digits = value < 100 ? value : Number(value.toPrecision(3));
+  return digits.toLocaleString('en', { maximumFractionDigits: 0 }).replaceAll(',', ' ');
 }
 
 /** README.md with what its marked parts say of these results. */
 export function record(readme: string, results: Results): string {
-  const { figures, verdicts, start, memory, machine, date } = results;
-  const { cpu, cores, memoryGb, node, postgres, load } = machine;
-  const parts: Record<string, string[]> = {
-    machine: [
-      `${date.slice(0, 10)}, ${cores} cores of ${cpu}, ${memoryGb} GB, Linux ${machine.kernel}, ` +
-        `Node ${node}, PostgreSQL ${postgres}, load by ${load}; load average of the minute before: ${machine.busy.toFixed(1)}.`,
-    ],
-    verdicts: markdown(verdictCells(verdicts)),
-    footprint: footprintLines(start, memory).map((line) => `- ${line.trim()}`),
-    capacity: markdown(capacityCells(figures)),
-    figures: ['```', ...figureLines(figures), '```'],
-  };
-  return Object.entries(parts).reduce((text, [name, lines]) => {
+  const figures = Object.values(results).flatMap((run) => {
+    const { date, cpu, cores, kernel, node, postgres, load, busy } = run.machine;
+    const machine =
+      `${date}, Node ${node}, PostgreSQL ${postgres}, ${cores} cores of ${cpu}, Linux ${kernel}, ` +
+      `load by ${load}; load average of the minute before ${busy.toFixed(1)}`;
+    return [`${machine}:`, '', '```', ...figureLines(run), '```', ''];
+  });
+  return [
+    ['targets', verdicts(results)] as const,
+    ['figures', figures.slice(0, -1)] as const,
+  ].reduce((text, [name, lines]) => {
     const place = new RegExp(`(<!-- ${name} -->\\n)[^]*?(<!-- /${name} -->)`);
     if (!place.test(text)) throw new Error(`README.md has no place for ${name}`);
     return text.replace(place, (_, from, to) => `${from}\n${lines.join('\n')}\n\n${to}`);
   }, readme);
 }
 
+/** With each list on one line, as the formatter has it. */
+export function toJson(results: Results): string {
+  const onOneLine = (list: string) =>
+    list.replace(/\s+/g, ' ').replace('[ ', '[').replace(' ]', ']');
+  return `${JSON.stringify(results, null, 2).replace(/\[[^[\]]*\]/g, onOneLine)}\n`;
+}
+
 function markdown([header = [], ...lines]: string[][]): string[] {
   return [header, header.map(() => '---'), ...lines].map((cells) => `| ${cells.join(' | ')} |`);
 }
 
-/** Three digits, thousands apart. */
-export function rounded(value: number): string {
-  const digits = value < 100 ? value : Number(value.toPrecision(3));
-  return digits.toLocaleString('en', { maximumFractionDigits: 0 }).replaceAll(',', ' ');
-}
-
 /** The first column to the left, the others to the right. */
 function columns(lines: string[][]): string[] {
-  const width = (at: number) =>
-    Math.max(...lines.filter((line) => line.length > 1).map((line) => line[at]?.length ?? 0));
-  const widths = (lines[0] ?? []).map((_, at) => width(at));
-  return lines.map((line) =>
-    line
-      .map((cell, at) => (at === 0 ? cell.padEnd(widths[0] ?? 0) : cell.padStart(widths[at] ?? 0)))
-      .join('  ')
-      .trimEnd(),
+  const cells = lines.filter((line) => line.length > 1);
+  const widths = (lines[0] ?? []).map((_, at) =>
+    Math.max(...cells.map((line) => line[at]?.length ?? 0)),
   );
+  const padded = (cell: string, at: number) =>
+    at === 0 ? cell.padEnd(widths[at] ?? 0) : cell.padStart(widths[at] ?? 0);
+  return lines.map((line) => line.map(padded).join('  ').trimEnd());
 }
