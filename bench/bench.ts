@@ -9,9 +9,10 @@ import { drawChart } from './chart.ts';
 import { takeTurns } from './measure.ts';
 import { measureMemory } from './memory.ts';
 import { profile } from './profile.ts';
+import type { Results, Run } from './report.ts';
 import * as report from './report.ts';
 import { openStage, type Scale, type Stage } from './stage.ts';
-import { DUELS, WORKS } from './works.ts';
+import { DUELS, WORKS, type Work } from './works.ts';
 
 const FULL: Scale = { seconds: 2, turns: 5, rows: 1_000_000 };
 const QUICK: Scale = { seconds: 1, turns: 5, rows: 100_000 };
@@ -27,28 +28,33 @@ const { values: options } = parseArgs({
 });
 
 /** A work that fails is reported, and the others go on. */
-async function measure(stage: Stage, works: string[]): Promise<Omit<report.Run, 'machine'>> {
-  const run: Omit<report.Run, 'machine'> = { figures: {}, failures: {} };
+async function measure(stage: Stage, works: string[]): Promise<Pick<Run, 'figures' | 'failures'>> {
+  const { scale, postgres, reset, tidy } = stage;
+  const [figures, failures]: [Run['figures'], Run['failures']] = [{}, {}];
   for (const name of works) {
-    const work = WORKS[name];
-    if (!work) continue;
+    const work = workOf(name);
     process.stderr.write(`${work.title}\n`);
     try {
-      const entries = await work.entries(stage);
-      const before = work.writes ? stage.reset : async () => {};
-      run.figures[name] = await takeTurns(entries, stage.scale.turns, stage.postgres, before);
+      const before = work.writes ? reset : async () => {};
+      figures[name] = await takeTurns(await work.entries(stage), scale.turns, postgres, before);
     } catch (error) {
-      run.failures[name] = String(error).split('\n')[0] ?? '';
+      [failures[name] = ''] = String(error).split('\n');
     }
-    await stage.tidy();
+    await tidy();
   }
-  return run;
+  return { figures, failures };
 }
 
-async function keep(run: report.Run): Promise<void> {
+function workOf(name: string): Work {
+  const work = WORKS[name];
+  if (work) return work;
+  throw new Error(`there is no work "${name}", but ${Object.keys(WORKS).join(', ')}`);
+}
+
+async function keep(run: Run): Promise<void> {
   const file = (name: string) => new URL(name, import.meta.url);
   const [major = ''] = process.versions.node.split('.');
-  const kept: report.Results = JSON.parse(await readFile(file('results.json'), 'utf8'));
+  const kept: Results = JSON.parse(await readFile(file('results.json'), 'utf8'));
   const results = { ...kept, [major]: run };
   await writeFile(file('results.json'), report.toJson(results));
   await writeFile(file('results.svg'), drawChart(results));
@@ -58,23 +64,19 @@ async function keep(run: report.Run): Promise<void> {
 
 async function main(): Promise<void> {
   const { quick, against } = options;
-  const all = Object.keys(quick || against || options.profile ? DUELS : WORKS);
-  const works = options.works?.split(',') ?? all;
-  const unknown = works.filter((work) => !WORKS[work]);
-  if (unknown.length > 0) throw new Error(`${unknown} is none of ${Object.keys(WORKS)}`);
-  const complete = !(quick || against || options.works);
+  const complete = !(quick || against || options.works || options.profile);
+  const works = options.works?.split(',') ?? Object.keys(complete ? WORKS : DUELS);
+  works.forEach(workOf); // an unknown name fails before anything is started
   const scale = options.profile ? PROFILED : quick ? QUICK : FULL;
   const stage = await openStage(scale, against && resolve(against));
-  const [shown] = await stage.few.sql`show server_version`;
-  const machine = await report.describeMachine(shown?.server_version);
   if (options.profile) {
-    for (const name of works) {
-      const work = WORKS[name];
-      if (work) console.log([work.title, ...(await profile(stage, work))].join('\n'));
-    }
+    for (const work of works.map(workOf))
+      console.log([work.title, ...(await profile(stage, work))].join('\n'));
     return stage.close();
   }
-  const run: report.Run = { machine, ...(await measure(stage, works)) };
+  const [shown] = await stage.few.sql`show server_version`;
+  const machine = await report.describeMachine(shown?.server_version);
+  const run: Run = { machine, ...(await measure(stage, works)) };
   if (complete) run.memory = await measureMemory(stage);
   await stage.close();
   console.log(report.summary(run).join('\n'));

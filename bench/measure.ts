@@ -21,21 +21,20 @@ export type Figures = Record<string, Record<string, Turns>>;
 export async function takeTurns(
   entries: Entry[],
   turns: number,
-  postgres: () => Promise<number[]>,
+  postgres: number,
   before: () => Promise<void>,
 ): Promise<Record<string, Turns>> {
   const taken = entries.map(({ name }) => [name, emptyTurns()] as const);
   for (let turn = 0; turn <= turns; turn += 1) {
     for (const [at, { on, take }] of entries.entries()) {
       await before();
-      const clocks = [await startClock(on.pids), await startClock(postgres)];
+      const [node, database] = [await cpuOfAll(on.pids), await cpuOf(postgres)];
       const { requests, seconds, p50, p99 } = await take();
-      const [node = 0, database = 0] = await Promise.all(clocks.map((stop) => stop()));
       const of = taken[at]?.[1];
       if (turn === 0 || !of) continue;
       of.rate.push(short(requests / seconds));
-      of.node.push(short(node / requests));
-      of.postgres.push(short(database / requests));
+      of.node.push(short(((await cpuOfAll(on.pids)) - node) / requests));
+      of.postgres.push(short(((await cpuOf(postgres)) - database) / requests));
       if (p50 !== undefined) of.p50.push(short(p50));
       if (p99 !== undefined) of.p99.push(short(p99));
     }
@@ -47,14 +46,8 @@ export function emptyTurns(): Turns {
   return { rate: [], p50: [], p99: [], node: [], postgres: [] };
 }
 
-/** Returns a function that gives the µs of CPU since, with those of processes that began since. */
-async function startClock(pids: () => Promise<number[]>): Promise<() => Promise<number>> {
-  const before = new Map<number, number>();
-  for (const pid of await pids()) before.set(pid, await cpuOf(pid));
-  return async () => {
-    const after = (await pids()).map(async (pid) => (await cpuOf(pid)) - (before.get(pid) ?? 0));
-    return sum(await Promise.all(after));
-  };
+async function cpuOfAll(pids: number[]): Promise<number> {
+  return sum(await Promise.all(pids.map(cpuOf)));
 }
 
 function short(value: number): number {

@@ -13,7 +13,7 @@ export const MOST: Memory = { idle: 110, loaded: 200, streaming: 200 };
 export async function measureMemory({ scale, few, many, guest }: Stage): Promise<Memory> {
   const { rows, seconds } = scale;
   const one = await guest(few.url);
-  const [pid = 0] = await one.pids();
+  const [pid = 0] = one.pids;
   const idle = await memoryOf(pid, 'VmRSS');
   const loaded = await peakDuring(one, async () => {
     for (const request of [READ, LISTS])
@@ -27,7 +27,7 @@ export async function measureMemory({ scale, few, many, guest }: Stage): Promise
 }
 
 async function peakDuring(service: Service, work: () => Promise<void>): Promise<number> {
-  const [pid = 0] = await service.pids();
+  const [pid = 0] = service.pids;
   await resetPeak(pid);
   await work();
   return memoryOf(pid, 'VmHWM');

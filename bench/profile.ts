@@ -46,8 +46,8 @@ function nameOf({ functionName, url, lineNumber }: Frame): string {
 export async function profile(stage: Stage, work: Work): Promise<string[]> {
   const directory = await mkdtemp(join(tmpdir(), 'bench-'));
   try {
-    const NODE_OPTIONS = `--cpu-prof --cpu-prof-dir=${directory}`;
-    const ours = await stage.guest(stage.few.url, undefined, { NODE_OPTIONS });
+    const flags = ['--cpu-prof', `--cpu-prof-dir=${directory}`];
+    const ours = await stage.guest(stage.few.url, undefined, { flags });
     const [entry] = await work.entries({ ...stage, ours, peers: [] });
     await entry?.take();
     await stage.tidy();

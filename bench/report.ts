@@ -101,13 +101,13 @@ export function summary(run: Run): string[] {
     const { rate, cpu } = ratios(ours, theirs);
     return [[WORKS[work]?.title ?? '', rate.toFixed(2), cpu.toFixed(2), peer ?? '']];
   });
-  const header = ['ratios of medians', 'throughput', 'CPU', 'to'];
+  const header = ['median of the ratios', 'throughput', 'CPU', 'to'];
   return [...figureLines(run), '', ...columns([header, ...lines])];
 }
 
 /** A line per work and contestant: `median (minimum)` over the turns. */
 export function figureLines({ figures, failures }: Run): string[] {
-  const header = ['', 'per second', 'p50 ms', 'p99 ms', 'Node µs', 'PostgreSQL µs'];
+  const header = ['', 'per second', 'p50 ms', 'p99 ms', 'service µs', 'PostgreSQL µs'];
   const lines = Object.entries(WORKS).flatMap(([work, { title }]) => [
     ...(failures[work] ? [[`${title}: ${failures[work]}`]] : figures[work] ? [[title]] : []),
     ...Object.entries(figures[work] ?? {}).map(([name, { rate, p50, p99, node, postgres }]) => [

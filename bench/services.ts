@@ -9,16 +9,17 @@ import { fileURLToPath } from 'node:url';
 import { until } from '../test/harness.ts';
 import { succeeds } from './load.ts';
 
-/** `plain`: it has the peers' query parameters, not the service's dialect. */
+/** `plain`: it has the peers' query parameters, not the service's dialect. `pids`: without children. */
 export type Service = {
   name: string;
   url: string;
   plain: boolean;
-  pids: () => Promise<number[]>;
+  pids: number[];
   stop: () => Promise<void>;
 };
 
-type Options = {
+export type Options = {
+  flags?: string[];
   plain?: boolean;
   env?: Record<string, string>;
   cwd?: string;
@@ -32,14 +33,14 @@ const beside = (file: string) => fileURLToPath(new URL(file, import.meta.url));
 /** Connections to the database, the same for all. */
 const POOL_SIZE = '8';
 
-/** The service of a checkout, as its `npm start` runs it. */
+/** The service of the checkout `cwd` as its `npm start` runs it, with more `flags` of Node. */
 export async function startOurs(
   name: string,
   DATABASE_URL: string,
-  { cwd = HOME, env = {} }: Options = {},
+  { cwd = HOME, env = {}, flags = [] }: Options = {},
 ): Promise<Service> {
   const { scripts } = JSON.parse(await readFile(join(cwd, 'package.json'), 'utf8'));
-  const command = [process.execPath, ...nodeArguments(scripts.start)];
+  const command = [process.execPath, ...flags, ...nodeArguments(scripts.start)];
   const environment = { DATABASE_URL, POOL_SIZE, AUTH: 'none', ...env };
   return start(name, command, { cwd, health: '/readyz', env: environment });
 }
@@ -85,14 +86,16 @@ export async function startNginx(name: string, ours: Service): Promise<Service |
   ]);
   for (const file of ['nginx.conf', 'passengers.conf']) {
     const text = await readFile(join(HOME, 'nginx', file), 'utf8');
-    const moved = text.replace(/\b80(80|81|00)\b/g, (port) => ports.get(port) ?? port);
-    await writeFile(join(directory, file), moved.replaceAll('/tmp/', `${directory}/`));
+    const moved = text
+      .replace(/\b80(80|81|00)\b/g, (port) => ports.get(port) ?? port)
+      .replaceAll('/tmp/', `${directory}/`)
+      .replaceAll('/dev/stdout', '/dev/null'); // which cannot be opened where it is a pipe
+    await writeFile(join(directory, file), moved);
   }
   const command = ['nginx', '-p', directory, '-c', join(directory, 'nginx.conf')];
   const nginx = await start(name, command, { port, health: '/hello' });
-  const pids = async () => [...(await nginx.pids()), ...(await ours.pids())];
   const stop = () => nginx.stop().finally(() => rm(directory, { recursive: true }));
-  return { ...nginx, pids, stop };
+  return { ...nginx, pids: [...nginx.pids, ...ours.pids], stop };
 }
 
 async function start(name: string, [file = '', ...args]: string[], options: Options) {
@@ -115,13 +118,11 @@ async function start(name: string, [file = '', ...args]: string[], options: Opti
     const { status = 503 } = (await fetch(url + health).catch(() => undefined)) ?? {};
     return status < 500;
   });
-  const pid = child.pid ?? 0;
-  const pids = async () => [pid, ...(await childrenOf(pid))];
   const stop = async () => {
     child.kill();
     await exited;
   };
-  return { name, url, plain, pids, stop };
+  return { name, url, plain, pids: [child.pid ?? 0], stop };
 }
 
 async function freePort(): Promise<number> {
@@ -132,19 +133,32 @@ async function freePort(): Promise<number> {
   return typeof address === 'object' && address ? address.port : 0;
 }
 
-async function childrenOf(pid: number): Promise<number[]> {
+/**
+ * CPU time in µs that a process and its children have used: all threads, and the children that have
+ * ended, such as backends of PostgreSQL. schedstat counts in ns, stat in 10 ms.
+ */
+export async function cpuOf(pid: number): Promise<number> {
+  const [, own = 0, ended = 0] = await statOf(pid);
+  const threads = (await eachThread(pid, 'schedstat')).filter(Boolean);
+  const precise = sum(threads.map((text) => Number(text.split(' ')[0]) / 1000));
   const lists = await eachThread(pid, 'children');
-  return lists.flatMap((text) => text.split(' ').filter(Boolean).map(Number));
+  const children = lists.flatMap((text) => text.split(' ').filter(Boolean).map(Number));
+  return (threads.length > 0 ? precise : own) + ended + sum(await Promise.all(children.map(cpuOf)));
 }
 
-/** CPU time in µs that the threads of a process have used; 0 once it has ended. */
-export async function cpuOf(pid: number): Promise<number> {
-  const threads = await eachThread(pid, 'schedstat');
-  const times = threads.filter(Boolean).map((text) => Number(text.split(' ')[0]) / 1000);
-  if (times.length > 0) return sum(times);
-  const text = await read(`/proc/${pid}/stat`); // a kernel without schedstat counts in 10 ms
-  const fields = text.slice(text.lastIndexOf(')') + 2).split(' ');
-  return (Number(fields[11] ?? 0) + Number(fields[12] ?? 0)) * 10_000;
+/** Of a process: its parent, the CPU time in µs of its own and of its children that have ended. */
+async function statOf(pid: number): Promise<[parent: number, own: number, ended: number]> {
+  const text = await read(`/proc/${pid}/stat`);
+  const fields = text
+    .slice(text.lastIndexOf(')') + 2)
+    .split(' ')
+    .map(Number);
+  const us = (at: number) => ((fields[at] ?? 0) + (fields[at + 1] ?? 0)) * 10_000;
+  return [fields[1] ?? 0, us(11), us(13)];
+}
+
+export async function parentOf(pid: number): Promise<number> {
+  return (await statOf(pid))[0];
 }
 
 /** A file of each thread in /proc. */

@@ -1,7 +1,14 @@
 /** What a run uses: an embedded PostgreSQL, services for the whole run, and those of one work. */
 import type postgres from 'postgres';
 import { startDatabase, type TestDatabase } from '../test/harness.ts';
-import { type Service, startFlask, startOurs, startPeer } from './services.ts';
+import {
+  type Options,
+  parentOf,
+  type Service,
+  startFlask,
+  startOurs,
+  startPeer,
+} from './services.ts';
 
 export const OURS = 'passengers';
 export const FASTIFY = 'Fastify + pg';
@@ -26,13 +33,14 @@ export type Stage = {
   /** A database of `scale.rows`, with an index on fare; made when a work first asks for it. */
   many: () => Promise<TestDatabase>;
   /** Starts a service for one work: two that are compared have then run equally long. */
-  guest: (url: string, name?: string, env?: Record<string, string>) => Promise<Service>;
+  guest: (url: string, name?: string, options?: Options) => Promise<Service>;
   /** Makes a service end with the work. */
   dismissLater: (service: Service) => void;
   /** Ends the guests and fills the small table anew. */
   tidy: () => Promise<void>;
   reset: () => Promise<void>;
-  postgres: () => Promise<number[]>;
+  /** The process of PostgreSQL that is the parent of all others. */
+  postgres: number;
   close: () => Promise<void>;
 };
 
@@ -50,19 +58,21 @@ export async function openStage(scale: Scale, against?: string): Promise<Stage> 
         await startFlask(FLASK, few.url),
       ];
   const peers = started.filter((peer) => peer !== undefined);
+  const [backend] = await few.sql`select pg_backend_pid() as pid`;
+  const postgres = await parentOf(backend?.pid);
   const guests: Service[] = [];
   let large: Promise<TestDatabase> | undefined;
   const endAll = async (services: Service[]) => {
     for (const service of services.splice(0).reverse()) await service.stop();
   };
   return {
-    ...{ scale, ours, peers: [...peers], few, reset },
+    ...{ scale, ours, peers: [...peers], few, reset, postgres },
     many: () => {
       large ??= makeLarge(few.url, scale.rows);
       return large;
     },
-    guest: async (url, name = OURS, env = {}) => {
-      const service = await startOurs(name, url, { env });
+    guest: async (url, name = OURS, options = {}) => {
+      const service = await startOurs(name, url, options);
       guests.push(service);
       return service;
     },
@@ -70,10 +80,6 @@ export async function openStage(scale: Scale, against?: string): Promise<Stage> 
     tidy: async () => {
       await endAll(guests);
       await reset();
-    },
-    postgres: async () => {
-      const rows = await few.sql<{ pid: number }[]>`select pid from pg_stat_activity`;
-      return rows.map(({ pid }) => pid);
     },
     close: async () => {
       await endAll([ours, ...peers, ...guests]);

@@ -127,7 +127,7 @@ async function bySize(stage: Stage): Promise<Entry[]> {
 function deepPage(how: string, order: string): Work {
   const entries = async (stage: Stage) => {
     const ours = await stage.guest((await stage.many()).url);
-    const offset = (Math.min(DEPTH, stage.scale.rows / PAGE) - 1) * PAGE;
+    const offset = (Math.min(DEPTH, stage.scale.rows / PAGE / 2) - 1) * PAGE;
     const page = await fetch(`${ours.url}/passengers?limit=${PAGE}&offset=${offset}${order}`);
     const [, after] = /[?&]after=([^&>]+)/.exec(page.headers.get('link') ?? '') ?? [];
     if (!after) throw new Error(`no link to page ${DEPTH} ${how}: status ${page.status}`);
@@ -153,7 +153,7 @@ function streamOut(format: string, accept: string): Work {
 async function csvIn(stage: Stage): Promise<Entry[]> {
   const { rows } = stage.scale;
   const CSV_LIMIT = String(2 ** 30);
-  const on = await stage.guest(stage.few.url, OURS, { CSV_LIMIT });
+  const on = await stage.guest(stage.few.url, OURS, { env: { CSV_LIMIT } });
   const source = await stage.guest((await stage.many()).url);
   const csv = await download(source, 'text/csv', rows);
   const upload = async () => {
