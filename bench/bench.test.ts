@@ -5,8 +5,9 @@ import { suite, test } from 'node:test';
 import { drawChart } from './chart.ts';
 import { fill, rawRequest } from './load.ts';
 import { emptyTurns, median, ratios, takeTurns } from './measure.ts';
-import { judge, type Run, record } from './report.ts';
+import { outcome, record } from './report.ts';
 import { cpuOf, nodeArguments, type Service } from './services.ts';
+import type { Work } from './works.ts';
 
 const read = (file: string) => readFileSync(new URL(file, import.meta.url), 'utf8');
 const turns = (rate: number[], node: number[]) => {
@@ -73,21 +74,17 @@ suite('Arithmetic', () => {
 });
 
 suite('Report', () => {
-  for (const [name, rate, expected] of [
-    ['met', 6, '0.60 true 1.00 undefined'],
-    ['missed', 5, '0.50 false 1.00 undefined'],
+  for (const [expected, rate, failure] of [
+    ['0.60 · 1.00', 6, undefined],
+    ['**0.50 missed** · 1.00', 5, undefined],
+    ['**failed**', undefined, 'status 503'],
+    ['not measured', undefined, undefined],
   ] as const) {
-    test(`a target is ${name}`, () => {
-      const figures = { nginx: { a: turns([rate], [1]), b: turns([10], [1]) } };
-      const shown = judge('nginx', { figures, failures: {} } as unknown as Run);
-      assert.equal(shown.map(({ text, met }) => `${text} ${met}`).join(' '), expected);
+    test(`a target of 0.6 shows ${expected}`, () => {
+      const figures = rate && { a: turns([rate], [1]), b: turns([10], [1]) };
+      assert.equal(outcome({ target: { rate: 0.6 } } as Work, figures, failure), expected);
     });
   }
-
-  test('a work that failed misses its target', () => {
-    const run = { figures: {}, failures: { nginx: 'status 503' } } as unknown as Run;
-    assert.deepEqual(judge('nginx', run), [{ text: 'failed', met: false }]);
-  });
 
   test('README.md and results.svg show results.json', () => {
     const results = JSON.parse(read('results.json'));

@@ -18,8 +18,7 @@ export type Service = {
   stop: () => Promise<void>;
 };
 
-export type Options = {
-  flags?: string[];
+type Options = {
   plain?: boolean;
   env?: Record<string, string>;
   cwd?: string;
@@ -27,20 +26,20 @@ export type Options = {
   port?: number;
 };
 
-export const HOME = fileURLToPath(new URL('..', import.meta.url));
+const HOME = fileURLToPath(new URL('..', import.meta.url));
 const beside = (file: string) => fileURLToPath(new URL(file, import.meta.url));
 
 /** Connections to the database, the same for all. */
 const POOL_SIZE = '8';
 
-/** The service of the checkout `cwd` as its `npm start` runs it, with more `flags` of Node. */
+/** The service of the checkout `cwd`, as its `npm start` runs it. */
 export async function startOurs(
   name: string,
   DATABASE_URL: string,
-  { cwd = HOME, env = {}, flags = [] }: Options = {},
+  { cwd = HOME, env = {} }: Options = {},
 ): Promise<Service> {
   const { scripts } = JSON.parse(await readFile(join(cwd, 'package.json'), 'utf8'));
-  const command = [process.execPath, ...flags, ...nodeArguments(scripts.start)];
+  const command = [process.execPath, ...nodeArguments(scripts.start)];
   const environment = { DATABASE_URL, POOL_SIZE, AUTH: 'none', ...env };
   return start(name, command, { cwd, health: '/readyz', env: environment });
 }
@@ -70,12 +69,9 @@ export async function startFlask(name: string, DATABASE_URL: string) {
   return start(name, command, { env, plain: true, port });
 }
 
-/** The image's nginx before `ours`, on other ports and in another directory; undefined without nginx. */
-export async function startNginx(name: string, ours: Service): Promise<Service | undefined> {
-  if (!(await succeeds('nginx', '-v'))) {
-    console.log('No nginx: apt-get install nginx-light');
-    return undefined;
-  }
+/** The image's nginx before `ours`, on other ports and in another directory. */
+export async function startNginx(name: string, ours: Service): Promise<Service> {
+  if (!(await succeeds('nginx', '-v'))) throw new Error('apt-get install nginx-light');
   const directory = await mkdtemp(join(tmpdir(), 'bench-'));
   await chmod(directory, 0o755); // for its workers, which run as another user
   const [port, inner] = [await freePort(), await freePort()];
@@ -167,11 +163,11 @@ async function eachThread(pid: number, file: string): Promise<string[]> {
   return Promise.all(threads.map((thread) => read(`/proc/${pid}/task/${thread}/${file}`)));
 }
 
-/** The resident memory of a process in MB, now (`VmRSS`) or at most since resetPeak() (`VmHWM`). */
+/** The resident memory of a process in whole MB, now (`VmRSS`) or at most since resetPeak() (`VmHWM`). */
 export async function memoryOf(pid: number, field: 'VmRSS' | 'VmHWM'): Promise<number> {
   const [, kb] =
     new RegExp(`^${field}:\\s+(\\d+)`, 'm').exec(await read(`/proc/${pid}/status`)) ?? [];
-  return Number(kb) / 1024;
+  return Math.round(Number(kb) / 1024);
 }
 
 export function resetPeak(pid: number): Promise<void> {

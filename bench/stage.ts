@@ -1,14 +1,7 @@
 /** What a run uses: an embedded PostgreSQL, services for the whole run, and those of one work. */
 import type postgres from 'postgres';
-import { startDatabase, type TestDatabase } from '../test/harness.ts';
-import {
-  type Options,
-  parentOf,
-  type Service,
-  startFlask,
-  startOurs,
-  startPeer,
-} from './services.ts';
+import { startDatabase, type TestDatabase, until } from '../test/harness.ts';
+import { parentOf, type Service, startFlask, startOurs, startPeer } from './services.ts';
 
 export const OURS = 'passengers';
 export const FASTIFY = 'Fastify + pg';
@@ -32,13 +25,13 @@ export type Stage = {
   few: TestDatabase;
   /** A database of `scale.rows`, with an index on fare; made when a work first asks for it. */
   many: () => Promise<TestDatabase>;
-  /** Starts a service for one work: two that are compared have then run equally long. */
-  guest: (url: string, name?: string, options?: Options) => Promise<Service>;
-  /** Makes a service end with the work. */
-  dismissLater: (service: Service) => void;
+  /** Awaits a service that ends with the work: two that are compared have then run equally long. */
+  guest: (starting: Promise<Service>) => Promise<Service>;
   /** Ends the guests and fills the small table anew. */
   tidy: () => Promise<void>;
   reset: () => Promise<void>;
+  /** Awaits the end of the statements of the load before, whose CPU time would be counted next. */
+  settle: () => Promise<void>;
   /** The process of PostgreSQL that is the parent of all others. */
   postgres: number;
   close: () => Promise<void>;
@@ -71,12 +64,17 @@ export async function openStage(scale: Scale, against?: string): Promise<Stage> 
       large ??= makeLarge(few.url, scale.rows);
       return large;
     },
-    guest: async (url, name = OURS, options = {}) => {
-      const service = await startOurs(name, url, options);
+    settle: () =>
+      until(async () => {
+        const active = await few.sql`
+          select from pg_stat_activity where state = 'active' and pid <> pg_backend_pid()`;
+        return active.length === 0;
+      }),
+    guest: async (starting) => {
+      const service = await starting;
       guests.push(service);
       return service;
     },
-    dismissLater: (service) => guests.push(service),
     tidy: async () => {
       await endAll(guests);
       await reset();

@@ -2,7 +2,7 @@
 import { deepEqual } from 'node:assert/strict';
 import { drive, fill, type Request } from './load.ts';
 import type { Entry } from './measure.ts';
-import { type Service, startNginx } from './services.ts';
+import { type Service, startNginx, startOurs } from './services.ts';
 import { EXPRESS, FASTIFY, FEW, FLASK, KEY_PREFIX, OTHER, OURS, type Stage } from './stage.ts';
 
 /** `rate` and `cpu`: ratios of the first to the second, at least and at most. `perSecond`: at least. */
@@ -104,29 +104,27 @@ async function answersOf({ url }: Service, { method, path, body }: Request) {
     const response = await fetch(url + fill(path, n), { method, ...entity });
     const { uuid, ...rest } = (await response.json()) as { uuid?: string };
     const row = uuid?.startsWith(KEY_PREFIX) ? { uuid, ...rest } : rest;
-    answers.push({ ok: response.ok, status: response.status, row });
+    answers.push({ status: response.status, row });
   }
   return answers;
 }
 
 async function throughNginx(stage: Stage): Promise<Entry[]> {
-  const ours = await stage.guest(stage.few.url, 'direct');
-  const nginx = await startNginx(OURS, ours);
-  if (!nginx) return [];
-  stage.dismissLater(nginx);
+  const ours = await stage.guest(startOurs('direct', stage.few.url));
+  const nginx = await stage.guest(startNginx(OURS, ours));
   return [load(stage, nginx, READ), load(stage, ours, READ)];
 }
 
 async function bySize(stage: Stage): Promise<Entry[]> {
-  const large = await stage.guest((await stage.many()).url);
-  const small = await stage.guest(stage.few.url, `at ${FEW} rows`);
+  const large = await stage.guest(startOurs(OURS, (await stage.many()).url));
+  const small = await stage.guest(startOurs(`at ${FEW} rows`, stage.few.url));
   return [load(stage, large, READ, { rows: stage.scale.rows }), load(stage, small, READ)];
 }
 
 /** The cursor is that of the page before. A filter that all rows pass makes each request another one. */
 function deepPage(how: string, order: string): Work {
   const entries = async (stage: Stage) => {
-    const ours = await stage.guest((await stage.many()).url);
+    const ours = await stage.guest(startOurs(OURS, (await stage.many()).url));
     const offset = (Math.min(DEPTH, stage.scale.rows / PAGE / 2) - 1) * PAGE;
     const page = await fetch(`${ours.url}/passengers?limit=${PAGE}&offset=${offset}${order}`);
     const [, after] = /[?&]after=([^&>]+)/.exec(page.headers.get('link') ?? '') ?? [];
@@ -142,7 +140,7 @@ function deepPage(how: string, order: string): Work {
 
 function streamOut(format: string, accept: string): Work {
   const entries = async (stage: Stage) => {
-    const on = await stage.guest((await stage.many()).url);
+    const on = await stage.guest(startOurs(OURS, (await stage.many()).url));
     const { rows } = stage.scale;
     return [{ name: OURS, on, take: () => transfer(rows, () => download(on, accept, rows)) }];
   };
@@ -153,8 +151,8 @@ function streamOut(format: string, accept: string): Work {
 async function csvIn(stage: Stage): Promise<Entry[]> {
   const { rows } = stage.scale;
   const CSV_LIMIT = String(2 ** 30);
-  const on = await stage.guest(stage.few.url, OURS, { env: { CSV_LIMIT } });
-  const source = await stage.guest((await stage.many()).url);
+  const on = await stage.guest(startOurs(OURS, stage.few.url, { env: { CSV_LIMIT } }));
+  const source = await stage.guest(startOurs(OURS, (await stage.many()).url));
   const csv = await download(source, 'text/csv', rows);
   const upload = async () => {
     const headers = { 'content-type': 'text/csv', prefer: 'return=minimal' };
