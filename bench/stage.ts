@@ -53,6 +53,7 @@ export async function openStage(scale: Scale, against?: string): Promise<Stage> 
   const peers = started.filter((peer) => peer !== undefined);
   const [backend] = await few.sql`select pg_backend_pid() as pid`;
   const postgres = await parentOf(backend?.pid);
+  if (postgres === 0) throw new Error('CPU time is read from /proc, which only Linux has');
   const guests: Service[] = [];
   let large: Promise<TestDatabase> | undefined;
   const endAll = async (services: Service[]) => {
