@@ -1,81 +1,75 @@
 /**
- * The comparison: `npm run bench`, five minutes, or `npm run bench -- --quick`, one. It starts all
- * that it needs and ends it; README.md beside it says what is compared, why, and how to read it.
+ * The comparison with other services, or with another checkout; README.md has the method. A run of
+ * all works renews results.json, results.svg and the figures of README.md.
  */
 import { readFile, writeFile } from 'node:fs/promises';
 import { loadavg } from 'node:os';
-import { startDatabase } from '../test/harness.ts';
+import { resolve } from 'node:path';
+import { parseArgs } from 'node:util';
 import { drawChart } from './chart.ts';
-import { MANY } from './database.ts';
-import { measureMemory, measureStart } from './footprint.ts';
-import { loadTool } from './load.ts';
-import type { Figures } from './measure.ts';
-import * as report from './report.ts';
-import { openStage, type Scale, type Stage } from './stage.ts';
-import { judge } from './targets.ts';
-import { tournament } from './tournament.ts';
+import { takeTurns } from './measure.ts';
+import { measureMemory } from './memory.ts';
+import { describeMachine, figureLines, type Results, type Run, record, toJson } from './report.ts';
+import { openStage, type Stage } from './stage.ts';
+import { DUELS, WORKS, type Work } from './works.ts';
 
-const FULL: Scale = {
-  plan: { rounds: 3, seconds: 2, warmUp: 1 },
-  long: { seconds: 60, part: 5 },
-  rows: MANY,
-  starts: 3,
-};
-const QUICK: Scale = {
-  plan: { rounds: 1, seconds: 1, warmUp: 0 },
-  long: { seconds: 4, part: 1 },
-  rows: MANY / 4,
-  starts: 1,
-};
+const FULL = { seconds: 2, turns: 5, rows: 1_000_000 };
+const QUICK = { seconds: 1, turns: 5, rows: 100_000 };
 
-/** All figures of one run. */
-async function runAll(stage: Stage): Promise<Omit<report.Results, 'date' | 'quick' | 'machine'>> {
-  const memory = await measureMemory(stage);
-  const start = await measureStart(stage);
-  const figures: Figures = {};
-  for (const { work, take } of tournament(stage)) {
-    process.stderr.write(`${work}\n`);
-    const taken = await take(figures);
-    if (taken) figures[work] = taken;
+/** A work that fails is reported, and the others go on. */
+async function measure(stage: Stage, works: string[]): Promise<Pick<Run, 'figures' | 'failures'>> {
+  const { scale, postgres, reset, settle, tidy } = stage;
+  const [figures, failures]: [Run['figures'], Run['failures']] = [{}, {}];
+  for (const name of works) {
+    const work = workOf(name);
+    console.error(work.title);
+    try {
+      const before = () => settle().then(work.writes ? reset : undefined);
+      figures[name] = await takeTurns(await work.entries(stage), scale.turns, postgres, before);
+    } catch (error) {
+      [failures[name] = ''] = String(error).split('\n');
+    }
+    await tidy();
   }
-  return { figures, verdicts: judge(figures), start, memory };
+  return { figures, failures };
 }
 
-function print({ figures, verdicts, start, memory }: report.Results): void {
-  const parts = [
-    report.figureLines(figures),
-    report.verdictLines(verdicts),
-    report.footprintLines(start, memory),
-  ];
-  for (const lines of parts) console.log(`\n${lines.join('\n')}`);
+function workOf(name: string): Work {
+  const work = WORKS[name];
+  if (work) return work;
+  throw new Error(`there is no work "${name}", but ${Object.keys(WORKS).join(', ')}`);
 }
 
-/** The record of the last full run: the figures, the picture, and what README.md says of them. */
-async function keep(results: report.Results): Promise<void> {
-  const beside = (file: string) => new URL(file, import.meta.url);
-  await writeFile(beside('results.json'), `${JSON.stringify(results, null, 2)}\n`);
-  await writeFile(beside('results.svg'), drawChart(results));
-  const readme = await readFile(beside('README.md'), 'utf8');
-  await writeFile(beside('README.md'), report.record(readme, results));
+async function keep(run: Run): Promise<void> {
+  const at = (file: string) => new URL(file, import.meta.url);
+  const [major = ''] = process.versions.node.split('.');
+  const kept: Results = JSON.parse(await readFile(at('results.json'), 'utf8'));
+  const results = { ...kept, [major]: run };
+  await writeFile(at('results.json'), toJson(results));
+  await writeFile(at('results.svg'), drawChart(results));
+  await writeFile(at('README.md'), record(await readFile(at('README.md'), 'utf8'), results));
 }
 
-const quick = process.argv.includes('--quick');
-const started = performance.now();
-const [busy = 0] = loadavg(); // before the run makes its own
-const database = await startDatabase(''); // embedded, whatever DATABASE_URL says
-try {
-  const stage = await openStage(database, quick ? QUICK : FULL);
-  try {
-    const [shown] = await database.sql`show server_version`;
-    const machine = report.describeMachine(shown?.server_version, await loadTool(), busy);
-    const date = new Date().toISOString();
-    const results: report.Results = { date, quick, machine, ...(await runAll(stage)) };
-    print(results);
-    if (!quick) await keep(results);
-  } finally {
-    await stage.close();
-  }
-} finally {
-  await database.stop();
+async function main(): Promise<void> {
+  const [busy] = loadavg();
+  const boolean = { type: 'boolean', default: false } as const;
+  const string = { type: 'string' } as const;
+  const { values } = parseArgs({ options: { quick: boolean, works: string, against: string } });
+  const { quick, works: chosen, against } = values;
+  const complete = !(quick || against || chosen);
+  const works = chosen?.split(',') ?? Object.keys(complete ? WORKS : DUELS);
+  works.forEach(workOf); // an unknown name fails before anything is started
+  const stage = await openStage(quick ? QUICK : FULL, against && resolve(against));
+  const run: Run = {
+    machine: await describeMachine(stage.few.sql, busy),
+    ...(await measure(stage, works)),
+  };
+  if (complete) run.memory = await measureMemory(stage);
+  await stage.close();
+  console.log(figureLines(run).join('\n'));
+  if (complete) await keep(run);
+  if (Object.keys(run.failures).length > 0) process.exitCode = 1;
 }
-console.log(`\n${((performance.now() - started) / 1000).toFixed(0)} s`);
+
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1));
+await main();

@@ -1,48 +1,27 @@
-// autocannon's side of load.ts, for machines without wrk: `node cannon.js LOAD-AS-JSON` prints JSON.
-// In JavaScript, because autocannon has no types.
+// autocannon's side of load.ts: `node cannon.js LOAD-AS-JSON` prints what wrk.lua prints.
+// JavaScript, because autocannon has no types; a process of its own, as wrk is.
 import autocannon from 'autocannon';
+import { fill } from './load.ts';
 
-const { url, request, rows, connections, seconds, rate } = JSON.parse(process.argv[2]);
-const { method, path, body, token } = request;
+const { url, request, rows, connections, seconds } = JSON.parse(process.argv[2]);
+const { method, path, body } = request;
+const headers = body ? { 'content-type': 'application/json' } : {};
 let counter = 0;
 
-/** fill() of load.ts with a key of chance. */
-function filled(template, n) {
+function setupRequest(one) {
   const key = 1 + Math.floor(Math.random() * rows);
-  return template
-    ?.replaceAll('<key>', key.toString(16).padStart(12, '0'))
-    .replace(/<counter:(\d+)>/g, (_, size) =>
-      String(n % size).padStart(String(size - 1).length, '0'),
-    );
+  counter += 1;
+  return { ...one, path: fill(path, counter, key), body: body && fill(body, counter, key) };
 }
 
-const headers = {
-  ...(body && { 'content-type': 'application/json' }),
-  ...(token && { authorization: `Bearer ${token}` }),
-};
-const result = await autocannon({
-  url,
-  connections,
-  duration: seconds,
-  ...(rate && { overallRate: rate }),
-  requests: [
-    {
-      method,
-      headers,
-      setupRequest(one) {
-        counter += 1;
-        return { ...one, path: filled(path, counter), body: filled(body, counter) };
-      },
-    },
-  ],
-});
-const { requests, latency, errors, timeouts, non2xx, duration } = result;
-const failed = errors + timeouts + non2xx;
+const requests = [{ method, headers, setupRequest }];
+const result = await autocannon({ url, connections, duration: seconds, requests });
+const { latency, errors, timeouts, non2xx } = result;
 process.stdout.write(
   JSON.stringify({
-    requests: requests.total,
-    seconds: duration,
-    failed,
+    requests: result.requests.total,
+    seconds: result.duration,
+    failed: errors + timeouts + non2xx,
     how: `${errors} errors, ${timeouts} timeouts, ${non2xx} by status`,
     p50: latency.p50,
     p99: latency.p99,

@@ -1,107 +1,62 @@
-/** The picture of results.json: `node bench/chart.ts` draws it anew. Bars by ECharts, without a DOM. */
-import { readFile, writeFile } from 'node:fs/promises';
-import * as echarts from 'echarts';
-import type { Figures } from './measure.ts';
-import { type Results, rounded } from './report.ts';
-import * as rows from './targets.ts';
+/** The picture of results.json: throughput and CPU time as ratios to Fastify + pg, by work and Node. */
+import { comparison, type Results } from './report.ts';
+import { DUELS } from './works.ts';
 
-/**
- * ECharts writes colours into attributes, where no media query reaches. So it gets these, which
- * nothing else has, and they become variables of a style, which has a light and a dark scheme.
- */
-const COLOURS: Record<string, { given: string; light: string; dark: string }> = {
-  text: { given: '#000001', light: '#1f2328', dark: '#e6edf3' },
-  faint: { given: '#000002', light: '#59636e', dark: '#9198a1' },
-  line: { given: '#000003', light: '#d1d9e0', dark: '#3d444d' },
-  paper: { given: '#000004', light: '#ffffff', dark: '#0d1117' },
-  ours: { given: '#000005', light: '#0a69da', dark: '#4493f8' },
-  fastify: { given: '#000006', light: '#8c959f', dark: '#848d97' },
-  express: { given: '#000007', light: '#b9c0c8', dark: '#5c6570' },
-  flask: { given: '#000008', light: '#d4a72c', dark: '#d29922' },
-};
-const given = (name: string) => COLOURS[name]?.given ?? '';
-
-const WORKS = [
-  ...[rows.READ, rows.READ_ALONE, rows.CREATE, rows.REPLACE],
-  ...[rows.LISTS, rows.SAME_LIST, rows.FILTER],
-];
-const CONTESTANTS = [
-  { name: rows.OURS, colour: 'ours' },
-  { name: rows.FASTIFY, colour: 'fastify' },
-  { name: rows.EXPRESS, colour: 'express' },
-  { name: rows.FLASK, colour: 'flask' },
-];
-const TITLE = 'Requests per second, in units of Fastify + pg';
+const STYLE = `
+  svg{--paper:#fff;--text:#1f2328;--faint:#59636e;--bar0:#0a69da;--bar1:#7fb2f0}
+  @media(prefers-color-scheme:dark){
+    svg{--paper:#0d1117;--text:#e6edf3;--faint:#9198a1;--bar0:#4493f8;--bar1:#2a5a9c}
+  }
+  text{font:12px system-ui,sans-serif;fill:var(--text)} .faint{fill:var(--faint)} .bold{font-weight:600}
+  .bar0{fill:var(--bar0)} .bar1{fill:var(--bar1)} line{stroke:var(--faint)}`;
 const WIDTH = 860;
-const ROW = 21; // height of a bar and the room around it
-const HEAD = 70;
-const FOOT = 36;
+const PANEL = 250; // width of a panel's bars
+const LEFT = { rate: 290, cpu: 590 }; // where the bars of the two panels begin
+const HEAD = 76;
+const BAR = 14;
+const GAP = 12; // between works
+const TITLE = 'passengers compared with Fastify + pg (= 1)';
 
-/** The rates as bars in units of Fastify's; each says who it is and the requests per second. */
-export function drawChart({ figures, machine, date }: Results): string {
-  const bars = WORKS.flatMap((work) => barsOf(work, figures[work]));
-  const height = HEAD + bars.length * ROW + FOOT;
-  const options = { renderer: 'svg', ssr: true, width: WIDTH, height } as const;
-  const chart = echarts.init(null, null, options);
-  const { cpu, cores, node, postgres } = machine;
-  const faint = { color: given('faint'), fontSize: 12 };
-  const line = { lineStyle: { color: given('line') } };
-  chart.setOption({
-    animation: false,
-    backgroundColor: given('paper'),
-    textStyle: { fontFamily: 'system-ui, sans-serif' },
-    title: {
-      text: TITLE,
-      subtext: `${cores} cores of ${cpu} for service, database and load · Node ${node} · PostgreSQL ${postgres} · ${date.slice(0, 10)}`,
-      left: 11,
-      top: 8,
-      borderColor: given('line'),
-      textStyle: { color: given('text'), fontSize: 16 },
-      subtextStyle: faint,
-    },
-    grid: { left: 20, right: 150, top: HEAD, bottom: FOOT },
-    xAxis: { type: 'value', axisLabel: { ...faint, formatter: '{value} x' }, splitLine: line },
-    yAxis: { type: 'category', inverse: true, show: false, data: bars.map((_, at) => at) },
-    series: [{ type: 'bar', barWidth: 14, data: bars }],
+export function drawChart(results: Results): string {
+  const runs = Object.values(results);
+  const works = Object.entries(DUELS).map(([name, { title }]) => ({
+    title,
+    ratios: runs.map(({ figures }) => ({ rate: 0, cpu: 0, ...comparison(figures[name]) })),
+  }));
+  const step = runs.length * BAR + GAP;
+  const height = HEAD + works.length * step;
+  const panels = (['rate', 'cpu'] as const).map((of) => {
+    const left = LEFT[of];
+    const most = Math.max(1, ...works.flatMap(({ ratios }) => ratios.map((one) => one[of])));
+    const x = (value: number) => ((value / most) * (PANEL - 40)).toFixed(1);
+    const bars = works.flatMap(({ ratios }, at) =>
+      ratios.map((one, run) => {
+        const y = HEAD + at * step + run * BAR;
+        const value = one[of];
+        return `<rect class="bar${run}" x="${left}" y="${y}" width="${x(value)}" height="${BAR - 2}"/>
+<text x="${left + Number(x(value)) + 5}" y="${y + 10}">${value.toFixed(2)}</text>`;
+      }),
+    );
+    const one = left + Number(x(1));
+    return [...bars, `<line x1="${one}" x2="${one}" y1="${HEAD - 6}" y2="${height - GAP + 4}"/>`];
   });
-  const svg = chart.renderToSVGString();
-  chart.dispose();
-  return withSchemes(svg);
-}
-
-/** A line with the name of the work, and a bar for each of those who did it. */
-function barsOf(work: string, of: Figures[string] = {}) {
-  const unit = of[rows.FASTIFY]?.perSecond;
-  if (unit === undefined) return [];
-  const label = { show: true, position: 'right' as const, color: given('text'), fontSize: 12 };
-  const name = { ...label, formatter: work, fontWeight: 'bold' as const, offset: [-6, 2] };
-  const bars = CONTESTANTS.flatMap(({ name, colour }) => {
-    const { perSecond } = of[name] ?? {};
-    if (perSecond === undefined) return [];
-    const formatter = `${rounded(perSecond)}/s  ${name}`;
-    const itemStyle = { color: given(colour) };
-    return [{ value: perSecond / unit, itemStyle, label: { ...label, formatter } }];
+  const names = works.map(({ title }, at) => {
+    const y = HEAD + at * step + (runs.length * BAR) / 2 + 3;
+    return `<text x="${LEFT.rate - 10}" y="${y}" text-anchor="end">${title}</text>`;
   });
-  return [{ value: 0, label: name, itemStyle: { color: given('paper') } }, ...bars];
-}
-
-/** Colours as variables, of which a style says the values for light and for dark. */
-function withSchemes(svg: string): string {
-  const entries = Object.entries(COLOURS);
-  const scheme = (of: 'light' | 'dark') =>
-    `:root{${entries.map(([name, colour]) => `--${name}:${colour[of]}`).join(';')}}`;
-  const style = `<style>${scheme('light')}@media (prefers-color-scheme:dark){${scheme('dark')}}</style>`;
-  const painted = entries.reduce(
-    (text, [name, colour]) => text.replaceAll(colour.given, `var(--${name})`),
-    svg,
-  );
-  const still = painted
-    .replace(/<style[^>]*>.*?<\/style>/gs, '') // ECharts' own is for the mouse
-    .replace(/ (class|pointer-events)="[^"]*"/g, '');
-  return still.replace(/<svg([^>]*>)/, `<svg role="img"$1<title>${TITLE}</title>${style}`);
-}
-
-if (import.meta.main) {
-  const results = JSON.parse(await readFile(new URL('results.json', import.meta.url), 'utf8'));
-  await writeFile(new URL('results.svg', import.meta.url), drawChart(results));
+  const legend = Object.keys(results).map((node, at) => {
+    const x = 14 + at * 90;
+    return `<rect class="bar${at}" x="${x}" y="34" width="12" height="12"/>
+<text class="faint" x="${x + 18}" y="44">Node ${node}</text>`;
+  });
+  return `<svg xmlns="http://www.w3.org/2000/svg" role="img" width="${WIDTH}" height="${height}" viewBox="0 0 ${WIDTH} ${height}">
+<title>${TITLE}</title><style>${STYLE}</style>
+<rect width="${WIDTH}" height="${height}" fill="var(--paper)"/>
+<text class="bold" x="14" y="22">${TITLE}</text>
+${legend.join('\n')}
+<text class="bold" x="${LEFT.rate}" y="62">requests per second, more is better</text>
+<text class="bold" x="${LEFT.cpu}" y="62">CPU per request, less is better</text>
+${[...names, ...panels.flat()].join('\n')}
+</svg>
+`;
 }

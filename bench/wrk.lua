@@ -1,6 +1,6 @@
--- wrk's side of load.ts: `wrk -s wrk.lua URL -- FILE ROWS DELAY`. FILE holds one raw request, in
--- which <key> stands for a random row of ROWS and <counter:N> for 0, 1, … N-1, 0, … of fixed width.
--- DELAY: mean of ms that a connection waits before each request, 0 for none. Prints one JSON line.
+-- wrk's side of load.ts: `wrk -s wrk.lua URL -- REQUEST ROWS`. In the raw REQUEST, <key> becomes a
+-- random number from 1 to ROWS and <counter:N> becomes 0, 1, … N-1, 0, … of fixed width.
+-- Prints one line of JSON.
 
 local parts, fills = {}, {}
 
@@ -15,8 +15,9 @@ local function filler(kind, size, rows)
   end
 end
 
-local function split(text, rows)
-  local at = 1
+function init(args)
+  math.randomseed(os.time() * 1000 + os.clock() * 1e6)
+  local text, rows, at = args[1], tonumber(args[2]), 1
   for from, kind, size, to in text:gmatch('()<(%a+):?(%d*)>()') do
     table.insert(parts, text:sub(at, from - 1))
     table.insert(parts, '')
@@ -24,19 +25,6 @@ local function split(text, rows)
     at = to
   end
   table.insert(parts, text:sub(at))
-end
-
-function init(args)
-  local file = assert(io.open(args[1]))
-  math.randomseed(os.time() * 1000 + os.clock() * 1e6)
-  split(file:read('*a'), tonumber(args[2]))
-  file:close()
-  local mean = tonumber(args[3])
-  if mean == 0 then return end
-  -- Whole ms are all that wrk can wait: rounded at random, so that the mean is kept.
-  delay = function()
-    return math.floor(-mean * math.log(1 - math.random()) + math.random())
-  end
 end
 
 function request()

@@ -1,4 +1,4 @@
-// The same service with Express, pg and zod.
+// The same service with Express, pg and zod as an experienced user writes it.
 import express from 'express';
 import { v7 as uuidv7 } from 'uuid';
 import { z } from 'zod';

@@ -1,6 +1,5 @@
-// The same service with Fastify and pg, as one writes it who knows both: schemas to validate and to
-// serialise, prepared statements by name, a pool, no log line per request. It has no ETag, no deadline,
-// no dialect: what it leaves out is to its advantage.
+// The same service with Fastify and pg as an experienced user writes it: schemas that validate and
+// serialise, statements prepared by name, a pool, no log line per request.
 import Fastify from 'fastify';
 import { v7 as uuidv7 } from 'uuid';
 import { COLUMNS, createStore } from './store.js';

@@ -1,7 +1,7 @@
 """The shape of python-crud-api: Flask under gunicorn with 4 workers, a pool of psycopg2 in each.
 
-As there, a row is found by the text of its key and a created one by its name, neither by an index;
-two things are better here: values are bound, and a read leaves no transaction open.
+As there, a row is found by the text of its key and a created row is read again by its name, without
+an index for either. Unlike there, values are bound and a read leaves no transaction open.
 """
 
 import os
@@ -50,4 +50,5 @@ def create():
     body = request.get_json()
     values = [str(uuid.uuid4()), *(body[name] for name in COLUMNS)]
     ask(f"INSERT INTO titanic ({NAMES}) VALUES ({PLACES})", values, False)
-    return jsonify(ask("SELECT * FROM titanic WHERE name = %s", [body["name"]], True))
+    rows = ask("SELECT * FROM titanic WHERE name = %s", [body["name"]], True)
+    return jsonify(rows[0]), 201

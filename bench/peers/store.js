@@ -1,4 +1,4 @@
-// The statements of the Fastify and the Express peer: a pool of pg, each statement prepared by its name.
+// The statements of the Fastify and Express peers: a pool of pg, every statement prepared by its name.
 import pg from 'pg';
 
 export const COLUMNS = [
