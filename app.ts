@@ -62,7 +62,8 @@ import {
 import type { Format } from './lib/rows.ts';
 import { startTrial } from './lib/sample.ts';
 import { exitWith, isMain, type Service, serve, untilSignal } from './lib/server.ts';
-import { type Preconditions, Store, type Terms } from './lib/store.ts';
+import type { Preconditions } from './lib/statements.ts';
+import { Store, type Terms } from './lib/store.ts';
 import { ensureTable } from './lib/table.ts';
 import { isPrimary, supervise } from './lib/workers.ts';
 
@@ -161,7 +162,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     const type = typeFor(c, [JSON_TYPE, OBJECT]);
     readQuery(c, resource, []);
     const row = await store.read(keyOf(c), c.var.call);
-    if (!row) throw noRow();
+    if (row.rows === 0) throw noRow();
     const { match, noneMatch } = preconditions(c);
     if (match && match !== '*' && !match.includes(row.version)) throw preconditionFailed();
     if (noneMatch === '*' || noneMatch?.includes(row.version)) return send(c, 304, null, tag(row));

@@ -7,7 +7,6 @@ import { createServer, type Server, STATUS_CODES } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { setFlagsFromString } from 'node:v8';
 import { getRequestListener } from '@hono/node-server';
 import type { Logger } from 'pino';
 import { type Config, DEADLINE } from './config.ts';
@@ -39,7 +38,6 @@ export const LIMITS = {
   maxHeaderSize: 2 * MAX_HEAD,
   requireHostHeader: false,
 };
-const SEMI_SPACE = 2; // MB; the garbage of a streamed list would take 60 MB more
 const STALLED = 30_000; // ms without a byte in either direction, such as a list that nobody reads
 
 /** Serves in this process until stop(). */
@@ -48,7 +46,6 @@ export async function serve(
   service: Service,
   log: Logger,
 ): Promise<Running> {
-  setFlagsFromString(`--max-semi-space-size=${SEMI_SPACE}`);
   const { life } = service;
   const server = createHttpServer(service.fetch);
   const sockets = new Set<Socket>();

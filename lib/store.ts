@@ -1,5 +1,5 @@
-/** The statements on one table; requests that arrive together share one. */
-import { kindOf, type Resource, type Row, typeOf } from './columns.ts';
+/** Reads and writes of one table; requests that arrive together share a statement. */
+import type { Resource, Row } from './columns.ts';
 import type { Filter, Member, Query } from './dialect.ts';
 import { type Grouping, group, share } from './group.ts';
 import { CSV, OBJECT } from './headers.ts';
@@ -23,20 +23,17 @@ import {
   selectOf,
   shownOf,
 } from './select.ts';
+import { identifier, identifiers, join, type Sql, sql, where } from './sql.ts';
 import {
-  arrayLiteral,
-  identifier,
-  identifiers,
-  join,
-  quote,
-  raw,
-  type Sql,
-  sql,
-  toText,
-  where,
-} from './sql.ts';
+  BROKEN,
+  brokenBy,
+  type Preconditions,
+  returning,
+  Statements,
+  VERSION,
+} from './statements.ts';
 
-/** A row as JSON, with its version in the database (xmin) for the ETag. */
+/** A row as JSON, with its version in the database for the ETag. */
 export type Stored = { body: string; version: string };
 
 /**
@@ -45,12 +42,7 @@ export type Stored = { body: string; version: string };
  */
 export type Written = Stored & { rows: number; created: boolean; same: boolean };
 
-type Versions = string[] | '*' | undefined;
-
-/** Versions of If-Match and If-None-Match; `*` is any. */
-export type Preconditions = { match?: Versions; noneMatch?: Versions };
-
-/** How a write answers its rows, without `format` not at all; it changes nothing unless `most` is kept. */
+/** How a write answers its rows, without `format` not at all; it changes nothing unless `most` holds. */
 export type Terms = Preconditions & {
   format?: Format | undefined;
   select?: Member[] | undefined;
@@ -63,13 +55,13 @@ export type Wanted = { limit: number; count: boolean; format: Format };
 /** One page of a list in the wanted format: whether more rows follow, and the cursor to them. */
 export type Page = { rows: number; body: string; more: boolean; next: string; total?: number };
 
-/** All rows of a list, in batches of texts. `rows` is known when the first batch is the last. */
+/** All rows of a list, in batches of texts; `rows` is known when the first batch is the last. */
 export type Batches = {
-  total?: number;
   first: string[];
   rest: AsyncIterable<string[]>;
   close: () => void;
   rows?: number;
+  total?: number;
 };
 
 /** A request for one row, and one for a page. */
@@ -77,43 +69,36 @@ type Ask = { key: string; call: Call; row: Row };
 type PageAsk = { query: Query; wanted: Wanted; shown: Shown; statement: Sql; call: Call };
 
 const GROUPS = { most: 128, width: 2 };
-const VERSION = sql`t.xmin`;
-const DIVISION_BY_ZERO = '22012'; // no statement divides but to refuse its own effect
 /** SQLSTATE classes of errors that one row of a group may cause, and that undo the statement. */
 const ONE_ROW = /^(2[^58]|4|55)/;
+const CREATED = sql`t.xmax = 0`; // of an upsert: no row was there
 
 export class Store {
   private resource: Resource;
   private pool: Pool;
-  private table: Sql;
-  private key: Sql;
-  private keyType: Sql;
-  private inputs: string[]; // columns that have a value in the statement
+  private statements: Statements;
   private shown: Shown;
   private toJson: (values: Values) => string;
-  private reads = this.together('read', (asks: Ask[], since) => this.readAll(asks, since));
-  private creates = this.together('create', (asks: Ask[], since) => this.createAll(asks, since));
-  private replaces = this.together('replace', (asks: Ask[], since) => this.replaceAll(asks, since));
-  private removes = this.together('delete', (asks: Ask[], since) => this.removeAll(asks, since));
+  private reads = this.together('read', (asks, since) => this.readAll(asks, since));
+  private creates = this.together('create', (asks, since) => this.createAll(asks, since));
+  private replaces = this.together('replace', (asks, since) => this.replaceAll(asks, since));
+  private removes = this.together('delete', (asks, since) => this.removeAll(asks, since));
   private pages = share(
     this.grouping('list', (asks: PageAsk[], since) => this.readPages(asks, since)),
   );
 
   constructor(resource: Resource, pool: Pool) {
-    const { key, owner, settable } = resource;
     this.resource = resource;
     this.pool = pool;
-    this.table = identifier(resource.table);
-    this.key = identifier(key);
-    this.keyType = raw(typeOf(resource, key));
-    this.inputs = [key, ...settable, ...(owner ? [owner] : [])];
+    this.statements = new Statements(resource);
     this.shown = shownOf(resource);
     this.toJson = jsonWriter(this.shown.fields);
   }
 
   // Reads
 
-  read(key: string, call: Call): Promise<Stored | undefined> {
+  /** The row as an answer of 1 row, or of 0. */
+  read(key: string, call: Call): Promise<Written> {
     return this.admit(call, () => this.reads({ key, call, row: {} }));
   }
 
@@ -125,29 +110,26 @@ export class Store {
     return this.admit(call, () => this.pages(key, { query, wanted, shown, statement, call }));
   }
 
-  /** All rows of a list, streamed at constant memory. Throws 416 past a counted end. */
+  /** All rows of a list, streamed at constant memory. */
   async stream(
     query: Query,
     { count, format }: Omit<Wanted, 'limit'>,
     call: Call,
   ): Promise<Batches> {
     this.checkCaller(call);
-    const { resource } = this;
-    const tests = this.ownedBy(call);
-    const { fields, columns } = shownOf(resource, query.select);
-    const statement = selectOf(resource, query, columns, tests, query.limit);
-    const counting = count ? countOf(resource, query, tests) : undefined;
+    const tests = this.statements.isOwnedBy(call.sub);
+    const { fields, columns } = shownOf(this.resource, query.select);
+    const statement = selectOf(this.resource, query, columns, tests, query.limit);
+    const counting = count ? countOf(this.resource, query, tests) : undefined;
     const batches = this.pool.stream(statement, counting);
     const total = count ? Number((await batches.next()).value?.[0]?.[0]) : undefined;
     const { value: rows = [] } = await batches.next();
     const write = rowWriter(format, fields);
-    const header = format === CSV ? [headerOf(fields)] : [];
-    const isAll = rows.length < FETCH;
     return {
-      first: [...header, ...rows.map(write)],
+      first: [...(format === CSV ? [headerOf(fields)] : []), ...rows.map(write)],
       rest: mapBatches(batches, write),
       close: () => void batches.return(undefined),
-      ...(isAll && { rows: rows.length }),
+      ...(rows.length < FETCH && { rows: rows.length }),
       ...(total !== undefined && { total }),
     };
   }
@@ -168,109 +150,92 @@ export class Store {
     });
   }
 
+  /** Inserts all rows, or none when a key exists: then `created` is false, and `same` compares. */
+  async createMany(rows: Row[], terms: Terms, call: Call): Promise<Written> {
+    if (terms.format === OBJECT && rows.length !== 1) throw notOne(rows.length);
+    if (rows.length > (terms.most ?? rows.length)) throw tooMany(rows.length);
+    const asks = rows.map((row) => this.askFor(row, call));
+    const action = this.statements.insert(asks.map((ask) => ask.row));
+    try {
+      return { ...(await this.write('keyed', action, terms, call)), created: true };
+    } catch (error) {
+      const found = codeOf(error) === '23505' ? await this.compare(asks) : [];
+      if (found.length === 0) throw error; // another unique column is taken
+      const same = found.length === rows.length && found.every((one) => one.same);
+      const { version = '' } = found[0] ?? {};
+      const body = `[${found.map((one) => one.body)}]`;
+      return { rows: found.length, body, version, created: false, same };
+    }
+  }
+
+  /** Inserts rows; where the `target` columns are taken, sets the `set` columns, or nothing. */
+  upsert(rows: Row[], target: string[], set: string[], terms: Terms, call: Call): Promise<Written> {
+    const { statements } = this;
+    const insert = statements.insert(rows.map((row) => this.askFor(row, call).row));
+    const action = sql`${insert} ${statements.onConflict(target, set)}`;
+    const broken = brokenBy(terms.format === OBJECT, terms.most);
+    return this.write('write', action, terms, call, { created: CREATED, broken });
+  }
+
   /** Inserts the row, or replaces the one with its key; 0 rows: that is another caller's. */
   async replace(row: Row, terms: Preconditions, call: Call): Promise<Written> {
     const { match, noneMatch } = terms;
     const ask = this.askFor(row, call);
     if (!match && !noneMatch) return this.admit(call, () => this.replaces(ask));
     const { key, settable } = this.resource;
-    const others = Array.isArray(noneMatch) ? this.versionTests({ noneMatch }) : [];
-    const conflict = this.onConflict([key], noneMatch === '*' ? [] : settable, others);
-    const options = { created: sql`t.xmax = 0` };
+    const set = noneMatch === '*' ? [] : settable;
+    const conflict = this.statements.onConflict([key], set, this.statements.hasVersion(terms));
+    const action = sql`${this.statements.insert([ask.row])} ${conflict}`;
     const made = match
       ? await this.merge(ask.key, row, terms, call)
-      : await this.write(
-          'write',
-          sql`${this.insert([ask])} ${conflict}`,
-          options,
-          { format: OBJECT },
-          call,
-        );
+      : await this.write('write', action, { format: OBJECT }, call, { created: CREATED });
     if (made.rows === 0) throw preconditionFailed();
     return made;
   }
 
-  /** Inserts all rows, or none when a key exists: then `created` is false, and `same` compares. */
-  async createMany(rows: Row[], terms: Terms, call: Call): Promise<Written> {
-    if (terms.format === OBJECT && rows.length !== 1) throw notOne(rows.length);
-    if (rows.length > (terms.most ?? rows.length)) throw tooMany(rows.length);
-    const asks = rows.map((row) => this.askFor(row, call));
-    try {
-      const made = await this.write('keyed', this.insert(asks), {}, terms, call);
-      return { ...made, created: true };
-    } catch (error) {
-      const found = codeOf(error) === '23505' ? await this.compare(asks) : [];
-      if (found.length === 0) throw error; // another unique column is taken
-      const same = found.length === rows.length && found.every((one) => one.same);
-      const body = `[${found.map((one) => one.body)}]`;
-      return { rows: found.length, body, version: found[0]?.version ?? '', created: false, same };
-    }
-  }
-
-  /** Inserts rows; where the `target` columns are taken, sets the `set` columns, or nothing. */
-  upsert(rows: Row[], target: string[], set: string[], terms: Terms, call: Call) {
-    const asks = rows.map((row) => this.askFor(row, call));
-    const action = sql`${this.insert(asks)} ${this.onConflict(target, set)}`;
-    const { format, most } = terms;
-    const broken = this.broken(format === OBJECT, most);
-    return this.write('write', action, { created: sql`t.xmax = 0`, broken }, terms, call);
-  }
-
   /** Sets what the part has, in the statement itself (RFC 7396). */
   merge(key: string, part: Row, terms: Preconditions, call: Call): Promise<Written> {
-    return this.change(this.update(part), [sql`t.${this.key} = ${key}`], terms, call, true);
+    return this.changeOne(this.statements.update(part), key, terms, call);
   }
 
   /** Sets the same part in every row that passes the filters. */
   mergeMany(part: Row, filters: Filter[], terms: Terms, call: Call): Promise<Written> {
-    return this.change(this.update(part), filters.map(condition), terms, call);
+    return this.change(this.statements.update(part), filters.map(condition), terms, call);
   }
 
   /** Sets in each of the given rows, found by its key, what it has. */
   mergeRows(parts: Row[], filters: Filter[], terms: Terms, call: Call): Promise<Written> {
-    const { key, settable } = this.resource;
-    const named = settable.filter((name) => parts.some((part) => Object.hasOwn(part, name)));
-    const has = (name: string) => parts.map((part) => Object.hasOwn(part, name));
-    const partial = named.filter((name) => has(name).includes(false));
-    const set = named.map((name) => {
-      const [column, given] = [identifier(name), identifier(`has ${name}`)];
-      if (!partial.includes(name)) return sql`${column} = i.${column}`;
-      return sql`${column} = case when i.${given} then i.${column} else t.${column} end`;
-    });
-    const flags = partial.map((name) => sql`${arrayLiteral(has(name))}::boolean[]`);
-    const arrays = [...this.arraysOf([key, ...named], parts), ...flags];
-    const columns = identifiers([key, ...named, ...partial.map((name) => `has ${name}`)]);
-    const from = sql`from unnest(${join(arrays)}) i(${columns})`;
-    const tests = [sql`t.${this.key} = i.${this.key}`, ...filters.map(condition)];
-    return this.change(sql`${this.assign(set)} ${from}`, tests, terms, call);
+    const { action, tests } = this.statements.updateEach(parts);
+    return this.change(action, [...tests, ...filters.map(condition)], terms, call);
   }
 
   remove(key: string, terms: Preconditions, call: Call): Promise<Written> {
-    if (!Array.isArray(terms.match) && !terms.noneMatch)
-      return this.admit(call, () => this.removes({ key, call, row: {} }));
-    return this.change(this.deletion(), [sql`t.${this.key} = ${key}`], terms, call, true);
+    if (Array.isArray(terms.match) || terms.noneMatch)
+      return this.changeOne(this.statements.deletion, key, terms, call);
+    return this.admit(call, () => this.removes({ key, call, row: {} }));
   }
 
   removeMany(filters: Filter[], terms: Terms, call: Call): Promise<Written> {
-    return this.change(this.deletion(), filters.map(condition), terms, call);
+    return this.change(this.statements.deletion, filters.map(condition), terms, call);
   }
 
   /** Stores all rows, or none, at constant memory. */
   async copy(batches: AsyncIterable<Row[]>, call: Call): Promise<void> {
     this.checkCaller(call);
-    const { inputs } = this;
-    const lineOf = ({ row }: Ask) =>
-      `${csvLine(inputs.map((name) => this.toText(name, row[name])))}\n`;
-    const store = this;
+    const { statements } = this;
+    const { inputs } = statements;
+    const lineOf = (row: Row) => {
+      const given = this.askFor(row, call).row;
+      return `${csvLine(inputs.map((name) => statements.textOf(name, given[name])))}\n`;
+    };
     async function* lines() {
-      for await (const rows of batches)
-        yield Buffer.from(rows.map((row) => lineOf(store.askFor(row, call))).join(''));
+      for await (const rows of batches) yield Buffer.from(rows.map(lineOf).join(''));
     }
-    const into = sql`copy ${this.table} (${identifiers(inputs)}) from stdin (format csv)`;
+    const into = sql`copy ${statements.table} (${identifiers(inputs)}) from stdin (format csv)`;
     await this.pool.copy(into.text, lines());
   }
 
-  // Owners
+  // Callers
 
   /** Counts the request; throws 403 for a caller who cannot own rows. */
   private admit<T>(call: Call, answer: () => Promise<T>): Promise<T> {
@@ -292,15 +257,9 @@ export class Store {
     return { key: String(row[key]), row: owner ? { ...row, [owner]: call.sub } : row, call };
   }
 
-  /** The test that a row belongs to the caller. */
-  private ownedBy({ sub }: Call): Sql[] {
-    const { owner } = this.resource;
-    return owner ? [sql`t.${identifier(owner)} = ${sub}`] : [];
-  }
-
   // Groups
 
-  private together<O>(work: string, run: Grouping<Ask, O>['run']) {
+  private together(work: string, run: Grouping<Ask, Written>['run']) {
     const keyOf = work === 'read' ? () => undefined : ({ key }: Ask) => key;
     return group({ ...this.grouping(work, run), keyOf });
   }
@@ -315,224 +274,145 @@ export class Store {
     };
   }
 
-  private async readAll(asks: Ask[], since: number): Promise<(Stored | undefined)[]> {
-    const columns = join([...this.shown.columns, VERSION]);
-    const statement = sql`select ${columns} from ${this.table} t where ${this.keyed(asks)}`;
-    const rows = this.byKey(await this.pool.run('read', ownCall(), statement, since));
-    return asks.map((ask) => {
-      const values = rows.get(ask.key);
-      return values && this.isOwn(values, ask) ? this.storedOf(values) : undefined;
-    });
+  private async readAll(asks: Ask[], since: number): Promise<Written[]> {
+    const { statements, shown, resource } = this;
+    const keyed = statements.isKey(...asks.map(({ key }) => key));
+    const columns = join([...shown.columns, VERSION]);
+    const statement = sql`select ${columns} from ${statements.table} t where ${keyed}`;
+    const found = await this.pool.run('read', ownCall(), statement, since);
+    const owner = resource.names.indexOf(resource.owner ?? '');
+    return this.writtenFor(
+      asks,
+      found,
+      (values, { call }) => owner < 0 || values[owner] === call.sub,
+    );
   }
 
-  /** Inserts the rows whose key is free; rows of 0 for the others. */
+  /** Inserts the rows whose key is free; 0 rows for the others. */
   private createAll(asks: Ask[], since: number): Promise<Written[]> {
-    const action = sql`${this.insert(sorted(asks))} on conflict (${this.key}) do nothing`;
+    const { key } = this.resource;
+    const insert = this.statements.insert(sortedRows(asks));
+    const action = sql`${insert} on conflict (${identifier(key)}) do nothing`;
     return this.writeAll('keyed', asks, action, since, sql`true`);
   }
 
   private replaceAll(asks: Ask[], since: number): Promise<Written[]> {
     const { key, settable } = this.resource;
-    const action = sql`${this.insert(sorted(asks))} ${this.onConflict([key], settable)}`;
-    return this.writeAll('write', asks, action, since, sql`t.xmax = 0`);
+    const insert = this.statements.insert(sortedRows(asks));
+    const action = sql`${insert} ${this.statements.onConflict([key], settable)}`;
+    return this.writeAll('write', asks, action, since, CREATED);
   }
 
   private removeAll(asks: Ask[], since: number): Promise<Written[]> {
-    const owned = this.resource.owner ? [this.ownedByEach(asks)] : [];
-    const action = sql`delete from ${this.table} t ${where([this.keyed(asks), ...owned])}`;
-    return this.writeAll('write', asks, action, since, sql`false`);
+    const { statements } = this;
+    const keys = asks.map(({ key }) => key);
+    const subs = asks.map(({ call }) => call.sub);
+    const tests = [statements.isKey(...keys), ...statements.areOwnedBy(keys, subs)];
+    return this.writeAll('write', asks, sql`${statements.deletion} ${where(tests)}`, since);
   }
 
-  private async writeAll(kind: Kind, asks: Ask[], action: Sql, since: number, created: Sql) {
+  private async writeAll(
+    kind: Kind,
+    asks: Ask[],
+    action: Sql,
+    since: number,
+    created = sql`false`,
+  ) {
     const call = ownCall();
-    const returning = join([...this.shown.columns, VERSION, created]);
-    const result = await this.pool.run(kind, call, sql`${action} returning ${returning}`, since);
-    const rows = this.byKey(result);
+    const statement = returning(action, [...this.shown.columns, VERSION, created]);
+    const result = await this.pool.run(kind, call, statement, since);
+    for (const ask of asks) ask.call.repeated ||= call.repeated;
+    return this.writtenFor(asks, result);
+  }
+
+  /** For each ask, what happened to its row; the key is the first column. */
+  private writtenFor(asks: Ask[], result: Result, isOwn = (_: Values, ask: Ask) => Boolean(ask)) {
+    const rows = new Map(result.map((values) => [values[0], values]));
     return asks.map((ask) => {
-      ask.call.repeated ||= call.repeated;
       const values = rows.get(ask.key);
-      if (!values) return writtenOf([], '');
+      if (!values || !isOwn(values, ask)) return writtenOf([], '');
       return writtenOf([values], this.toJson(values), this.shown.fields.length);
     });
   }
 
-  /** The caller's existing rows among those asked for, and whether each equals the wanted one. */
+  /** The caller's existing rows among those asked for; `same`: the row equals the wanted one. */
   private async compare(asks: Ask[]): Promise<Written[]> {
-    const { shown, resource, table, key } = this;
-    const wanted = resource.settable.map((name) => {
-      const sqlDefault = typeof resource.columns[name]?.default === 'function';
-      const column = identifier(name);
-      return sqlDefault ? sql`coalesce(i.${column}, t.${column})` : sql`i.${column}`;
-    });
-    const same = sql`row(${identifiers(resource.settable, 't.')}) is not distinct from row(${join(wanted)})`;
-    const statement = sql`select ${join([...shown.columns, VERSION, same])}
-      from ${table} t join ${this.input(asks)} on t.${key} = i.${key}
-      ${where(this.ownedBy(asks[0]?.call ?? ownCall()))}`;
-    const found = await this.pool.run('read', ownCall(), statement);
-    return found.map((values) => {
-      const at = shown.fields.length;
-      const { body, version } = this.storedOf(values);
-      return { rows: 1, body, version, created: false, same: values[at + 1] === 't' };
-    });
-  }
-
-  private storedOf(values: Values): Stored {
-    return { body: this.toJson(values), version: String(values[this.shown.fields.length]) };
-  }
-
-  private byKey(result: Result): Map<string | null | undefined, Values> {
-    return new Map(result.map((values) => [values[0], values])); // the key is the first column
-  }
-
-  private isOwn(values: Values, { call }: Ask): boolean {
-    const { owner, names } = this.resource;
-    return !owner || values[names.indexOf(owner)] === call.sub;
-  }
-
-  /** A lone key is compared directly, so that an engine of several nodes asks one of them. */
-  private keyed(asks: Ask[]): Sql {
-    const keys = asks.map((ask) => ask.key);
-    if (keys.length === 1) return sql`t.${this.key} = ${keys[0]}`;
-    return sql`t.${this.key} = any(${arrayLiteral(keys)}::${this.keyType}[])`;
-  }
-
-  private ownedByEach(asks: Ask[]): Sql {
-    const keys = arrayLiteral(asks.map((ask) => ask.key));
-    const subs = arrayLiteral(asks.map(({ call }) => call.sub));
-    const pair = sql`(t.${this.key}, t.${identifier(this.resource.owner ?? '')})`;
-    return sql`${pair} in (select * from unnest(${keys}::${this.keyType}[], ${subs}::text[]))`;
-  }
-
-  // Parts of statements
-
-  private toText(name: string, value: unknown): string | null {
-    if (value === null || value === undefined) return null;
-    return kindOf(typeOf(this.resource, name)) === 'json' ? JSON.stringify(value) : toText(value);
-  }
-
-  /** One array for each column, of the rows' values. A type without its length truncates nothing. */
-  private arraysOf(names: string[], rows: Row[]): Sql[] {
-    return names.map((name) => {
-      const type = typeOf(this.resource, name).replace(/\(.*\)/, '');
-      const values = rows.map((row) => this.toText(name, row[name]));
-      return sql`${arrayLiteral(values)}::${raw(type)}[]`;
-    });
-  }
-
-  /** The rows as a table `i`. */
-  private input(asks: Ask[]): Sql {
+    const { statements, shown } = this;
     const rows = asks.map(({ row }) => row);
-    return sql`unnest(${join(this.arraysOf(this.inputs, rows))}) i(${identifiers(this.inputs)})`;
-  }
-
-  private insert(asks: Ask[]): Sql {
-    const { names, columns } = this.resource;
-    const values = names.map((name) => {
-      const { generated, default: initial } = columns[name] ?? {};
-      if (generated) return generated();
-      return typeof initial === 'function'
-        ? `coalesce(i.${quote(name)}, ${initial()})`
-        : `i.${quote(name)}`;
+    const own = where(statements.isOwnedBy(asks[0]?.call.sub ?? ''));
+    const statement = sql`${statements.compare(rows, shown.columns)} ${own}`;
+    const found = await this.pool.run('read', ownCall(), statement);
+    const at = shown.fields.length;
+    return found.map((values) => {
+      const written = writtenOf([values], this.toJson(values), at);
+      return { ...written, created: false, same: values[at + 1] === 't' };
     });
-    return sql`insert into ${this.table} as t (${identifiers(names)})
-      select ${raw(values.join(', '))} from ${this.input(asks)}`;
   }
 
-  /** Sets columns of the existing row; never the key, and never in another caller's row. */
-  private onConflict(target: string[], columns: string[], tests: Sql[] = []): Sql {
-    const { settable, owner } = this.resource;
-    const set = columns.filter((name) => settable.includes(name)).map(identifier);
-    const mine = owner ? [sql`t.${identifier(owner)} = excluded.${identifier(owner)}`] : [];
-    const changes = join(set.map((name) => sql`${name} = excluded.${name}`));
-    const action = sql`update set ${changes} ${where([...mine, ...tests])}`;
-    return sql`on conflict (${identifiers(target)}) do ${set.length > 0 ? action : sql`nothing`}`;
-  }
+  // Single statements
 
-  private update(part: Row): Sql {
-    const named = this.resource.settable.filter((name) => Object.hasOwn(part, name));
-    return this.assign(
-      named.map((name) => sql`${identifier(name)} = ${this.toText(name, part[name])}`),
-    );
-  }
-
-  /** Without an assignment the row gets a new version all the same. */
-  private assign(set: Sql[]): Sql {
-    const first = identifier(this.resource.settable[0] ?? '');
-    return sql`update ${this.table} t set ${set.length > 0 ? join(set) : sql`${first} = t.${first}`}`;
-  }
-
-  private deletion(): Sql {
-    return sql`delete from ${this.table} t`;
-  }
-
-  private versionTests({ match, noneMatch }: Preconditions): Sql[] {
-    const version = sql`t.xmin::text`;
-    const tests = [];
-    if (Array.isArray(match)) tests.push(sql`${version} = any(${arrayLiteral(match)}::text[])`);
-    if (Array.isArray(noneMatch))
-      tests.push(sql`${version} <> all(${arrayLiteral(noneMatch)}::text[])`);
-    return noneMatch === '*' ? [...tests, sql`false`] : tests;
-  }
-
-  /** What must not be true of the rows that a statement changed. */
-  private broken(single: boolean, most: number | undefined): Sql[] {
-    const rows = sql`(select count(*) from changed)`;
-    return [
-      ...(single ? [sql`${rows} <> 1`] : []),
-      ...(most === undefined ? [] : [sql`${rows} > ${most}`]),
-    ];
-  }
-
-  /** Changes the caller's rows that pass the tests; all or none of them have the wanted versions. */
-  private async change(
+  private async changeOne(
     action: Sql,
-    tests: Sql[],
-    terms: Terms,
+    key: string,
+    terms: Preconditions,
     call: Call,
-    alone = false,
   ): Promise<Written> {
-    const own = [...tests, ...this.ownedBy(call)];
-    const versions = this.versionTests(terms);
-    const all = sql`select count(*) from ${this.table} t ${where(own)}`;
-    const single = terms.format === OBJECT;
-    const broken = this.broken(single, terms.most);
-    if (versions.length > 0 && !alone) broken.push(sql`(select count(*) from changed) <> (${all})`);
-    const format = alone ? OBJECT : terms.format;
-    const statement = sql`${action} ${where([...own, ...versions])}`;
-    const made = await this.write('write', statement, { broken }, { ...terms, format }, call).catch(
-      async (error) => {
-        if (codeOf(error) !== DIVISION_BY_ZERO) throw error;
-        if (versions.length > 0) throw preconditionFailed();
-        const rows = await this.count(all, call);
-        throw single && rows !== 1 ? notOne(rows) : tooMany(rows);
-      },
-    );
-    if (made.rows > 0) return made;
-    if (versions.length > 0 && (await this.count(all, call)) > 0) throw preconditionFailed();
-    if (single) throw notOne(0);
+    const { statements } = this;
+    const own = [statements.isKey(key), ...statements.isOwnedBy(call.sub)];
+    const versions = statements.hasVersion(terms);
+    const changing = sql`${action} ${where([...own, ...versions])}`;
+    const made = await this.write('write', changing, { format: OBJECT }, call);
+    if (made.rows === 0 && versions.length > 0 && (await this.count(own, call)) > 0)
+      throw preconditionFailed();
     return made;
   }
 
-  private async count(statement: Sql, call: Call): Promise<number> {
+  /** Changes the caller's rows that pass the tests, if all of them have the wanted versions. */
+  private async change(action: Sql, tests: Sql[], terms: Terms, call: Call): Promise<Written> {
+    const { statements } = this;
+    const own = [...tests, ...statements.isOwnedBy(call.sub)];
+    const versions = statements.hasVersion(terms);
+    const single = terms.format === OBJECT;
+    const broken = brokenBy(single, terms.most);
+    const all = sql`(select count(*) from ${statements.table} t ${where(own)})`;
+    if (versions.length > 0) broken.push(sql`(select count(*) from changed) <> ${all}`);
+    const changing = sql`${action} ${where([...own, ...versions])}`;
+    const refuse = async () => {
+      const rows = await this.count(own, call);
+      if (versions.length > 0 && rows > 0) return preconditionFailed();
+      return single && rows !== 1 ? notOne(rows) : tooMany(rows);
+    };
+    const made = await this.write('write', changing, terms, call, { broken }).catch(
+      async (error) => {
+        throw codeOf(error) === BROKEN ? await refuse() : error;
+      },
+    );
+    if (made.rows === 0 && (single || versions.length > 0)) {
+      const problem = await refuse();
+      if (single || problem.status === 412) throw problem;
+    }
+    return made;
+  }
+
+  private async count(tests: Sql[], call: Call): Promise<number> {
+    const statement = sql`select count(*) from ${this.statements.table} t ${where(tests)}`;
     return Number((await this.pool.run('read', call, statement))[0]?.[0]);
   }
 
-  /** Runs a write, and reads back what the format needs; a broken term undoes it. */
+  /** Runs a write, and reads back what the format needs; without a format the number of rows. */
   private async write(
     kind: Kind,
     action: Sql,
-    { created, broken = [] }: { created?: Sql; broken?: Sql[] },
     { format, select }: Terms,
     call: Call,
+    { created, broken }: { created?: Sql; broken?: Sql[] } = {},
   ): Promise<Written> {
-    const shown = shownOf(this.resource, format ? select : []);
-    const flags = [VERSION, created ?? sql`false`];
-    const columns = format || created ? [...shown.columns, ...flags] : [sql`1`];
-    const silent = !format && !created && broken.length === 0;
-    const statement = silent ? action : guarded(action, columns, broken);
+    const { fields, columns } = shownOf(this.resource, format ? select : []);
+    const silent = !format && !created && !broken?.length;
+    const answered = [...columns, VERSION, created ?? sql`false`];
+    const statement = silent ? action : returning(action, answered, broken);
     const result = await this.admit(call, () => this.pool.run(kind, call, statement));
-    const body = format ? bodyOf(format, shown.fields, result) : '';
-    const written = writtenOf(result, body, shown.fields.length);
+    const written = writtenOf(result, format ? bodyOf(format, fields, result) : '', fields.length);
     return silent ? { ...written, rows: result.count } : written;
   }
 
@@ -543,23 +423,23 @@ export class Store {
     const [{ query, wanted, shown, statement }] = asks as [PageAsk];
     const found = await this.pool.run('read', ownCall(), statement, since);
     const total = wanted.count ? Number(found[0]?.at(-1)) : undefined;
-    const rows = wanted.count && found[0]?.at(-2) === null ? [] : found; // the total stands alone
+    const rows: Values[] = wanted.count && found[0]?.at(-2) === null ? [] : found; // only the total
     const more = rows.length > wanted.limit;
     if (more) rows.length = wanted.limit;
-    const last = rows.at(-1);
+    const last = more && rows.at(-1);
     const page = {
       rows: rows.length,
       body: bodyOf(wanted.format, shown.fields, rows),
-      more: more && last !== undefined,
-      next: more && last ? cursorOf(this.resource, query, shown, last) : '',
+      more: Boolean(last),
+      next: last ? cursorOf(this.resource, query, shown, last) : '',
       ...(total !== undefined && { total }),
     };
     return asks.map(() => page);
   }
 
-  /** One row more than wanted shows whether there are more; with a total, a row that has it. */
+  /** One row more than wanted shows whether there are more; a total is in a column of each row. */
   private pageStatement(query: Query, { limit, count }: Wanted, shown: Shown, call: Call): Sql {
-    const tests = this.ownedBy(call);
+    const tests = this.statements.isOwnedBy(call.sub);
     const columns = [...shown.columns, ...cursorColumns(query)];
     if (!count) return selectOf(this.resource, query, columns, tests, limit + 1);
     const named = [...columns, sql`true`].map((one, at) => sql`${one} as ${identifier(`c${at}`)}`);
@@ -569,30 +449,18 @@ export class Store {
   }
 }
 
-/** A write whose effect is undone by a division by zero when a term is broken. */
-function guarded(action: Sql, columns: Sql[], broken: Sql[]): Sql {
-  if (broken.length === 0) return sql`${action} returning ${join(columns)}`;
-  const named = columns.map((one, at) => sql`${one} as ${identifier(`c${at}`)}`);
-  return sql`with changed as (${action} returning ${join(named)})
-    select *, 1 / (case when ${join(broken, raw(' or '))} then 0 else 1 end) from changed`;
-}
-
 /** By key, so that two groups lock their rows in the same order. */
-function sorted(asks: Ask[]): Ask[] {
-  return asks.length === 1 ? asks : asks.toSorted((a, b) => (a.key < b.key ? -1 : 1));
+function sortedRows(asks: Ask[]): Row[] {
+  const sorted = asks.length > 1 ? asks.toSorted((a, b) => (a.key < b.key ? -1 : 1)) : asks;
+  return sorted.map(({ row }) => row);
 }
 
-/** Of written rows, whose version and flag are behind `at` values. */
+/** The version and the flag of a row are after its `at` values. */
 function writtenOf(rows: Values[], body: string, at = 0): Written {
-  return {
-    rows: rows.length,
-    body,
-    version: String(rows[0]?.[at] ?? ''),
-    created: rows.some((values) => values[at + 1] === 't'),
-    same: false,
-  };
+  const created = rows.some((values) => values[at + 1] === 't');
+  return { rows: rows.length, body, version: String(rows[0]?.[at] ?? ''), created, same: false };
 }
 
-async function* mapBatches(batches: AsyncGenerator<Values[]>, write: (values: Values) => string) {
+async function* mapBatches(batches: AsyncIterable<Values[]>, write: (values: Values) => string) {
   for await (const batch of batches) yield batch.map(write);
 }
