@@ -50,7 +50,10 @@ if step image-test; then
 fi
 
 step push
-port=$(node -p 'const server = net.createServer().listen(0, "127.0.0.1"); setImmediate(process.exit); server.address().port')
+port=$(node -e 'const server = net.createServer().listen(0, "127.0.0.1", () => {
+  console.log(server.address().port);
+  server.close();
+});')
 cat >"$work/registry.json" <<END
 {"version": "0.1", "log": {"level": "error"}, "http": {"addr": "127.0.0.1:$port"},
  "storage": {"filesystem": {"rootdirectory": "$work/registry"}}}
