@@ -85,7 +85,7 @@ echo "$image@$digest" >"$work/checkout/image.txt"
 (cd "$work/checkout" && sh cloudbuild/publish.sh)
 
 step diff
-git -C "$REPOSITORY" diff "$COMMIT" main -- install/passengers.yaml
+git --no-pager -C "$REPOSITORY" diff "$COMMIT" main -- install/passengers.yaml
 cat <<END
 pipeline: done in $SECONDS s; these steps run only in the cloud:
   image-test by smoke and acceptance, sbom and scan; deploy-test, smoke and acceptance through the

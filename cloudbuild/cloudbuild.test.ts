@@ -1,0 +1,223 @@
+/**
+ * The build configs against Cloud Build's schema (cloud.google.com/build/docs/build-config), the
+ * scripts by shellcheck, and those that need no cloud run in throw-away clones. Whether images
+ * exist, roles suffice and Google's tools answer as expected, only a build in the cloud proves.
+ */
+import assert from 'node:assert/strict';
+import { execFileSync, spawnSync } from 'node:child_process';
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, describe, test } from 'node:test';
+import { parse } from 'yaml';
+import { z } from 'zod';
+
+const ROOT = join(import.meta.dirname, '..');
+const OTHERS = ['check', 'production', 'hourly'].map((name) => `cloudbuild/${name}.yaml`);
+const CONFIGS = ['cloudbuild.yaml', ...OTHERS];
+const SCRIPTS = ['check', 'bump', 'publish', 'deploy'].map((name) => `cloudbuild/${name}.sh`);
+const BUILT_IN = ['PROJECT_ID', 'BUILD_ID', 'LOCATION', 'COMMIT_SHA', 'SHORT_SHA', 'BRANCH_NAME'];
+
+const list = z.array(z.string()).default([]);
+const duration = z.templateLiteral([z.int(), 's']).optional();
+const STEP = z.strictObject({
+  ...{ id: z.string(), entrypoint: z.string().optional(), script: z.string().default('') },
+  ...{ args: list, waitFor: list, secretEnv: list, timeout: duration },
+  name: z.string().regex(/^gcr\.io\/cloud-builders\/docker$|:v?\d[\w.-]*$/, 'no version'),
+  allowFailure: z.boolean().optional(),
+});
+const BUILD = z.strictObject({
+  steps: z.array(STEP.refine(({ script, args }) => !script !== !args.length, 'script or args')),
+  images: list,
+  artifacts: z.object({ objects: z.strictObject({ location: z.url(), paths: list }) }).optional(),
+  availableSecrets: z.object({ secretManager: z.array(z.object({ env: z.string() })) }).optional(),
+  options: z.strictObject({
+    dynamicSubstitutions: z.literal(true).optional(),
+    logging: z.literal('CLOUD_LOGGING_ONLY'), // required with a service account of one's own
+    machineType: z.literal('E2_HIGHCPU_8').optional(),
+    env: list,
+  }),
+  timeout: duration,
+  substitutions: z.record(z.string().startsWith('_'), z.string()).default({}),
+});
+
+const read = (file: string) => readFileSync(join(ROOT, file), 'utf8');
+const readBuild = (file: string) => BUILD.parse(parse(read(file)));
+const all = (text: string, regex: RegExp) => [...text.matchAll(regex)].map(([, one = '']) => one);
+const without = (names: string[], known: string[]) => names.filter((one) => !known.includes(one));
+
+for (const file of CONFIGS)
+  describe(file, () => {
+    const { steps, options, availableSecrets, substitutions, ...rest } = readBuild(file);
+
+    test('ids are unique, and a step waits only for earlier ones', () => {
+      const ids = steps.map(({ id }) => id);
+      assert.equal(new Set(ids).size, ids.length);
+      for (const [at, { waitFor }] of steps.entries())
+        assert.deepEqual(without(waitFor, ['-', ...ids.slice(0, at)]), []);
+    });
+
+    test('substitutions are built in or declared, and every declared one is used', () => {
+      const outside = steps.map(({ script, ...step }) => step);
+      const used = all(JSON.stringify([outside, options, substitutions, rest]), /\$\{?(\w+)/g);
+      assert.deepEqual(without(used, [...BUILT_IN, ...Object.keys(substitutions)]), []);
+      assert.deepEqual(without(Object.keys(substitutions), used), []);
+    });
+
+    test('the variables of a script are in options.env, or secrets of its step', () => {
+      const env = options.env.map((pair) => pair.replace(/=.*/, ''));
+      const secrets = availableSecrets?.secretManager.map((secret) => secret.env) ?? [];
+      for (const { id, script, args, secretEnv } of steps) {
+        const text = [script, ...args.filter((one) => SCRIPTS.includes(one)).map(read)].join('\n');
+        const given = [...env, ...secretEnv, ...all(text, /\b([A-Z_0-9]+)=/g), 'PWD'];
+        assert.deepEqual(without(all(text, /\$\{?([A-Z][A-Z_0-9]*)/g), given), [], id);
+        assert.deepEqual(without(secretEnv, secrets), [], id);
+      }
+    });
+  });
+
+test('triggers.md uses every build config, with substitutions that it declares', () => {
+  const commands = read('cloudbuild/triggers.md').match(/^.*--build-config=.*$/gm) ?? [];
+  const used = commands.map((line) => {
+    const [config = ''] = all(line, /--build-config=(\S+)/g);
+    const declared = Object.keys(readBuild(config).substitutions);
+    assert.deepEqual(without(all(line, /[=,](_\w+)=/g), declared), []);
+    return config;
+  });
+  assert.deepEqual(used.sort(), [...CONFIGS].sort());
+});
+
+const missing = !process.env.CI && spawnSync('shellcheck').error !== undefined;
+
+describe('shellcheck', { skip: missing && 'apt-get install shellcheck' }, () => {
+  const files = [...SCRIPTS, 'test/pipeline.sh', 'test/kustomize.sh'];
+  const texts = files.map((file) => ({ id: file, script: read(file) }));
+  const steps = CONFIGS.flatMap((file) => readBuild(file).steps);
+  for (const { id, script } of [...texts, ...steps.filter((step) => step.script)])
+    test(id, () => {
+      const args = ['--shell', script.startsWith('#!/bin/bash') ? 'bash' : 'sh', '-'];
+      assert.equal(spawnSync('shellcheck', args, { input: script }).stdout.toString(), '');
+    });
+});
+
+const home = mkdtempSync(join(tmpdir(), 'cloudbuild-'));
+after(() => rmSync(home, { recursive: true }));
+
+/** A new directory, and in its bin/ a command that is found before others of the PATH. */
+function makeDirectory(command: string, script: string): string {
+  const directory = mkdtempSync(join(home, 'run-'));
+  mkdirSync(`${directory}/bin`);
+  writeFileSync(`${directory}/bin/${command}`, `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+  return directory;
+}
+
+/** Runs bash in such a directory; returns what it printed on both outputs. */
+function run(cwd: string, command: string, environment: object = {}, expected = 0): string {
+  const env = { ...process.env, ...environment, PATH: `${cwd}/bin:${process.env.PATH}` };
+  const { status, stdout, stderr } = spawnSync('bash', ['-ec', command], { cwd, env });
+  assert.equal(status, expected, `${stdout}${stderr}`);
+  return `${stdout}${stderr}`.trim();
+}
+
+const KUSTOMIZE = execFileSync(join(ROOT, 'test/kustomize.sh')).toString().trim();
+const DIGEST = `sha256:${'0123456789abcdef'.repeat(4)}`;
+const COMMIT = 'git -c user.name=t -c user.email=t@localhost commit -q --allow-empty -m';
+/** Somebody else pushes when publish.sh renders, in the first `$PUSHES` times. */
+const PUSHING = `[ $1 = edit ] || [ $(wc -l <$CHECKOUT/pushed) = $PUSHES ] || (
+  cd $CHECKOUT; echo >>pushed; ${COMMIT} Between; git push -q origin main)
+exec ${KUSTOMIZE} "$@"`;
+const PUBLISHED = `install/passengers.yaml
+kustomize/components/gateway/httproute.yaml
+kustomize/overlays/install/kustomization.yaml
+kustomize/overlays/production/kustomization.yaml
+kustomize/overlays/test/kustomization.yaml`;
+
+describe('publish.sh', () => {
+  const cwd = makeDirectory('kustomize', PUSHING);
+  const origin = `${cwd}/origin`;
+  const files = ['kustomize', 'install', 'cloudbuild', 'package.json'];
+  for (const path of files) cpSync(join(ROOT, path), `${cwd}/${path}`, { recursive: true });
+  const initial = `sed -i 's|"uri": ".*"|"uri": "/elsewhere"|' package.json
+    git init -q -b main; git init -q --bare -b main origin; git remote add origin ${origin}
+    git add ${files.join(' ')}; ${COMMIT} First; ${COMMIT} Second; git push -q origin main`;
+  run(cwd, initial);
+  const [second = '', first = ''] = run(cwd, 'git log --format=%h').split('\n');
+  const log = () => run(origin, `git log --format=%s main | sed 's/${second}/Second/'`).split('\n');
+  const publish = (of: string, digest = DIGEST, PUSHES = '0', status = 0) => {
+    writeFileSync(`${cwd}/image.txt`, `gcr.io/p/passengers@${digest}\n`);
+    const build = { REPOSITORY: origin, BRANCH: 'main', COMMIT: of, TAG: `main-${of}` };
+    const env = { ...build, GIT_TOKEN: '', CHECKOUT: cwd, PUSHES };
+    return run(cwd, ': >pushed; rm -f release.txt; sh cloudbuild/publish.sh', env, status);
+  };
+
+  // The tests follow each other on one origin.
+  test('fails where others push twice in between', () => {
+    publish(second, DIGEST, '2', 1);
+    assert.deepEqual(log(), ['Between', 'Between', 'Second', 'First']);
+  });
+
+  test('commits on top of what others push in between, and numbers the release', () => {
+    publish(second, DIGEST, '1');
+    assert.deepEqual(log().slice(0, 2), ['Publish main-Second', 'Between']);
+    assert.equal(readFileSync(`${cwd}/release.txt`, 'utf8'), '1\n');
+  });
+
+  test('commits image, version label, uri and the rendered install/passengers.yaml', () => {
+    const files = run(cwd, 'git pull -q origin main; git diff --name-only HEAD~');
+    assert.equal(files, PUBLISHED);
+    const rendered = run(cwd, 'kubectl kustomize kustomize/overlays/install');
+    assert.equal(readFileSync(`${cwd}/install/passengers.yaml`, 'utf8').trim(), rendered);
+    const images = all(rendered, /image: (\S+passengers\S+)/g);
+    assert.deepEqual([...new Set(images)], [`gcr.io/p/passengers:main-${second}@${DIGEST}`]);
+    assert.match(rendered, new RegExp(`app.kubernetes.io/version: [\\d.]+-${second}$`, 'm'));
+    const route = readFileSync(`${cwd}/kustomize/components/gateway/httproute.yaml`, 'utf8');
+    assert.match(route, /^ +value: \/elsewhere$/m);
+  });
+
+  test('commits nothing where nothing changed, and keeps a newer release', () => {
+    const before = log();
+    assert.match(publish(second), /published already/);
+    assert.match(publish(first), /newer/);
+    assert.deepEqual(log(), before);
+  });
+
+  test('commits the new digest of a rebuilt commit', () => {
+    publish(second, DIGEST.replace('0', 'f'));
+    assert.deepEqual(log().slice(0, 2), ['Publish main-Second', 'Publish main-Second']);
+    assert.equal(readFileSync(`${cwd}/release.txt`, 'utf8'), '2\n');
+  });
+});
+
+/** What `apply` and `rollout status` do to revision 5, and others before the tests fail. */
+type Rollout = { name: string; apply: string; status?: string; others?: string; undone?: boolean };
+
+const ROLLOUTS: Rollout[] = [
+  { name: 'a refused apply undoes nothing', apply: 'exit 1' },
+  { name: 'an apply that fails half-way is undone', apply: 'echo 6 >now; exit 1', undone: true },
+  { name: 'a failed rollout is undone', apply: 'echo 6 >now', status: 'exit 1', undone: true },
+  { name: 'failed tests undo a new revision', apply: 'echo 6 >now', others: ':', undone: true },
+  { name: 'failed tests of the same revision undo nothing', apply: ':', others: ':' },
+  { name: 'failed tests undo no newer revision', apply: 'echo 6 >now', others: 'echo 7 >now' },
+];
+
+describe('deploy.sh', () => {
+  for (const { name, apply, status = ':', others, undone } of ROLLOUTS)
+    test(name, () => {
+      const kubectl = `shift 2; echo "$*" >>calls
+        case $* in
+          apply*) ${apply} ;;
+          'rollout status'*) [ -f undone ] || ${status} ;;
+          'rollout undo'*) touch undone ;;
+          *metadata.generation*) echo 1 ;;
+          *revision*) cat now ;;
+          api-resources*) echo ingresses.networking.k8s.io ;;
+        esac`;
+      const cwd = makeDirectory('kubectl', kubectl);
+      const deploy = `bash ${ROOT}/cloudbuild/deploy.sh`;
+      run(cwd, `echo 5 >now; ${deploy} apply passengers-test test`, {}, others ? 0 : 1);
+      if (others) run(cwd, `${others}; ${deploy} undo passengers-test`);
+      const calls = readFileSync(`${cwd}/calls`, 'utf8').match(/^rollout undo.*$/gm);
+      const undo = 'rollout undo deployment/passengers --to-revision 5';
+      assert.deepEqual(calls, undone ? [undo] : null);
+    });
+});
