@@ -6,14 +6,13 @@ set -eu
 tag=$1
 shift
 image=$(cat image.txt)
-version=$(sed -n 's/^  "version": "\(.*\)",$/\1/p' package.json)
-commit=${tag##*-}
+version=$(sed -n 's/^  "version": "\(.*\)",$/\1/p' package.json)-${tag##*-}
+uri=$(sed -n 's/^  "uri": "\(.*\)",$/\1/p' package.json)
 for overlay in "$@"; do
   (
     cd "kustomize/overlays/$overlay"
     kustomize edit set image "passengers=${image%@*}:$tag@${image#*@}"
-    kustomize edit add label --force --without-selector "app.kubernetes.io/version:$version-${commit%.dev}"
+    kustomize edit add label --force --without-selector "app.kubernetes.io/version:$version"
   )
 done
-uri=$(sed -n 's/^  "uri": "\(.*\)",$/\1/p' package.json)
-sed -i "s|^\( *\(- \)\{0,1\}value: \)/[a-z].*|\1$uri|" kustomize/components/gateway/*.yaml
+sed -i "s|^\( *value: \)/[a-z].*|\1${uri:?is missing in package.json}|" kustomize/components/gateway/*.yaml

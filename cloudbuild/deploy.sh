@@ -12,10 +12,10 @@ kubectl() {
 
 # The Deployment's revision, once its controller has seen the last change; empty if there is none.
 revision() {
-  local seen='{.status.observedGeneration}' generation
+  local generation
   generation=$(kubectl get deployment passengers --ignore-not-found --output 'jsonpath={.metadata.generation}')
   [ -n "$generation" ] || return 0
-  kubectl wait deployment/passengers --for "jsonpath=$seen=$generation" --timeout 30s >&2
+  kubectl wait deployment/passengers --for "jsonpath={.status.observedGeneration}=$generation" --timeout 30s >&2
   kubectl get deployment passengers --output 'jsonpath={.metadata.annotations.deployment\.kubernetes\.io/revision}'
 }
 
@@ -33,10 +33,7 @@ undo() {
   fi
 }
 
-if [ "$1" = undo ]; then
-  undo
-  exit
-fi
+[ "$1" = apply ] || { undo && exit; }
 revision >before.txt
 trap undo EXIT # after a failure of any command below
 kubectl apply --kustomize "kustomize/overlays/$3"
