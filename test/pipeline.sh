@@ -39,14 +39,16 @@ COMMIT=$(git rev-parse HEAD)
 TAG=main-${COMMIT:0:7}
 export BRANCH=main COMMIT TAG STACK=local
 
+built=localhost/passengers:$TAG.dev
+
 step build
 if [ -n "$(git status --porcelain)" ]; then
   echo 'uncommitted changes are in the image, and not in what is published'
 fi
-npm run image -- "passengers:$TAG.dev"
+npm run image -- "$built"
 
 if step image-test; then
-  IMAGE=passengers:$TAG.dev npm run test:image
+  IMAGE=$built npm run test:image
 fi
 
 step push
@@ -67,7 +69,7 @@ until curl --silent --fail --output /dev/null "http://127.0.0.1:$port/v2/"; do
 done
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/passengers
 buildah --root "$cache/storage" --runroot "$cache/run" push --quiet --tls-verify=false \
-  "passengers:$TAG.dev" "docker://$image:$TAG.dev"
+  "$built" "docker://$image:$TAG.dev"
 digest=$(skopeo inspect --tls-verify=false --format '{{.Digest}}' "docker://$image:$TAG.dev")
 echo "pushed $image:$TAG.dev as $digest"
 
