@@ -4,7 +4,7 @@
 set -euo pipefail
 export CI=true DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
-apt-get install -y -qq --no-install-recommends chromium kubernetes-client kustomize nginx-light \
+apt-get install -y -qq --no-install-recommends chromium kubectl kustomize nginx-light \
   openssl postgresql-client shellcheck supervisor wrk >/dev/null
 npm ci --no-fund --no-audit
 npm run check
