@@ -39,7 +39,7 @@ COMMIT=$(git rev-parse HEAD)
 TAG=main-${COMMIT:0:7}
 export BRANCH=main COMMIT TAG STACK=local
 
-built=localhost/passengers:$TAG.dev
+built=localhost/passengers:pipeline
 
 step build
 if [ -n "$(git status --porcelain)" ]; then
