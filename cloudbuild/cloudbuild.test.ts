@@ -50,8 +50,7 @@ for (const file of CONFIGS)
       const ids = steps.map(({ id }) => id);
       assert.equal(new Set(ids).size, ids.length);
       for (const [at, { id, script, args, entrypoint, waitFor }] of steps.entries()) {
-        assert.equal(!script, args.length > 0, `${id}: exactly one of script and args`);
-        assert.ok(!script || !entrypoint, `${id}: script excludes entrypoint`);
+        assert.equal(!script, entrypoint !== '' || args.length > 0, id);
         assert.deepEqual(without(waitFor, ['-', ...ids.slice(0, at)]), []);
       }
     });
@@ -61,6 +60,13 @@ for (const file of CONFIGS)
       const used = all(JSON.stringify([outside, options, substitutions, rest]), /\$\{?(\w+)/g);
       assert.deepEqual(without(used, [...BUILT_IN, ...Object.keys(substitutions)]), []);
       assert.deepEqual(without(Object.keys(substitutions), used), []);
+    });
+
+    test('its trigger in triggers.md gives no other substitution', () => {
+      const commands = read('cloudbuild/triggers.md').split('\n');
+      const command =
+        commands.find((line) => line.includes(`--build-config=${file} `)) ?? '=_NO_TRIGGER=';
+      assert.deepEqual(without(all(command, /[=,](_\w+)=/g), Object.keys(substitutions)), []);
     });
 
     test('the variables of a script are in options.env, or secrets of its step', () => {
@@ -74,17 +80,6 @@ for (const file of CONFIGS)
       }
     });
   });
-
-test('triggers.md uses every build config, with substitutions that it declares', () => {
-  const commands = read('cloudbuild/triggers.md').match(/^.*--build-config=.*$/gm) ?? [];
-  const used = commands.map((line) => {
-    const [config = ''] = all(line, /--build-config=(\S+)/g);
-    const declared = Object.keys(readBuild(config).substitutions);
-    assert.deepEqual(without(all(line, /[=,](_\w+)=/g), declared), []);
-    return config;
-  });
-  assert.deepEqual(used.sort(), [...CONFIGS].sort());
-});
 
 /** Why to skip what needs `command`, if it does not run here; under CI nothing is skipped. */
 const lacks = (command: string, ...args: string[]) => {
@@ -143,8 +138,8 @@ describe('publish.sh', { skip }, () => {
   const released = `Publish main-${second}`;
   const publish = (of: string, digest = DIGEST, PUSHES = '0', status = 0) => {
     writeFileSync(`${cwd}/image.txt`, `gcr.io/p/passengers@${digest}\n`);
-    const build = { REPOSITORY: `${cwd}/origin`, BRANCH: 'main', COMMIT: of, TAG: `main-${of}` };
-    const env = { ...build, GIT_TOKEN: '', CHECKOUT: cwd, PUSHES };
+    const names = { REPOSITORY: `${cwd}/origin`, BRANCH: 'main', TAG: `main-${of}`, GIT_TOKEN: '' };
+    const env = { ...names, COMMIT: of, CHECKOUT: cwd, PUSHES };
     return run(cwd, ': >pushed; rm -f release.txt; sh cloudbuild/publish.sh', env, status);
   };
 

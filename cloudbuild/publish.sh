@@ -10,7 +10,6 @@ git clone --quiet --branch "$BRANCH" --config user.name='Cloud Build' --config u
   --config credential.helper='!f() { echo username=x-access-token; echo "password=$GIT_TOKEN"; }; f' "$REPOSITORY" "$clone"
 cd "$clone"
 cp "$workspace/image.txt" .
-
 for attempt in 1 2; do
   git fetch --quiet origin "$BRANCH"
   git reset --quiet --hard FETCH_HEAD
