@@ -20,12 +20,12 @@ revision() {
 }
 
 undo() {
-  local before after now
+  local before now after
   kubectl logs deployment/passengers --all-containers --prefix --tail 100 || true
   before=$(cat before.txt)
   now=$(revision)
-  after=$(cat after.txt 2>/dev/null || echo "$now")
-  if [ -z "$before" ] || [ "$after" = "$before" ] || [ "$now" != "$after" ]; then
+  after=$(cat after.txt 2>/dev/null || true) # nothing, where apply or the rollout failed
+  if [ -z "$before" ] || [ "$now" = "$before" ] || [ "$now" != "${after:-$now}" ]; then
     echo "revision was '$before', is '$now'; this build made no new one, or it is not the last: nothing is undone"
   else
     kubectl rollout undo deployment/passengers --to-revision "$before"
@@ -33,7 +33,7 @@ undo() {
   fi
 }
 
-[ "$1" = apply ] || { undo && exit; }
+if [ "$1" = undo ]; then undo; exit; fi
 revision >before.txt
 trap undo EXIT # after a failure of any command below
 kubectl apply --kustomize "kustomize/overlays/$3"
