@@ -1,245 +1,218 @@
-/** What a build config means: cloudbuild.ts does with it what Cloud Build does. */
+/**
+ * Build configs against Cloud Build's schema (cloud.google.com/build/docs/build-config), shellcheck,
+ * and the scripts that need no cloud, run in throw-away clones. A real build alone proves the rest.
+ */
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
-import { existsSync, readFileSync } from 'node:fs';
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { spawnSync } from 'node:child_process';
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, before, describe, test } from 'node:test';
-import { fileURLToPath } from 'node:url';
-import { type BuildResult, readBuild, runBuild } from './cloudbuild.ts';
+import { after, describe, test } from 'node:test';
+import { parse } from 'yaml';
+import { z } from 'zod';
 
-const ROOT = fileURLToPath(new URL('..', import.meta.url));
-const CONFIGS = ['cloudbuild.yaml', 'cloudbuild/production.yaml'];
-const BUILT_IN = { PROJECT_ID: 'p', BRANCH_NAME: 'main', SHORT_SHA: 'abc1234', COMMIT_SHA: 'abc' };
+const ROOT = join(import.meta.dirname, '..');
+const CONFIGS = ['', '/check', '/production', '/hourly'].map((name) => `cloudbuild${name}.yaml`);
+const SCRIPTS = ['check', 'bump', 'publish', 'deploy'].map((name) => `cloudbuild/${name}.sh`);
+const BUILT_IN = ['PROJECT_ID', 'BUILD_ID', 'LOCATION', 'COMMIT_SHA', 'SHORT_SHA', 'BRANCH_NAME'];
 
-let workspace: string;
-
-before(async () => {
-  workspace = await mkdtemp(join(tmpdir(), 'workspace-'));
-  await mkdir(join(workspace, 'below'));
+const list = z.array(z.string()).default([]);
+const text = z.string().default('');
+const duration = z.templateLiteral([z.int(), 's']).optional();
+const BUILD = z.strictObject({
+  steps: z.array(
+    z.strictObject({
+      ...{ id: z.string(), script: text, entrypoint: text, timeout: duration },
+      ...{ args: list, waitFor: list, secretEnv: list, allowFailure: z.boolean().optional() },
+      name: z.string().regex(/^gcr\.io\/cloud-builders\/docker$|:v?\d[\w.-]*$/, 'no version'),
+    }),
+  ),
+  artifacts: z.object({ objects: z.strictObject({ location: z.url(), paths: list }) }).optional(),
+  availableSecrets: z.object({ secretManager: z.array(z.object({ env: z.string() })) }).optional(),
+  options: z.strictObject({
+    ...{ dynamicSubstitutions: z.boolean().optional(), machineType: text, env: list },
+    logging: z.literal('CLOUD_LOGGING_ONLY'), // required with a service account of one's own
+  }),
+  ...{ images: list, timeout: duration },
+  substitutions: z.record(z.string().startsWith('_'), z.string()).default({}),
 });
 
-after(() => rm(workspace, { recursive: true }));
+const read = (file: string) => readFileSync(join(ROOT, file), 'utf8');
+const readBuild = (file: string) => BUILD.parse(parse(read(file)));
+const all = (text: string, regex: RegExp) => [...text.matchAll(regex)].map(([, one = '']) => one);
+const without = (names: string[], known: string[]) => names.filter((one) => !known.includes(one));
 
-type Ran = BuildResult & { log: string[]; pushed: string[]; stored: string[] };
-type Step = { id: string; script: string; [field: string]: unknown };
+for (const file of CONFIGS)
+  describe(file, () => {
+    const { steps, options, availableSecrets, substitutions, ...rest } = readBuild(file);
 
-/** Steps whose command is a line of shell, as a build config. */
-function config(steps: Step[], rest: object = {}): string {
-  const all = steps.map(({ script, ...step }) => {
-    return { name: 'tools', entrypoint: 'sh', args: ['-c', script], ...step };
-  });
-  return JSON.stringify({ steps: all, ...rest });
-}
-
-async function run(text: string, extent = {}, cancelled = new AbortController()): Promise<Ran> {
-  const [log, pushed, stored]: [string[], string[], string[]] = [[], [], []];
-  const result = await runBuild(
-    readBuild(text, BUILT_IN),
-    {
-      workspace,
-      environment: { PATH: process.env.PATH ?? '', GIVEN: 'machine' },
-      print: (line) => {
-        log.push(line);
-        if (line.endsWith('cancel me')) cancelled.abort();
-      },
-      cancelled: cancelled.signal,
-      readSecret: (name) => `value of ${name}`,
-      pushImage: async (image) => void pushed.push(image),
-      storeObjects: async (paths, location) => void stored.push(`${paths} to ${location}`),
-    },
-    extent,
-  );
-  return { ...result, log, pushed, stored };
-}
-
-const statuses = ({ steps }: Ran) => steps.map(({ id, status }) => `${id} ${status}`);
-const said = ({ log }: Ran) => log.map((line) => line.replace(/^Step #\d+ - "[\w-]+": /, ''));
-
-describe('reading', () => {
-  const REFUSED: [what: string, text: string, why: RegExp][] = [
-    ['an unknown field', '{"steps":[],"retries":1}', /retries/],
-    ['an unknown field of a step', config([{ id: 'a', script: '', automap: true }]), /automap/],
-    ['no step', '{"steps":[]}', /steps/],
-    ['a number as argument', '{"steps":[{"id":"a","name":"b","args":[1.10]}]}', /args/],
-    ['a time without its s', config([{ id: 'a', script: '' }], { timeout: '600' }), /600s/],
-    ['an unknown substitution', config([{ id: 'a', script: 'echo $_NONE' }]), /_NONE/],
-    ['a stray dollar', config([{ id: 'a', script: 'echo $(date)' }]), /\$\$/],
-    ['an idle one', config([{ id: 'a', script: '' }], { substitutions: { _A: '1' } }), /_A/],
-    ['a bad name', config([{ id: 'a', script: '' }], { substitutions: { A: '1' } }), /_ and/],
-    [
-      'a substitution of itself',
-      config([{ id: 'a', script: '$_A' }], { substitutions: { _A: '$_A' } }),
-      /in itself/,
-    ],
-    [
-      'an id twice',
-      config([
-        { id: 'a', script: '' },
-        { id: 'a', script: '' },
-      ]),
-      /called a/,
-    ],
-    ['waiting for a later step', config([{ id: 'a', script: '', waitFor: ['b'] }]), /earlier/],
-    ['a secret from nowhere', config([{ id: 'a', script: '', secretEnv: ['S'] }]), /available/],
-    [
-      'a secret for nobody',
-      config([{ id: 'a', script: '' }], {
-        availableSecrets: { secretManager: [{ versionName: 'v', env: 'S' }] },
-      }),
-      /no step uses/,
-    ],
-  ];
-
-  for (const [what, text, why] of REFUSED) {
-    test(`${what} is refused`, () => {
-      assert.throws(() => readBuild(text, {}), why);
-    });
-  }
-
-  test('a value for a substitution that the config has not is refused', () => {
-    assert.throws(() => readBuild(config([{ id: 'a', script: '' }]), { _B: '1' }), /_B/);
-  });
-
-  test('substitutions stand in each other, built-in ones are empty where there are none', () => {
-    const substitutions = { _IMAGE: '$_REGISTRY/x', _REGISTRY: 'gcr.io/$PROJECT_ID' };
-    const text = config([{ id: 'a', script: '$_IMAGE:$TAG_NAME. $$HOME' }], { substitutions });
-    assert.deepEqual(readBuild(text, BUILT_IN).steps[0]?.args, ['-c', 'gcr.io/p/x:. $HOME']);
-    const given = { ...BUILT_IN, _REGISTRY: 'here' };
-    assert.deepEqual(readBuild(text, given).steps[0]?.args, ['-c', 'here/x:. $HOME']);
-  });
-
-  for (const file of CONFIGS) {
-    test(`${file} is valid; steps are one command each, with a time and a pinned image`, () => {
-      const build = readBuild(readFileSync(join(ROOT, file), 'utf8'), BUILT_IN);
-      const { scripts } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8'));
-      for (const { id, name, entrypoint, args = [], timeout } of build.steps) {
-        assert.match(name, /:[\w.-]+$/, id);
-        assert.ok(timeout, `${id} has a timeout`);
-        assert.doesNotMatch(args.join(' '), /[;&|<>`\n]/, `${id} holds no program`);
-        assert.notEqual(entrypoint, 'sh');
-        const script = args.at(args.indexOf('run') + 1);
-        if (entrypoint === 'npm' && args[0] === 'run') assert.ok(script && scripts[script], id);
+    test('each step has an id, a script or arguments, and waits only for earlier steps', () => {
+      const ids = steps.map(({ id }) => id);
+      assert.equal(new Set(ids).size, ids.length);
+      for (const [at, { id, script, args, entrypoint, waitFor }] of steps.entries()) {
+        assert.equal(!script, entrypoint !== '' || args.length > 0, id);
+        assert.deepEqual(without(waitFor, ['-', ...ids.slice(0, at)]), []);
       }
-      for (const image of build.images ?? [])
-        assert.ok(
-          build.steps.some(({ args }) => args?.includes(image)),
-          `${image} is pushed`,
-        );
     });
-  }
 
-  const SDK = '/usr/lib/google-cloud-sdk';
-  const skip = existsSync(SDK) ? false : 'no gcloud here, whose own reader would be asked';
-  for (const file of CONFIGS) {
-    test(`gcloud's own reader takes ${file}`, { skip }, () => {
-      const program = `
-import sys
-sys.path[:0] = ['${SDK}/lib', '${SDK}/lib/third_party']
-from googlecloudsdk.api_lib.cloudbuild import cloudbuild_util, config
-config.LoadCloudbuildConfigFromPath(sys.argv[1], cloudbuild_util.GetMessagesModule())
-`;
-      const python = `${SDK}/platform/bundledpythonunix/bin/python3`;
-      const command = existsSync(python) ? python : 'python3';
-      execFileSync(command, ['-c', program, join(ROOT, file)], { stdio: 'pipe' });
+    test('substitutions are built in or declared, and every declared one is used', () => {
+      const outside = steps.map(({ script, ...step }) => step);
+      const used = all(JSON.stringify([outside, options, substitutions, rest]), /\$\{?(\w+)/g);
+      assert.deepEqual(without(used, [...BUILT_IN, ...Object.keys(substitutions)]), []);
+      assert.deepEqual(without(Object.keys(substitutions), used), []);
     });
-  }
+
+    test('its trigger in triggers.md gives no other substitution', () => {
+      const commands = read('cloudbuild/triggers.md').split('\n');
+      const command =
+        commands.find((line) => line.includes(`--build-config=${file} `)) ?? '=_NO_TRIGGER=';
+      assert.deepEqual(without(all(command, /[=,](_\w+)=/g), Object.keys(substitutions)), []);
+    });
+
+    test('the variables of a script are in options.env, or secrets of its step', () => {
+      const env = options.env.map((pair) => pair.replace(/=.*/, ''));
+      const secrets = availableSecrets?.secretManager.map((secret) => secret.env) ?? [];
+      for (const { id, script, args, secretEnv } of steps) {
+        const text = [script, ...args.filter((one) => SCRIPTS.includes(one)).map(read)].join('\n');
+        const given = [...env, ...secretEnv, ...all(text, /\b([A-Z_0-9]+)=/g), 'PWD'];
+        assert.deepEqual(without(all(text, /\$\{?([A-Z][A-Z_0-9]*)/g), given), [], id);
+        assert.deepEqual(without(secretEnv, secrets), [], id);
+      }
+    });
+  });
+
+/** Why to skip what needs `command`, if it does not run here; under CI nothing is skipped. */
+const lacks = (command: string, ...args: string[]) => {
+  const { status } = spawnSync(command, args, { cwd: ROOT });
+  return status !== 0 && !process.env.CI ? `${command} is missing` : false;
+};
+
+describe('shellcheck', { skip: lacks('shellcheck', '--version') }, () => {
+  const files = [...SCRIPTS, 'test/pipeline.sh', 'test/kustomize.sh'];
+  const texts = files.map((file) => ({ id: file, script: read(file) }));
+  const steps = CONFIGS.flatMap((file) => readBuild(file).steps);
+  for (const { id, script } of [...texts, ...steps.filter((step) => step.script)])
+    test(id, () => {
+      const args = ['--shell', script.startsWith('#!/bin/bash') ? 'bash' : 'sh', '-'];
+      assert.equal(spawnSync('shellcheck', args, { input: script }).stdout.toString(), '');
+    });
 });
 
-describe('running', () => {
-  test('a step waits for all before it, or for those that it names, or for none', async () => {
-    const meet = (own: string, other: string) =>
-      `touch ${own}; n=0; until [ -e ${other} ]; do sleep 0.05; n=$$((n+1)); [ $$n -lt 200 ] || exit 1; done`;
-    const result = await run(
-      config([
-        { id: 'first', script: meet('1', '2') },
-        { id: 'beside', script: meet('2', '1'), waitFor: ['-'] },
-        { id: 'behind', script: 'test -e 1 && touch 3', waitFor: ['first'] },
-        { id: 'last', script: 'test -e 3' },
-      ]),
-    );
-    assert.equal(result.status, 'SUCCESS', result.log.join('\n'));
+/** A new directory with a command that run() finds before others of the PATH. */
+function makeDirectory(command: string, script: string): string {
+  const directory = mkdtempSync(join(tmpdir(), 'cloudbuild-'));
+  after(() => rmSync(directory, { recursive: true }));
+  mkdirSync(`${directory}/bin`);
+  writeFileSync(`${directory}/bin/${command}`, `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+  return directory;
+}
+
+/** Runs bash in such a directory; returns what it printed on both outputs. */
+function run(cwd: string, command: string, environment: object = {}, expected = 0): string {
+  const env = { ...process.env, ...environment, PATH: `${cwd}/bin:${process.env.PATH}` };
+  const { status, stdout, stderr } = spawnSync('bash', ['-ec', command], { cwd, env });
+  assert.equal(status, expected, `${stdout}${stderr}`);
+  return `${stdout}${stderr}`.trim();
+}
+
+const FILES = ['kustomize', 'install', 'cloudbuild', 'package.json'];
+const KUSTOMIZE = spawnSync('test/kustomize.sh', { cwd: ROOT }).stdout?.toString().trim();
+const DIGEST = `sha256:${'0123456789abcdef'.repeat(4)}`;
+const COMMIT = 'git -c user.name=t -c user.email=t@localhost commit -q --allow-empty -m';
+/** Somebody else pushes when publish.sh renders, the first $PUSHES times. */
+const PUSHING = `[ $1 = edit ] || [ $(wc -l <$CHECKOUT/pushed) = $PUSHES ] || (
+  cd $CHECKOUT; echo >>pushed; ${COMMIT} Between; git push -q origin main)
+exec ${KUSTOMIZE} "$@"`;
+
+const skip = lacks('kubectl', 'version', '--client') || lacks('test/kustomize.sh');
+
+describe('publish.sh', { skip }, () => {
+  const cwd = makeDirectory('kustomize', PUSHING);
+  for (const path of FILES) cpSync(join(ROOT, path), `${cwd}/${path}`, { recursive: true });
+  const initial = `sed -i 's|"uri": ".*"|"uri": "/elsewhere"|' package.json; git init -q -b main
+    git init -q --bare -b main origin; git remote add origin ${cwd}/origin; git add ${FILES.join(' ')}
+    ${COMMIT} First; ${COMMIT} Second; git push -q origin main`;
+  run(cwd, initial);
+  const [second = '', first = ''] = run(cwd, 'git log --format=%h').split('\n');
+  const log = () => run(`${cwd}/origin`, 'git log --format=%s main').split('\n');
+  const released = `Publish main-${second}`;
+  const publish = (of: string, digest = DIGEST, PUSHES = '0', status = 0) => {
+    writeFileSync(`${cwd}/image.txt`, `gcr.io/p/passengers@${digest}\n`);
+    const names = { REPOSITORY: `${cwd}/origin`, BRANCH: 'main', TAG: `main-${of}`, GIT_TOKEN: '' };
+    const env = { ...names, COMMIT: of, CHECKOUT: cwd, PUSHES };
+    return run(cwd, ': >pushed; rm -f release.txt; sh cloudbuild/publish.sh', env, status);
+  };
+
+  // The tests follow each other on one origin.
+  test('fails where others push twice in between', () => {
+    publish(second, DIGEST, '2', 1);
+    assert.deepEqual(log(), ['Between', 'Between', 'Second', 'First']);
   });
 
-  test('a failure ends what runs, and nothing further starts, is pushed or stored', async () => {
-    const objects = { objects: { location: 'gs://b', paths: ['x'] } };
-    const result = await run(
-      config(
-        [
-          { id: 'long', script: 'sleep 60 & sleep 60' },
-          { id: 'bad', script: 'exit 3', waitFor: ['-'] },
-          { id: 'next', script: 'true' },
-        ],
-        { images: ['i'], artifacts: objects },
-      ),
-    );
-    assert.deepEqual(statuses(result), ['long CANCELLED', 'bad FAILURE', 'next QUEUED']);
-    assert.equal(result.status, 'FAILURE');
-    assert.equal(result.reason, 'step bad');
-    assert.ok(said(result).includes('ended with 3'));
-    assert.deepEqual([...result.pushed, ...result.stored], []);
+  test('commits on top of what others push in between, and numbers the release', () => {
+    publish(second, DIGEST, '1');
+    assert.deepEqual(log().slice(0, 2), [released, 'Between']);
+    assert.equal(readFileSync(`${cwd}/release.txt`, 'utf8'), '1\n');
   });
 
-  test('images and objects follow the last step', async () => {
-    const objects = { objects: { location: 'gs://b', paths: ['x', 'y'] } };
-    const rest = { images: ['i:$SHORT_SHA'], artifacts: objects };
-    const result = await run(config([{ id: 'a', script: 'true' }], rest));
-    assert.deepEqual([...result.pushed, ...result.stored], ['i:abc1234', 'x,y to gs://b']);
+  test('commits image, version label, uri and the rendered install/passengers.yaml', () => {
+    const published = run(cwd, 'git pull -q origin main; cat install/passengers.yaml');
+    assert.equal(run(cwd, 'kubectl kustomize kustomize/overlays/install'), published);
+    const images = all(published, /image: (\S+passengers\S+)/g);
+    assert.deepEqual([...new Set(images)], [`gcr.io/p/passengers:main-${second}@${DIGEST}`]);
+    assert.match(published, new RegExp(`app.kubernetes.io/version: [\\d.]+-${second}$`, 'm'));
+    run(cwd, 'grep "value: /elsewhere$" kustomize/components/gateway/httproute.yaml');
   });
 
-  test('a step that takes too long is ended', async () => {
-    const result = await run(config([{ id: 'a', script: 'sleep 60', timeout: '0.2s' }]));
-    assert.deepEqual([result.status, statuses(result)], ['TIMEOUT', ['a TIMEOUT']]);
+  test('commits only what passengers-main ignores, so that no build starts another', () => {
+    const [ignored = ''] = all(read('cloudbuild/triggers.md'), /--ignored-files='(.*?)'/g);
+    const globs = ignored.replaceAll(/([^,]+)\/\*\*,?/g, "':!$1' ");
+    assert.equal(run(cwd, `git diff --name-only HEAD~ -- ${globs}`), '');
   });
 
-  test('a build that takes too long is ended', async () => {
-    const steps = [{ id: 'a', script: 'sleep 60', timeout: '90s' }];
-    const result = await run(config(steps, { timeout: '0.2s' }));
-    assert.deepEqual([result.status, statuses(result)], ['TIMEOUT', ['a CANCELLED']]);
+  test('commits nothing where nothing changed, and keeps a newer release', () => {
+    assert.match(publish(second), /published already/);
+    assert.match(publish(first), /newer/);
+    assert.deepEqual(log().slice(0, 2), [released, 'Between']);
   });
 
-  test('a cancelled build is no failed one', async () => {
-    const result = await run(config([{ id: 'a', script: 'echo cancel me; sleep 60' }]));
-    assert.deepEqual([result.status, statuses(result)], ['CANCELLED', ['a CANCELLED']]);
+  test('commits the new digest of a rebuilt commit', () => {
+    publish(second, DIGEST.replace('0', 'f'));
+    assert.deepEqual(log().slice(0, 3), [released, released, 'Between']);
+    assert.equal(readFileSync(`${cwd}/release.txt`, 'utf8'), '2\n');
   });
+});
 
-  test('env of the step goes before that of the options, and both before the machine', async () => {
-    const steps = [{ id: 'a', script: 'echo $$GIVEN $$BOTH $$ONE', env: ['BOTH=step=1'] }];
-    const result = await run(
-      config(steps, { options: { env: ['BOTH=options', 'GIVEN=options', 'ONE=1'] } }),
-    );
-    assert.ok(said(result).includes('options step=1 1'), result.log.join('\n'));
-  });
+/** What `apply` and `rollout status` do to revision 5, and others before the tests fail. */
+type Rollout = { name: string; apply: string; status?: string; others?: string; undone?: boolean };
 
-  test('a secret is in the environment of the step that asks for it, and of no other', async () => {
-    const secretManager = [{ versionName: 'projects/$PROJECT_ID/secrets/s', env: 'S' }];
-    const result = await run(
-      config(
-        [
-          { id: 'a', script: 'echo "got $$S"', secretEnv: ['S'] },
-          { id: 'b', script: 'echo "lacks $$S"' },
-        ],
-        { availableSecrets: { secretManager } },
-      ),
-    );
-    assert.ok(said(result).includes('got value of projects/p/secrets/s'));
-    assert.ok(said(result).includes('lacks '));
-  });
+const ROLLOUTS: Rollout[] = [
+  { name: 'a refused apply undoes nothing', apply: 'exit 1' },
+  { name: 'an apply that fails half-way is undone', apply: 'echo 6 >now; exit 1', undone: true },
+  { name: 'a failed rollout is undone', apply: 'echo 6 >now', status: 'exit 1', undone: true },
+  { name: 'failed tests undo a new revision', apply: 'echo 6 >now', others: ':', undone: true },
+  { name: 'failed tests of the same revision undo nothing', apply: ':', others: ':' },
+  { name: 'failed tests undo no newer revision', apply: 'echo 6 >now', others: 'echo 7 >now' },
+];
 
-  test('dir is below the workspace', async () => {
-    const result = await run(config([{ id: 'a', script: 'pwd', dir: 'below' }]));
-    assert.ok(said(result).includes(join(workspace, 'below')));
-  });
-
-  test('until and done leave out steps; images are pushed by a whole build alone', async () => {
-    await writeFile(join(workspace, 'ran'), '');
-    const add = (id: string) => ({ id, script: `echo ${id} >> ran` });
-    const text = config([add('a'), add('b'), add('c')], { images: ['i'] });
-    const result = await run(text, { until: 'b', done: ['a'] });
-    assert.deepEqual(statuses(result), ['a SUCCESS', 'b SUCCESS']);
-    assert.equal(readFileSync(join(workspace, 'ran'), 'utf8'), 'b\n');
-    assert.deepEqual(result.pushed, []);
-    await assert.rejects(run(text, { until: 'd' }), /no step d/);
-  });
+describe('deploy.sh', () => {
+  for (const { name, apply, status = ':', others, undone } of ROLLOUTS)
+    test(name, () => {
+      const kubectl = `shift 2; echo "$*" >>calls
+        case $* in
+          apply*) ${apply} ;;
+          'rollout status'*) [ -f undone ] || ${status} ;;
+          'rollout undo'*) touch undone ;;
+          *metadata.generation*) echo 1 ;;
+          *revision*) cat now ;;
+          api-resources*) echo ingresses.networking.k8s.io ;;
+        esac`;
+      const cwd = makeDirectory('kubectl', kubectl);
+      const deploy = `bash ${ROOT}/cloudbuild/deploy.sh`;
+      run(cwd, `echo 5 >now; ${deploy} apply passengers-test test`, {}, others ? 0 : 1);
+      if (others) run(cwd, `${others}; ${deploy} undo passengers-test`);
+      const calls = readFileSync(`${cwd}/calls`, 'utf8').match(/^rollout undo.*$/gm);
+      const undo = 'rollout undo deployment/passengers --to-revision 5';
+      assert.deepEqual(calls, undone ? [undo] : null);
+    });
 });

@@ -10,7 +10,7 @@ import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { buildah } from '../cloudbuild/base-image.ts';
+import { buildah } from './build-image.ts';
 import { childrenOf, isRunning, until } from './harness.ts';
 
 /** Its ports are the image's, so that two tests on one machine have to take turns. */

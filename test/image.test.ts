@@ -12,9 +12,8 @@ import { join } from 'node:path';
 import { after, before, describe, type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
-import { BASE, buildah } from '../cloudbuild/base-image.ts';
-import { buildImage } from '../cloudbuild/image.ts';
 import { flood, REFUSALS, send } from '../nginx/refusals.ts';
+import { BASE, buildah, buildImage } from './build-image.ts';
 import {
   type Container,
   type Image,
