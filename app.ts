@@ -138,15 +138,15 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   async function list(c: C) {
     const format = typeFor(c, [JSON_TYPE, OBJECT, CSV, NDJSON]);
     const query = readQuery(c, resource, LIST);
-    const count = 'count' in c.var.prefer;
+    const count = 'count' in c.get('prefer');
     if (format === CSV || format === NDJSON)
-      return stream(c, format, query, await store.stream(query, { count, format }, c.var.call));
+      return stream(c, format, query, await store.stream(query, { count, format }, c.get('call')));
     const limit = Math.min(query.limit ?? limits.MAX_ROWS, limits.MAX_ROWS);
     return sendPage(
       c,
       format,
       query,
-      await store.page(query, { limit, count, format }, c.var.call),
+      await store.page(query, { limit, count, format }, c.get('call')),
     );
   }
 
@@ -154,14 +154,14 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   async function listAll(c: C) {
     const format = typeFor(c, [JSON_TYPE, CSV, NDJSON]);
     const query = readQuery(c, resource, LIST);
-    const count = 'count' in c.var.prefer;
-    return stream(c, format, query, await store.stream(query, { count, format }, c.var.call));
+    const count = 'count' in c.get('prefer');
+    return stream(c, format, query, await store.stream(query, { count, format }, c.get('call')));
   }
 
   async function read(c: C) {
     const type = typeFor(c, [JSON_TYPE, OBJECT]);
     readQuery(c, resource, []);
-    const row = await store.read(keyOf(c), c.var.call);
+    const row = await store.read(keyOf(c), c.get('call'));
     if (row.rows === 0) throw noRow();
     const { match, noneMatch } = preconditions(c);
     if (match && match !== '*' && !match.includes(row.version)) throw preconditionFailed();
@@ -178,7 +178,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   }
 
   async function createRows(c: C, query: Query, { rows, many, names }: Rows, answer: Answer) {
-    const { resolution } = c.var.prefer;
+    const { resolution } = c.get('prefer');
     const idempotent = idempotencyKey(c, many);
     for (const row of rows) row[key] = idempotent ?? row[key] ?? uuidv7();
     const target = query.on_conflict ?? [key];
@@ -187,7 +187,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
       throw new Problem(400, '42P10', 'There is no unique index on these columns.', hint);
     if (resolution) {
       const set = resolution === 'merge-duplicates' ? names : [];
-      const made = await store.upsert(rows, target, set, answer, c.var.call);
+      const made = await store.upsert(rows, target, set, answer, c.get('call'));
       return sendWritten(c, made.created ? 201 : 200, made, answer.type);
     }
     const [row] = rows;
@@ -195,9 +195,9 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
       !query.select && answer.most === undefined && (answer.format ?? OBJECT) === OBJECT;
     const alone = plain && !many && row;
     const made = alone
-      ? await store.create(row, c.var.call)
-      : await store.createMany(rows, answer, c.var.call);
-    const repeated = made.same && (idempotent || c.var.call.repeated);
+      ? await store.create(row, c.get('call'))
+      : await store.createMany(rows, answer, c.get('call'));
+    const repeated = made.same && (idempotent || c.get('call').repeated);
     if (!made.created && !repeated && rows.length > 0) throw keyTaken(idempotent);
     return sendWritten(c, 201, made, answer.type, {
       ...(answer.counted && { 'Content-Range': `*/${made.rows}` }),
@@ -225,7 +225,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   }
 
   async function copy(c: C, answer: Answer, first: Row[], rest: AsyncIterable<{ rows: Row[] }>) {
-    const { resolution } = c.var.prefer;
+    const { resolution } = c.get('prefer');
     const detail = `With these preferences a CSV has at most ${MAX_ARRAY} rows.`;
     if (resolution || answer.type || answer.most !== undefined)
       throw new Problem(413, 'PGRST102', detail, 'Send it in parts.');
@@ -239,7 +239,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
       yield keyed(first);
       for await (const batch of rest) yield keyed(batch.rows);
     }
-    await store.copy(all(), c.var.call);
+    await store.copy(all(), c.get('call'));
     return send(c, 201, null, { 'Content-Range': `*/${rows}` });
   }
 
@@ -247,7 +247,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   async function replace(c: C) {
     const answer = answerOf(c, readQuery(c, resource, []));
     const row = await readRow(c, resource.row);
-    const made = await store.replace(row, preconditions(c), c.var.call);
+    const made = await store.replace(row, preconditions(c), c.get('call'));
     if (made.rows === 0) throw noRow();
     const location = made.created && { Location: locationOf(c, row) };
     return sendWritten(c, made.created ? 201 : 200, made, answer.type, {
@@ -260,14 +260,14 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   async function merge(c: C) {
     const answer = answerOf(c, readQuery(c, resource, []));
     const part = await readRow(c, resource.part);
-    const made = await store.merge(keyOf(c), part, preconditions(c), c.var.call);
+    const made = await store.merge(keyOf(c), part, preconditions(c), c.get('call'));
     if (made.rows === 0) throw noRow();
     return sendWritten(c, 200, made, answer.type, tag(made));
   }
 
   async function remove(c: C) {
     const answer = answerOf(c, readQuery(c, resource, []), { silent: true });
-    const made = await store.remove(keyOf(c), preconditions(c), c.var.call);
+    const made = await store.remove(keyOf(c), preconditions(c), c.get('call'));
     if (made.rows === 0) throw noRow();
     return sendWritten(c, 200, made, answer.type);
   }
@@ -279,7 +279,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     const { rows, many } = await readRows(c, resource.part, limits.BODY_LIMIT, query.columns);
     checkKeys(rows, many);
     if (!many) refuseAll(c, query.filters);
-    const { call } = c.var;
+    const call = c.get('call');
     const made = many
       ? await store.mergeRows(rows, query.filters, answer, call)
       : await store.mergeMany(rows[0] ?? {}, query.filters, answer, call);
@@ -293,7 +293,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     return sendWritten(
       c,
       200,
-      await store.removeMany(query.filters, answer, c.var.call),
+      await store.removeMany(query.filters, answer, c.get('call')),
       answer.type,
     );
   }
@@ -304,7 +304,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   function answerOf(c: C, { select }: Query, { many = false, silent = false } = {}): Answer {
     if (isGrouped({ select }))
       throw new Problem(400, 'PGRST100', 'A write answers rows, not aggregates.');
-    const { return: wanted, 'max-affected': most } = c.var.prefer;
+    const { return: wanted, 'max-affected': most } = c.get('prefer');
     const single = Boolean(c.req.param('key'));
     const type = typeFor(c, single ? [JSON_TYPE, OBJECT] : [JSON_TYPE, OBJECT, CSV, NDJSON]);
     const alone = type === JSON_TYPE && wanted !== 'representation' && !many;
@@ -314,7 +314,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
       ...(most !== undefined && { most: Number(most) }),
       ...preconditions(c),
     };
-    const nothing = wanted ? wanted !== 'representation' : silent || c.var.silent;
+    const nothing = wanted ? wanted !== 'representation' : silent || c.get('silent');
     return nothing ? { ...terms, format: undefined, type: undefined } : { ...terms, type };
   }
 
@@ -358,7 +358,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   }
 
   function locationOf(c: C, row: Row = {}): string {
-    return `${limits.BASE_PATH}${c.var.silent ? '/rest/v1' : ''}/${path}/${row[key]}`;
+    return `${limits.BASE_PATH}${c.get('silent') ? '/rest/v1' : ''}/${path}/${row[key]}`;
   }
 
   /** A key made from Idempotency-Key and caller, so that a repetition finds the row. */
@@ -367,7 +367,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     if (given === undefined) return undefined;
     const detail = 'An Idempotency-Key has 1 to 255 characters, for one object.';
     if (!given || given.length > 255 || many) throw new Problem(400, 'PGRST100', detail);
-    return uuidv5(JSON.stringify([c.var.call.sub, given]), IDEMPOTENCY);
+    return uuidv5(JSON.stringify([c.get('call').sub, given]), IDEMPOTENCY);
   }
 
   return { list, listAll, read, create, replace, merge, remove, mergeMany, removeMany };
@@ -375,7 +375,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
 
 /** Refuses a write without a filter, so that nobody empties a table by accident. */
 function refuseAll(c: C, filters: unknown[]): void {
-  if (filters.length > 0 || c.var.prefer['max-affected']) return;
+  if (filters.length > 0 || c.get('prefer')['max-affected']) return;
   const hint = 'Add a filter, or "Prefer: handling=strict, max-affected=N" to mean all rows.';
   throw new Problem(400, '21000', 'Without a filter this would change every row.', hint);
 }

@@ -44,19 +44,32 @@ export function group<I, O>(grouping: Grouping<I, O>): (item: I) => Promise<O> {
     schedule();
   };
 
-  /** A lone item starts at once; several wait for what else this turn of the event loop brings. */
+  /** A group waits for what else this turn of the event loop brings. */
   const schedule = (): void => {
     if (due || running >= width || waiting.length === 0) return;
     due = true;
-    if (running === 0 && waiting.length === 1) void start();
-    else setImmediate(start);
+    setImmediate(start);
   };
 
-  return (item) =>
-    new Promise((resolve, reject) => {
+  /** The usual case of little load, without a batch. */
+  const runAlone = async (item: I): Promise<O> => {
+    running += 1;
+    grouping.observe(1);
+    try {
+      return (await grouping.run([item], performance.now()))[0] as O;
+    } finally {
+      running -= 1;
+      schedule();
+    }
+  };
+
+  return (item) => {
+    if (running === 0 && waiting.length === 0) return runAlone(item);
+    return new Promise((resolve, reject) => {
       waiting.push({ item, since: performance.now(), resolve, reject });
       schedule();
     });
+  };
 }
 
 /** Runs a batch; after an error without effect, runs each of its items alone. */

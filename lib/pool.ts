@@ -116,8 +116,9 @@ export class Pool {
       const task: Task = { kind, call, statement, ...state, resolve, reject };
       this.tasks.add(task);
       this.sweeper ??= setInterval(() => this.sweep(), SWEEP);
-      this.queue.add(task);
-      this.advance();
+      const client = this.queue.size === 0 ? this.leastBusy() : undefined;
+      if (client && client.pending.size < PIPELINED) this.send(task, client);
+      else this.enqueue(task);
     });
   }
 
@@ -234,6 +235,11 @@ export class Pool {
 
   // Tasks
 
+  private enqueue(task: Task): void {
+    this.queue.add(task);
+    this.advance();
+  }
+
   /** Sends what waits, as far as connections have room; refuses it when none can be opened. */
   private advance(): void {
     for (const task of this.queue) {
@@ -277,8 +283,7 @@ export class Pool {
     }
     task.call.repeated ||= LOST.test(code);
     if (query) client?.pending.delete(query);
-    this.queue.add(task);
-    this.advance();
+    this.enqueue(task);
   }
 
   private settle(task: Task, error: unknown, rows?: Result): void {
