@@ -4,18 +4,16 @@ import type { IncomingMessage } from 'node:http';
 import type { z } from 'zod';
 import type { Row } from './columns.ts';
 import { parseJson } from './dialect.ts';
-import { JSON_TYPE } from './headers.ts';
-import { type Fault, Problem, toFaults, tooLarge, unprocessable } from './problem.ts';
+import { type Fault, MAX_FAULTS, Problem, toFaults, tooLarge, unprocessable } from './problem.ts';
 
 export const MAX_ARRAY = 10_000; // rows
-const ENOUGH_FAULTS = 100; // validation stops there
 
 /** The media type of the body without its parameters. Throws 415 for a compressed body. */
 export function mediaType({ headers }: IncomingMessage): string {
   const { 'content-type': type = '', 'content-encoding': coding = 'identity' } = headers;
   if (coding.trim().toLowerCase() === 'identity')
     return type.replace(/;.*/s, '').trim().toLowerCase();
-  const detail = `A body in ${coding} cannot be read.`;
+  const detail = `A body in ${coding.slice(0, 100)} cannot be read.`;
   throw new Problem(415, 'PGRST102', detail, 'Send it without Content-Encoding.');
 }
 
@@ -26,14 +24,23 @@ export async function readJson(
   limit: number,
 ): Promise<unknown> {
   const type = mediaType(incoming);
-  const hint = `Send "Content-Type: ${JSON_TYPE}".`;
-  const detail = type ? `A body of type ${type} cannot be read.` : 'The Content-Type is missing.';
-  if (!types.includes(type)) throw new Problem(415, 'PGRST102', detail, hint);
+  if (!types.includes(type)) throw unsupported(type, types, incoming.method);
   if (Number(incoming.headers['content-length'] ?? 0) > limit) throw tooLarge(limit);
   const bytes = await readBytes(incoming, limit);
   const value = isUtf8(bytes) ? parseJson(bytes.toString()) : undefined;
   if (value === undefined) throw new Problem(400, 'PGRST102', 'The body is not JSON in UTF-8.');
   return value;
+}
+
+/** With Accept-Patch (RFC 5789) or Accept-Post (W3C, Linked Data Platform). */
+function unsupported(type: string, types: string[], method = 'POST'): Problem {
+  const detail = type
+    ? `A body of type ${type.slice(0, 100)} cannot be read.`
+    : 'The Content-Type is missing.';
+  const hint = `Send "Content-Type: ${types.join('" or "')}".`;
+  const name = `Accept-${method[0]}${method.slice(1).toLowerCase()}`;
+  const headers = method === 'PUT' ? {} : { [name]: types.join(', ') };
+  return new Problem(415, 'PGRST102', detail, hint, { headers });
 }
 
 /** The bytes of the body; by events, since an iterator costs twice as much. Throws 413. */
@@ -74,7 +81,7 @@ export function toRows(body: unknown, schema: z.ZodType<Row>, columns?: string[]
     if (data) rows.push(data);
     if (error) faults.push(...toFaults(error, many ? `/${at}` : ''));
     unknown ||= Boolean(error?.issues.some(({ code }) => code === 'unrecognized_keys'));
-    if (faults.length >= ENOUGH_FAULTS) break;
+    if (faults.length >= MAX_FAULTS) break;
   }
   if (faults.length > 0) throw unprocessable(faults, unknown ? 'PGRST204' : '22023');
   const names = columns ?? [...new Set(bodies.flatMap((one) => Object.keys(Object(one))))];
