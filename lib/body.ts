@@ -7,6 +7,8 @@ import { parseJson } from './dialect.ts';
 import { type Fault, MAX_FAULTS, Problem, toFaults, tooLarge, unprocessable } from './problem.ts';
 
 export const MAX_ARRAY = 10_000; // rows
+const MAX_MEMBERS = 1600; // of a row: as many columns as PostgreSQL allows
+const MAX_LEVELS = 100;
 
 /** The media type of the body without its parameters. Throws 415 for a compressed body. */
 export function mediaType({ headers }: IncomingMessage): string {
@@ -27,9 +29,36 @@ export async function readJson(
   if (!types.includes(type)) throw unsupported(type, types, incoming.method);
   if (Number(incoming.headers['content-length'] ?? 0) > limit) throw tooLarge(limit);
   const bytes = await readBytes(incoming, limit);
+  checkSizes(bytes);
   const value = isUtf8(bytes) ? parseJson(bytes.toString()) : undefined;
   if (value === undefined) throw new Problem(400, 'PGRST102', 'The body is not JSON in UTF-8.');
   return value;
+}
+
+/** Counts before JSON.parse(), which would hold the event loop for 100 ms per MB of small values. */
+function checkSizes(bytes: Buffer): void {
+  let [depth, rows, members, rowDepth, inText] = [0, 1, 1, 1, false];
+  for (let at = 0; at < bytes.length; at += 1) {
+    const byte = bytes[at];
+    if (byte === QUOTE) inText = !inText;
+    else if (inText) at += byte === BACKSLASH ? 1 : 0;
+    else if (byte === COMMA) {
+      if (depth < rowDepth) rows += 1;
+      else if (depth === rowDepth) members += 1;
+      if (rows > MAX_ARRAY) throw tooMuch(`The array has more than ${MAX_ARRAY} rows.`);
+      if (members > MAX_MEMBERS) throw tooMuch(`A row has more than ${MAX_MEMBERS} members.`);
+    } else if (byte === ARRAY || byte === OBJECT) {
+      if (depth === 0 && byte === ARRAY) rowDepth = 2;
+      depth += 1;
+      if (depth === rowDepth) members = 1;
+      if (depth > MAX_LEVELS) throw tooMuch(`The body has more than ${MAX_LEVELS} levels.`);
+    } else if (byte === ARRAY + 2 || byte === OBJECT + 2) depth -= 1;
+  }
+}
+const [QUOTE, BACKSLASH, COMMA, ARRAY, OBJECT] = [0x22, 0x5c, 0x2c, 0x5b, 0x7b];
+
+function tooMuch(detail: string): Problem {
+  return new Problem(413, 'PGRST102', detail, 'Send several smaller bodies, or CSV.');
 }
 
 /** With Accept-Patch (RFC 5789) or Accept-Post (W3C, Linked Data Platform). */
@@ -66,13 +95,10 @@ function readBytes(incoming: IncomingMessage, limit: number): Promise<Buffer> {
 /** The rows of a body, whether it is an array, and the names of all members. */
 export type Rows = { rows: Row[]; many: boolean; names: string[] };
 
-/** Validates an object, or an array of them. Throws 413 and 422. */
+/** Validates an object, or an array of them. Throws 422. */
 export function toRows(body: unknown, schema: z.ZodType<Row>, columns?: string[]): Rows {
   const many = Array.isArray(body);
   const bodies: unknown[] = many ? body : [body];
-  const detail = `The array has more than ${MAX_ARRAY} rows.`;
-  if (bodies.length > MAX_ARRAY)
-    throw new Problem(413, 'PGRST102', detail, 'Send several arrays, or CSV.');
   const rows: Row[] = [];
   const faults: Fault[] = [];
   let unknown = false;
@@ -90,6 +116,9 @@ export function toRows(body: unknown, schema: z.ZodType<Row>, columns?: string[]
 
 /** Of each object only these members. */
 function pick(row: unknown, columns: string[] | undefined): unknown {
-  if (!columns || !row || typeof row !== 'object') return row;
-  return Object.fromEntries(Object.entries(row).filter(([name]) => columns.includes(name)));
+  if (!columns || !row || typeof row !== 'object' || Array.isArray(row)) return row;
+  const values = new Map(Object.entries(row));
+  return Object.fromEntries(
+    columns.filter((name) => values.has(name)).map((name) => [name, values.get(name)]),
+  );
 }

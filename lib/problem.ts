@@ -32,7 +32,7 @@ export function problemAnswer({ status, code, message, hint, extras }: Problem) 
 /** SQLSTATE to status (PostgreSQL's manual, appendix A). Every other code is 500 without a detail. */
 const SQLSTATES: [RegExp, number][] = [
   [/^(23505|23503|23001)$/, 409],
-  [/^(21000|22...|42601|23502|23514|42704|42803|42804|42846|42883)$/, 400],
+  [/^(21000|22...|42601|23502|23514|42704|42803|42804|42846|42883|5400[01])$/, 400],
   [/^42501$/, 403],
   [/^57014$/, 504],
   [/^0A000$/, 501],
