@@ -32,11 +32,12 @@ import { CSV, JSON_TYPE, NDJSON, OBJECT, parseTags } from './lib/headers.ts';
 import {
   authenticate,
   type C,
+  describe,
   type Env,
   notFound,
   nothingHere,
   observe,
-  options,
+  preferred,
   problems,
   readQuery,
   readRows,
@@ -136,9 +137,9 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
 
   /** A page as JSON; all rows, streamed, as CSV or NDJSON. */
   async function list(c: C) {
-    const format = typeFor(c, [JSON_TYPE, OBJECT, CSV, NDJSON]);
+    const format = typeFor(c, [JSON_TYPE, CSV, NDJSON, OBJECT]);
     const query = readQuery(c, resource, LIST);
-    const count = 'count' in c.get('prefer');
+    const count = Boolean(preferred(c, 'count'));
     if (format === CSV || format === NDJSON)
       return stream(c, format, query, await store.stream(query, { count, format }, c.get('call')));
     const limit = Math.min(query.limit ?? limits.MAX_ROWS, limits.MAX_ROWS);
@@ -154,7 +155,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   async function listAll(c: C) {
     const format = typeFor(c, [JSON_TYPE, CSV, NDJSON]);
     const query = readQuery(c, resource, LIST);
-    const count = 'count' in c.get('prefer');
+    const count = Boolean(preferred(c, 'count'));
     return stream(c, format, query, await store.stream(query, { count, format }, c.get('call')));
   }
 
@@ -178,7 +179,8 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   }
 
   async function createRows(c: C, query: Query, { rows, many, names }: Rows, answer: Answer) {
-    const { resolution } = c.get('prefer');
+    const resolution = preferred(c, 'resolution');
+    preferred(c, 'missing'); // a column without a member always gets its default
     const idempotent = idempotencyKey(c, many);
     for (const row of rows) row[key] = idempotent ?? row[key] ?? uuidv7();
     const target = query.on_conflict ?? [key];
@@ -304,9 +306,10 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   function answerOf(c: C, { select }: Query, { many = false, silent = false } = {}): Answer {
     if (isGrouped({ select }))
       throw new Problem(400, 'PGRST100', 'A write answers rows, not aggregates.');
-    const { return: wanted, 'max-affected': most } = c.get('prefer');
     const single = Boolean(c.req.param('key'));
-    const type = typeFor(c, single ? [JSON_TYPE, OBJECT] : [JSON_TYPE, OBJECT, CSV, NDJSON]);
+    const wanted = preferred(c, 'return');
+    const most = single ? undefined : preferred(c, 'max-affected');
+    const type = typeFor(c, single ? [JSON_TYPE, OBJECT] : [JSON_TYPE, CSV, NDJSON, OBJECT]);
     const alone = type === JSON_TYPE && wanted !== 'representation' && !many;
     const terms = {
       format: single || alone ? OBJECT : type,
@@ -375,7 +378,8 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
 
 /** Refuses a write without a filter, so that nobody empties a table by accident. */
 function refuseAll(c: C, filters: unknown[]): void {
-  if (filters.length > 0 || c.get('prefer')['max-affected']) return;
+  const { handling, 'max-affected': most } = c.get('prefer');
+  if (filters.length > 0 || (most && handling === 'strict')) return;
   const hint = 'Add a filter, or "Prefer: handling=strict, max-affected=N" to mean all rows.';
   throw new Problem(400, '21000', 'Without a filter this would change every row.', hint);
 }
@@ -423,18 +427,22 @@ export function connect(config: Config, { resources, endpoints }: Program, log: 
 /** The application; `fetch` answers a request. */
 export function createApp(service: ReturnType<typeof connect>): Hono<Env> {
   const { config, resources, pool, metrics, authorize, life, log } = service;
-  const { APP_VERSION: version, APP_BRANCH: branch, APP_COMMIT: commit, BASE_PATH: base } = config;
+  const { APP_VERSION: version, BASE_PATH: base } = config;
   const name = resources[0]?.path ?? '';
-  const about = { name, version, branch, commit };
+  const [branch, commit, stack] = [config.APP_BRANCH, config.APP_COMMIT, config.APP_STACK];
+  const about = { name, version, branch, commit, stack };
+  const linked = ['docs', 'openapi.json', ...resources.map(({ path }) => path)];
+  const links = Object.fromEntries(linked.map((to) => [to, `${base}/${to}`]));
   const secured = authenticate(authorize, life);
 
-  const root = new Hono<Env>(); // root has no BASE_PATH: probes and Prometheus do not know it
+  const root = new Hono<Env>({ strict: false }); // a slash at the end changes nothing; root has no BASE_PATH: probes and Prometheus do not know it
   root.use(observe({ metrics, log, life, config }));
   root.onError(problems(log)).notFound(notFound(root));
-  root.options('*', options(root, about));
+  root.options('*', describe(root, about));
 
   const app = root.basePath(base);
   for (const prefix of new Set(['', base])) {
+    root.get(prefix || '/', describe(root, { ...about, links }));
     root.get(`${prefix}/healthz`, (c) => c.json({ status: 'alive' }));
     root.get(`${prefix}/readyz`, async (c) => {
       if (life.stopping || !life.prepared) throw unavailable();
@@ -451,7 +459,10 @@ export function createApp(service: ReturnType<typeof connect>): Hono<Env> {
     const needed = (method: string) => needsToken(config, method !== 'GET');
     return c.json(openapi(root.routes, resources, { title: name, version, base, secured: needed }));
   });
-  app.get('/docs', (c) => c.html(page(name), 200, PAGE_HEADERS));
+  app.get('/docs', (c) => {
+    const isBelow = /^[^?]*\/(\?|$)/.test(c.env.incoming.url ?? ''); // its references are relative
+    return isBelow ? c.redirect('../docs', 308) : c.html(page(name), 200, PAGE_HEADERS);
+  });
   app.get('/docs/:file', async (c) => {
     const file = await pageFile(c.req.param('file'));
     if (!file) throw nothingHere();

@@ -23,35 +23,31 @@ type AuthOptions = Pick<
 export type Authorize = (authorization: string | undefined, writes: boolean) => Promise<string>;
 
 export function createAuth(options: AuthOptions, log: Logger): Authorize {
-  const { JWT_SECRET = [], JWKS_URL, JWT_WRITE_SCOPE, JWT_ISSUER, JWT_AUDIENCE } = options;
+  const { JWT_SECRET = [], JWKS_URL, JWT_WRITE_SCOPE: scope } = options;
   const secrets = JWT_SECRET.map((secret) => () => Buffer.from(secret));
   const keys: jose.JWTVerifyGetKey[] = JWKS_URL ? [remoteKeys(JWKS_URL, log)] : secrets;
+  const checks = checksOf(options);
   const callers = new Map<string, Caller>();
-  const checks: jose.JWTVerifyOptions = {
+  return async (authorization = '', writes) => {
+    if (!needsToken(options, writes)) return '';
+    const known = callers.get(authorization);
+    const isFresh = known && known.expires >= Date.now();
+    const caller = isFresh ? known : await verify(authorization, keys, checks);
+    if (caller !== known && callers.size >= MAX_CALLERS) callers.clear();
+    callers.set(authorization, caller);
+    if (!writes || !scope || caller.scopes.includes(scope)) return caller.sub;
+    const hint = `A write needs a token with the scope ${scope}.`;
+    throw new Problem(403, '42501', 'The token does not allow writes.', hint);
+  };
+}
+
+function checksOf({ JWKS_URL, JWT_ISSUER, JWT_AUDIENCE }: AuthOptions): jose.JWTVerifyOptions {
+  return {
     algorithms: JWKS_URL ? ASYMMETRIC : ['HS256'],
     requiredClaims: ['exp', 'sub'],
     clockTolerance: CLOCK_TOLERANCE,
     ...(JWT_ISSUER && { issuer: JWT_ISSUER }),
     ...(JWT_AUDIENCE && { audience: JWT_AUDIENCE }),
-  };
-
-  const callerOf = async (authorization = ''): Promise<Caller> => {
-    const known = callers.get(authorization);
-    if (known && known.expires >= Date.now()) return known;
-    const token = /^Bearer +([\w.~+/=-]+)$/i.exec(authorization)?.[1];
-    if (!token) throw unauthorized('PGRST302');
-    const caller = await verify(token, keys, checks);
-    if (callers.size >= MAX_CALLERS) callers.clear();
-    callers.set(authorization, caller);
-    return caller;
-  };
-
-  return async (authorization, writes) => {
-    if (!needsToken(options, writes)) return '';
-    const caller = await callerOf(authorization);
-    if (!writes || !JWT_WRITE_SCOPE || caller.scopes.includes(JWT_WRITE_SCOPE)) return caller.sub;
-    const hint = `A write needs a token with the scope ${JWT_WRITE_SCOPE}.`;
-    throw new Problem(403, '42501', 'The token does not allow writes.', hint);
   };
 }
 
@@ -64,32 +60,35 @@ export function needsToken(
   return mode === 'all' || (mode === 'write' && writes);
 }
 
-/** With whichever key fits: there are two while a secret is rotated. */
+/** The caller by whichever key fits: there are two while a secret is rotated. */
 async function verify(
-  token: string,
+  authorization: string,
   keys: jose.JWTVerifyGetKey[],
   checks: jose.JWTVerifyOptions,
 ): Promise<Caller> {
+  const token = /^Bearer +([\w.~+/=-]+)$/i.exec(authorization)?.[1];
+  if (!token) throw unauthorized('PGRST302');
   const tries = keys.map((key) => jose.jwtVerify(token, key, checks));
   const { payload } = await Promise.any(tries).catch(({ errors }: AggregateError) => {
     const expired = errors.some((error) => error instanceof jose.errors.JWTExpired);
     const problem = errors.find((error) => error instanceof Problem);
     throw problem ?? unauthorized(expired ? 'PGRST303' : 'PGRST301');
   });
-  const scopes = String(payload.scope ?? '').split(' ');
-  const expires = (Number(payload.exp) + CLOCK_TOLERANCE) * 1000;
-  return { sub: String(payload.sub), scopes, expires };
+  const { sub, exp, scope } = payload as Record<string, unknown>;
+  if (typeof sub !== 'string' || sub === '') throw unauthorized('PGRST301');
+  const expires = (Number(exp) + CLOCK_TOLERANCE) * 1000;
+  return { sub, scopes: String(scope ?? '').split(' '), expires };
 }
 
-const UNAUTHORIZED = {
+const REFUSED = {
   PGRST301: 'JWT invalid',
   PGRST302: 'A token is required',
   PGRST303: 'JWT expired',
 };
 
 /** RFC 6750, 3: an error is named only for a request that had a token. */
-function unauthorized(code: keyof typeof UNAUTHORIZED): Problem {
-  const detail = UNAUTHORIZED[code];
+function unauthorized(code: keyof typeof REFUSED): Problem {
+  const detail = REFUSED[code];
   const why = code === 'PGRST302' ? '' : ` error="invalid_token", error_description="${detail}"`;
   const headers = { 'WWW-Authenticate': `Bearer realm="api"${why}` };
   return new Problem(401, code, detail, 'Send "Authorization: Bearer <token>".', { headers });

@@ -4,18 +4,18 @@ import type { IncomingMessage } from 'node:http';
 import type { z } from 'zod';
 import type { Row } from './columns.ts';
 import { parseJson } from './dialect.ts';
-import { JSON_TYPE } from './headers.ts';
-import { type Fault, Problem, toFaults, tooLarge, unprocessable } from './problem.ts';
+import { type Fault, MAX_FAULTS, Problem, toFaults, tooLarge, unprocessable } from './problem.ts';
 
 export const MAX_ARRAY = 10_000; // rows
-const ENOUGH_FAULTS = 100; // validation stops there
+const MAX_MEMBERS = 1600; // of a row: as many columns as PostgreSQL allows
+const MAX_LEVELS = 100;
 
 /** The media type of the body without its parameters. Throws 415 for a compressed body. */
 export function mediaType({ headers }: IncomingMessage): string {
   const { 'content-type': type = '', 'content-encoding': coding = 'identity' } = headers;
   if (coding.trim().toLowerCase() === 'identity')
     return type.replace(/;.*/s, '').trim().toLowerCase();
-  const detail = `A body in ${coding} cannot be read.`;
+  const detail = `A body in ${coding.slice(0, 100)} cannot be read.`;
   throw new Problem(415, 'PGRST102', detail, 'Send it without Content-Encoding.');
 }
 
@@ -26,14 +26,50 @@ export async function readJson(
   limit: number,
 ): Promise<unknown> {
   const type = mediaType(incoming);
-  const hint = `Send "Content-Type: ${JSON_TYPE}".`;
-  const detail = type ? `A body of type ${type} cannot be read.` : 'The Content-Type is missing.';
-  if (!types.includes(type)) throw new Problem(415, 'PGRST102', detail, hint);
+  if (!types.includes(type)) throw unsupported(type, types, incoming.method);
   if (Number(incoming.headers['content-length'] ?? 0) > limit) throw tooLarge(limit);
   const bytes = await readBytes(incoming, limit);
+  checkSizes(bytes);
   const value = isUtf8(bytes) ? parseJson(bytes.toString()) : undefined;
   if (value === undefined) throw new Problem(400, 'PGRST102', 'The body is not JSON in UTF-8.');
   return value;
+}
+
+/** Counts before JSON.parse(), which would hold the event loop for 100 ms per MB of small values. */
+function checkSizes(bytes: Buffer): void {
+  let [depth, rows, members, rowDepth, inText] = [0, 1, 1, 1, false];
+  for (let at = 0; at < bytes.length; at += 1) {
+    const byte = bytes[at];
+    if (byte === QUOTE) inText = !inText;
+    else if (inText) at += byte === BACKSLASH ? 1 : 0;
+    else if (byte === COMMA) {
+      if (depth < rowDepth) rows += 1;
+      else if (depth === rowDepth) members += 1;
+      if (rows > MAX_ARRAY) throw tooMuch(`The array has more than ${MAX_ARRAY} rows.`);
+      if (members > MAX_MEMBERS) throw tooMuch(`A row has more than ${MAX_MEMBERS} members.`);
+    } else if (byte === ARRAY || byte === OBJECT) {
+      if (depth === 0 && byte === ARRAY) rowDepth = 2;
+      depth += 1;
+      if (depth === rowDepth) members = 1;
+      if (depth > MAX_LEVELS) throw tooMuch(`The body has more than ${MAX_LEVELS} levels.`);
+    } else if (byte === ARRAY + 2 || byte === OBJECT + 2) depth -= 1;
+  }
+}
+const [QUOTE, BACKSLASH, COMMA, ARRAY, OBJECT] = [0x22, 0x5c, 0x2c, 0x5b, 0x7b];
+
+function tooMuch(detail: string): Problem {
+  return new Problem(413, 'PGRST102', detail, 'Send several smaller bodies, or CSV.');
+}
+
+/** With Accept-Patch (RFC 5789) or Accept-Post (W3C, Linked Data Platform). */
+function unsupported(type: string, types: string[], method = 'POST'): Problem {
+  const detail = type
+    ? `A body of type ${type.slice(0, 100)} cannot be read.`
+    : 'The Content-Type is missing.';
+  const hint = `Send "Content-Type: ${types.join('" or "')}".`;
+  const name = `Accept-${method[0]}${method.slice(1).toLowerCase()}`;
+  const headers = method === 'PUT' ? {} : { [name]: types.join(', ') };
+  return new Problem(415, 'PGRST102', detail, hint, { headers });
 }
 
 /** The bytes of the body; by events, since an iterator costs twice as much. Throws 413. */
@@ -59,13 +95,10 @@ function readBytes(incoming: IncomingMessage, limit: number): Promise<Buffer> {
 /** The rows of a body, whether it is an array, and the names of all members. */
 export type Rows = { rows: Row[]; many: boolean; names: string[] };
 
-/** Validates an object, or an array of them. Throws 413 and 422. */
+/** Validates an object, or an array of them. Throws 422. */
 export function toRows(body: unknown, schema: z.ZodType<Row>, columns?: string[]): Rows {
   const many = Array.isArray(body);
   const bodies: unknown[] = many ? body : [body];
-  const detail = `The array has more than ${MAX_ARRAY} rows.`;
-  if (bodies.length > MAX_ARRAY)
-    throw new Problem(413, 'PGRST102', detail, 'Send several arrays, or CSV.');
   const rows: Row[] = [];
   const faults: Fault[] = [];
   let unknown = false;
@@ -74,7 +107,7 @@ export function toRows(body: unknown, schema: z.ZodType<Row>, columns?: string[]
     if (data) rows.push(data);
     if (error) faults.push(...toFaults(error, many ? `/${at}` : ''));
     unknown ||= Boolean(error?.issues.some(({ code }) => code === 'unrecognized_keys'));
-    if (faults.length >= ENOUGH_FAULTS) break;
+    if (faults.length >= MAX_FAULTS) break;
   }
   if (faults.length > 0) throw unprocessable(faults, unknown ? 'PGRST204' : '22023');
   const names = columns ?? [...new Set(bodies.flatMap((one) => Object.keys(Object(one))))];
@@ -83,6 +116,9 @@ export function toRows(body: unknown, schema: z.ZodType<Row>, columns?: string[]
 
 /** Of each object only these members. */
 function pick(row: unknown, columns: string[] | undefined): unknown {
-  if (!columns || !row || typeof row !== 'object') return row;
-  return Object.fromEntries(Object.entries(row).filter(([name]) => columns.includes(name)));
+  if (!columns || !row || typeof row !== 'object' || Array.isArray(row)) return row;
+  const values = new Map(Object.entries(row));
+  return Object.fromEntries(
+    columns.filter((name) => values.has(name)).map((name) => [name, values.get(name)]),
+  );
 }

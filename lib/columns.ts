@@ -154,7 +154,7 @@ export function number(least: number, most: number, options?: Options): Column {
 export function text(most: number, options?: Options): Column {
   const expects = `text of 1 to ${most} characters besides blanks around it`;
   const fits = (value: string) => value !== '' && isStorable(value) && [...value].length <= most;
-  const bounds = { minLength: 1, maxLength: most }; // for the JSON schema, which ignores refine()
+  const bounds = { minLength: 1, maxLength: most, pattern: NOT_BLANK }; // the JSON schema ignores refine()
   const schema: MakeSchema = (message) =>
     z.string(message).trim().refine(fits, message).meta(bounds);
   const check: Check = (name) => `${name} <> '' and ${name} = btrim(${name}, E'${BLANKS}')`;
@@ -173,7 +173,7 @@ export function oneOf(values: string[], options?: Options): Column {
 /** A UUID in any form that PostgreSQL accepts. */
 export function uuid(options?: Options): Column {
   const schema: MakeSchema = (message) =>
-    z.string(message).transform(toUuid).refine(Boolean, message);
+    z.string(message).transform(toUuid).refine(Boolean, message).meta({ format: 'uuid' });
   const example = 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11';
   return column('uuid', 'a UUID', schema, isKnown, { example, ...options });
 }
@@ -246,6 +246,9 @@ function isStorable(value: unknown, depth = 0): boolean {
   const inside = Object.entries(value ?? {}).flat();
   return depth < 100 && inside.every((one) => isStorable(one, depth + 1));
 }
+
+/** Text without NUL that is more than blanks, for JSON Schema. */
+const NOT_BLANK = '^[^\\u0000]*[^\\s\\u0000][^\\u0000]*$';
 
 /** What String.prototype.trim() removes, for PostgreSQL's E''. */
 const BLANKS =

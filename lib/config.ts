@@ -38,6 +38,7 @@ export const Config = z.object({
   APP_VERSION: z.string().default(packageVersion),
   APP_BRANCH: z.string().default(''),
   APP_COMMIT: z.string().default(''),
+  APP_STACK: z.string().default(''),
   NODE_ENV: z.string().default(''),
 });
 export type Config = z.infer<typeof Config>;

@@ -29,15 +29,7 @@ export type Query = {
 };
 
 /** A parameter of the query string; `filter` is each that names a column or a tree. */
-export type Parameter =
-  | 'filter'
-  | 'select'
-  | 'order'
-  | 'limit'
-  | 'offset'
-  | 'after'
-  | 'columns'
-  | 'on_conflict';
+export type Parameter = 'filter' | keyof typeof SINGLE;
 
 /** The parameters of a list. */
 export const LIST: Parameter[] = ['filter', 'select', 'order', 'limit', 'offset', 'after'];
@@ -72,17 +64,23 @@ const BRACES = /^\{.*\}$/s;
 const IS = /^(null|not_null|true|false|unknown)$/i;
 const CASTS =
   /^(text|varchar|bool(ean)?|int(eger|2|4|8)?|(small|big)int|numeric|decimal|real|float[48]?|double precision|uuid|jsonb?|date|timestamp(tz)?)$/;
-const MAX_DEPTH = 10;
+
+const MAX_DEPTH = 10; // levels of trees
+const MAX_CONDITIONS = 500; // of all filters together
+const MAX_ITEMS = 10_000; // of one `in`
+const MAX_ORDER = 32; // columns, each counted once
 const MAX_MEMBERS = 50; // json_build_object() takes 100 arguments
 
-const NAME = String.raw`("(?:[^"\\]|\\.)*"|(?:(?!->)[^\s".,:()*])+)`;
+const BLANKS = /[ \t]*/y;
+const NOTHING = /(?:)/y;
+const NAME = String.raw`("(?:[^"\\]|\\.)*"|(?:(?!->)[^\r\n".,:()*])+)`;
 const AGGREGATE = String.raw`(?:\.(count|sum|avg|min|max)\(\))?`;
-const CAST = String.raw`(?:::([\w ]+))?`;
+const CAST = String.raw`(?:::([\w ]*\w))?`;
 const PATTERNS = {
   name: new RegExp(NAME, 'ys'),
   member: new RegExp(`(?:${NAME}:(?!:))?(?:(count)\\(\\)|${NAME}${CAST}${AGGREGATE})${CAST}`, 'ys'),
   order: new RegExp(`${NAME}(?:\\.(asc|desc))?(?:\\.nulls(first|last))?`, 'ys'),
-  branch: new RegExp(` *(?:((?:not\\.)?(?:and|or))(?= *\\()|${NAME})`, 'ys'),
+  branch: new RegExp(`((?:not\\.)?(?:and|or))(?=[ \\t]*\\()|${NAME}`, 'ys'),
   condition: new RegExp(`(not\\.)?(${OPERATOR})(?:\\((${MODIFIER})\\))?\\.`, 'y'),
   item: /"(?:[^"\\]|\\.)*"(?=[,)])|\{[^{}]*\}(?=[,)])|[^,)]*/sy,
   listed: /"(?:[^"\\]|\\.)*"(?=[,)])|[^,)]*/sy,
@@ -90,55 +88,36 @@ const PATTERNS = {
 
 // --- Refusals ---------------------------------------------------------------------
 
-const NO_EMBEDDING = 'This service embeds nothing; each table has a path of its own.';
-
-/** What the grammar refuses, with PostgREST's codes; `$` is what was found. */
-const REFUSALS = {
-  column: { code: '42703', detail: 'column $ does not exist' },
-  field: { status: 422, code: 'PGRST204', detail: 'column $ does not exist' },
-  path: {
-    code: '42883',
-    detail: 'operator does not exist: -> in a list of $',
-    hint: 'Name a column alone.',
-  },
-  embedding: {
-    code: 'PGRST108',
-    detail: "'$' is not an embedded resource in this request",
-    hint: NO_EMBEDDING,
-  },
-  relation: {
-    code: 'PGRST200',
-    detail: 'Could not find a relationship between $',
-    hint: NO_EMBEDDING,
-  },
-  operator: { code: '42883', detail: 'operator does not exist: $', hint: 'It is for text.' },
-  syntax: { code: 'PGRST100', detail: 'The parameter $ could not be read.' },
-  place: { code: 'PGRST100', detail: 'The parameter $ has no meaning here.' },
-  cursor: {
-    code: 'PGRST100',
-    detail: 'The parameter $ is no cursor of this list.',
-    hint: 'Follow the link rel="next" of the previous page, in its order.',
-  },
+/** The position of the parser in one parameter; `conditions` counts those of the whole query. */
+type Reader = { resource: Resource; parameter: string; text: string; at: number } & {
+  counts: { conditions: number };
 };
-type Refusal = { status?: number; code: string; detail: string; hint?: string };
-
-function refuse(kind: keyof typeof REFUSALS, found: string, hint?: string, details?: string) {
-  const refusal: Refusal = REFUSALS[kind];
-  const { status = 400, code, detail } = refusal;
-  const message = detail.replace('$', () => found);
-  const extras = details === undefined ? {} : { details };
-  return new Problem(status, code, message, hint ?? refusal.hint, extras);
-}
-
-/** The position of the parser in one parameter. */
-type Reader = { resource: Resource; parameter: string; text: string; at: number };
 
 /** Throws PGRST100, PostgREST's error for what its grammar does not have. */
 function expected({ parameter, text, at, resource }: Reader, what: string): never {
-  if (text.startsWith('->', at)) throw refuse('path', resource.table);
+  if (text.startsWith('->', at)) throw noPath(resource);
   const found = at < text.length ? JSON.stringify(text.slice(at, at + 12)) : 'end';
   const details = `unexpected ${found} at position ${at + 1} of ${text.slice(0, 200)}`;
-  throw refuse('syntax', parameter, `expected ${what}`, details);
+  const detail = `The parameter ${shorten(parameter)} could not be read.`;
+  throw new Problem(400, 'PGRST100', detail, `expected ${what}`, { details });
+}
+
+function checkCount(reader: Reader, count: number, most: number, what: string): void {
+  if (count > most) expected(reader, `at most ${most} ${what}`);
+}
+
+function noPath({ table }: Resource): Problem {
+  const detail = `operator does not exist: -> in a list of ${table}`;
+  return new Problem(400, '42883', detail, 'Name a column alone.');
+}
+
+function noEmbedding(code: string, detail: string): Problem {
+  const hint = 'This service embeds nothing; each table has a path of its own.';
+  return new Problem(400, code, detail, hint);
+}
+
+function shorten(text: string): string {
+  return text.length > 100 ? `${text.slice(0, 100)}…` : text;
 }
 
 /** Moves past a match of the sticky pattern, if there is one. */
@@ -153,25 +132,30 @@ function take(reader: Reader, pattern: RegExp, what: string): RegExpExecArray {
   return skip(reader, pattern) ?? expected(reader, what);
 }
 
-/** Items between commas. */
-function takeList<T>(reader: Reader, item: (reader: Reader) => T): T[] {
-  const items = [item(reader)];
-  while (skip(reader, / *,/y)) items.push(item(reader));
+/** Items between commas, with blanks around each. */
+function takeList<T>(reader: Reader, item: () => T, most = MAX_ITEMS, blanks = BLANKS): T[] {
+  const items: T[] = [];
+  do {
+    skip(reader, blanks);
+    items.push(item());
+    skip(reader, blanks);
+    checkCount(reader, items.length, most, 'items');
+  } while (skip(reader, /,/y));
   return items;
 }
 
 // --- Parameters -------------------------------------------------------------------
 
 /** The parameters that are no filters; each may be given once. */
-const SINGLE = new Map<string, (reader: Reader) => Partial<Query>>([
-  ['select', (reader) => (reader.text === '' ? {} : { select: readSelect(reader) })],
-  ['order', (reader) => ({ order: takeList(reader, readOrder) })],
-  ['limit', (reader) => ({ limit: readInteger(reader) })],
-  ['offset', (reader) => ({ offset: readInteger(reader) })],
-  ['after', (reader) => ({ after: readCursor(reader) })],
-  ['columns', (reader) => ({ columns: takeList(reader, () => readColumn(reader, 'field')) })],
-  ['on_conflict', (reader) => ({ on_conflict: takeList(reader, () => readColumn(reader)) })],
-]);
+const SINGLE = {
+  select: (reader: Reader) => (reader.text === '' ? {} : { select: readSelect(reader) }),
+  order: (reader: Reader) => ({ order: takeList(reader, () => readOrder(reader)) }),
+  limit: (reader: Reader) => ({ limit: readInteger(reader) }),
+  offset: (reader: Reader) => ({ offset: readInteger(reader) }),
+  after: (reader: Reader) => ({ after: readCursor(reader) }),
+  columns: (reader: Reader) => ({ columns: readColumns(reader, 'PGRST204') }),
+  on_conflict: (reader: Reader) => ({ on_conflict: readColumns(reader) }),
+};
 
 /** Parses the query string. Throws Problem 400 that says what was expected where. */
 export function parseQuery(
@@ -180,35 +164,52 @@ export function parseQuery(
   allowed: Parameter[] = LIST,
 ): Query {
   const query: Query = { filters: [], order: [], offset: 0 };
+  const counts = { conditions: 0 };
   const seen = new Set<string>();
   for (const [key, text] of parameters) {
     const parameter = key.replace(/\[\d{1,4}\]$/, '');
-    const reader = { resource, parameter, text, at: 0 };
-    const read = SINGLE.get(parameter);
+    const reader = { resource, parameter, text, at: 0, counts };
+    const kind = (Object.hasOwn(SINGLE, parameter) ? parameter : 'filter') as Parameter;
     if (text.includes('\0')) expected({ ...reader, at: text.indexOf('\0') }, 'no NUL');
-    if (read && seen.has(parameter)) expected(reader, `${parameter} once`);
-    if (read) Object.assign(query, read(reader));
-    else query.filters.push(readFilter(reader));
+    if (kind === 'filter') query.filters.push(readFilter(reader));
+    else if (seen.has(kind)) expected(reader, `${kind} once`);
+    else Object.assign(query, SINGLE[kind](reader));
     take(reader, /$/y, 'nothing more');
-    const kind = (read ? parameter : 'filter') as Parameter;
+    const detail = `The parameter ${parameter} has no meaning here.`;
     const hint = `This route takes: ${allowed.join(', ') || 'no parameters'}.`;
-    if (!allowed.includes(kind)) throw refuse('place', parameter, hint);
-    seen.add(parameter);
+    if (!allowed.includes(kind)) throw new Problem(400, 'PGRST100', detail, hint);
+    seen.add(kind);
   }
   return completeOrder(resource, query);
 }
 
-function columnNamed(
-  { table, names }: Resource,
-  text: string,
-  kind: 'column' | 'field' = 'column',
-): string {
-  const name = unquoted(text);
+/** Parameters that other services have for paging, order and choice, and what is right here. */
+const ELSEWHERE: [RegExp, string][] = [
+  [/^_?(sort|sort_?by|order_?by|ordering|dir|direction)$/i, 'order=column.desc'],
+  [/^_?(limit|size|(per_?|max_?)?page_?size|per_?page|take|top|first|end)$/i, 'limit=10'],
+  [/^_?(page|page_?number|skip|start|from)$/i, 'limit=10&offset=20'],
+  [/^_?(cursor|page_?token|starting_after)$/i, 'after=…, from the Link of the previous page'],
+  [/^_?(fields|columns|include|only)$/i, 'select=column,column'],
+  [/^_?(q|query|search|filter|where|like)$/i, 'column=ilike.*text*'],
+];
+
+/** A column by its name, quoted or not. Throws `code` for any other name. */
+function columnNamed(resource: Resource, text: string, code = '42703'): string {
+  const { table, names } = resource;
+  const name = unquoted(text.trim());
   if (names.includes(name)) return name;
-  if (text.includes('->')) throw refuse('path', table);
-  const [embedded = '', more] = text.split(/[.(]/);
-  if (more !== undefined) throw refuse('embedding', embedded);
-  throw refuse(kind, `${table}.${name}`, `The columns are ${names.join(', ')}.`);
+  if (text.includes('->')) throw noPath(resource);
+  const [first = '', more] = name.split(/[.(]/, 2);
+  if (more !== undefined) throw notEmbedded(first);
+  const right = ELSEWHERE.find(([pattern]) => pattern.test(name))?.[1];
+  const hint = `${right ? `Here it is ${right}. ` : ''}The columns are ${names.join(', ')}.`;
+  const detail = `column ${table}.${shorten(name)} does not exist`;
+  throw new Problem(code === '42703' ? 400 : 422, code, detail, hint);
+}
+
+function notEmbedded(name: string): Problem {
+  const detail = `'${shorten(name)}' is not an embedded resource in this request`;
+  return noEmbedding('PGRST108', detail);
 }
 
 function unquoted(text: string): string {
@@ -216,12 +217,15 @@ function unquoted(text: string): string {
   return inQuotes?.replace(/\\(.)/gs, '$1') ?? text;
 }
 
-function readColumn(reader: Reader, kind?: 'column' | 'field'): string {
-  return columnNamed(reader.resource, take(reader, PATTERNS.name, 'a column')[0], kind);
+function readColumns(reader: Reader, code?: string): string[] {
+  const name = () => take(reader, PATTERNS.name, 'a column')[0];
+  return [...new Set(takeList(reader, () => columnNamed(reader.resource, name(), code)))];
 }
 
+/** PostgreSQL's bigint ends later than the integers of JavaScript. */
 function readInteger(reader: Reader): number {
-  return Number(take(reader, /\d{1,9}(?!\d)/y, 'a whole number of up to 9 digits')[0]);
+  const [digits] = take(reader, /\d+/y, 'a whole number');
+  return Math.min(Number(digits), Number.MAX_SAFE_INTEGER);
 }
 
 /** A cursor is the JSON of its values in base64url. */
@@ -244,7 +248,7 @@ export function parseJson(text: string): unknown {
 function readOrder(reader: Reader): Order {
   const what = 'a column, .asc or .desc, .nullsfirst or .nullslast';
   const [, name = '', direction, nulls] = take(reader, PATTERNS.order, what);
-  if (skip(reader, /\(/y)) throw refuse('embedding', name);
+  if (skip(reader, /\(/y)) throw notEmbedded(name);
   if (skip(reader, /(?=\.)/y)) expected(reader, what);
   const descending = direction === 'desc';
   const nullsFirst = nulls ? nulls === 'first' : descending;
@@ -253,8 +257,9 @@ function readOrder(reader: Reader): Order {
 
 function readSelect(reader: Reader): Member[] {
   const all = reader.resource.names.map((name) => ({ name, column: name }));
-  const members = takeList(reader, () => (skip(reader, /\*/y) ? all : [readMember(reader)])).flat();
-  if (members.length > MAX_MEMBERS) expected(reader, `at most ${MAX_MEMBERS} columns`);
+  const item = () => (skip(reader, /\*/y) ? all : [readMember(reader)]);
+  const members = takeList(reader, item, MAX_MEMBERS).flat();
+  checkCount(reader, members.length, MAX_MEMBERS, 'items');
   return members;
 }
 
@@ -263,14 +268,14 @@ function readMember(reader: Reader): Member {
   const spread = skip(reader, /\.\.\./y);
   const found = take(reader, PATTERNS.member, 'a column, alias:column, column::type or count()');
   const [, alias, count, name = '', inner, of, cast] = found;
-  const relation = `'${reader.resource.table}' and '${name.replace(/!.*/, '')}'`;
-  if (spread || skip(reader, /\(/y)) throw refuse('relation', relation);
-  for (const type of [inner, cast]) {
+  const related = `'${reader.resource.table}' and '${shorten(name.replace(/!.*/, ''))}'`;
+  if (spread || skip(reader, /\(/y))
+    throw noEmbedding('PGRST200', `Could not find a relationship between ${related}`);
+  for (const type of [inner, cast])
     if (type && !CASTS.test(type)) expected(reader, `a type of ${CASTS.source}`);
-  }
   const column = count ? undefined : columnNamed(reader.resource, name);
   const aggregate = count ?? of;
-  return { name: unquoted(alias ?? aggregate ?? name), column, inner, aggregate, cast };
+  return { name: unquoted((alias ?? aggregate ?? name).trim()), column, inner, aggregate, cast };
 }
 
 // --- Filters ----------------------------------------------------------------------
@@ -284,10 +289,10 @@ function readFilter(reader: Reader): Filter {
 
 /** `(…,…)`, what follows `and`, `or`, `not.and` or `not.or`. */
 function readTree(reader: Reader, head: string, depth: number): Filter {
-  take(reader, / *\(/y, '"("');
-  if (depth > MAX_DEPTH) expected(reader, `at most ${MAX_DEPTH} levels`);
-  const branches = takeList(reader, () => readBranch(reader, depth));
-  take(reader, / *\)/y, '"," or ")"');
+  take(reader, /[ \t]*\(/y, '"("');
+  checkCount(reader, depth, MAX_DEPTH, 'levels');
+  const branches = takeList(reader, () => readBranch(reader, depth), MAX_CONDITIONS);
+  take(reader, /\)/y, '"," or ")"');
   const filter = { tree: head.endsWith('and') ? 'and' : 'or', branches } as const;
   return head.startsWith('not') ? { not: filter } : filter;
 }
@@ -301,10 +306,14 @@ function readBranch(reader: Reader, depth: number): Filter {
 
 /** What follows a column: `op.value`, `not.op.value`, `op(any).{a,b}`, `fts(config).value`. */
 function readCondition(reader: Reader, column: string, inTree: boolean): Filter {
-  const what = `[not.]operator. with one of ${[...OPERATORS.keys()].join(', ')}`;
+  const like = inTree ? '' : ` as in ${column}=eq.${shorten(reader.text) || 'x'}`;
+  const what = `[not.]operator.value${like}; operators: ${[...OPERATORS.keys()].join(', ')}`;
+  reader.counts.conditions += 1;
+  checkCount(reader, reader.counts.conditions, MAX_CONDITIONS, 'conditions');
   const [, not, operator = '', modifier] = take(reader, PATTERNS.condition, what);
   const type = typeOf(reader.resource, column);
-  if (!isFor(type, operator)) throw refuse('operator', `${type} ${operator}`);
+  const missing = `operator does not exist: ${type} ${operator}`;
+  if (!isFor(type, operator)) throw new Problem(400, '42883', missing, 'It is for text.');
   const shape = modifier && !FULL_TEXT.test(operator) ? BRACES : operator === 'is' ? IS : /^/;
   const start = { ...reader };
   const value = operator === 'in' ? readItems(reader) : readValue(reader, inTree);
@@ -329,7 +338,7 @@ function readValue(reader: Reader, inTree: boolean): string {
 function readItems(reader: Reader): string {
   take(reader, /\(/y, '"("');
   const item = () => unquoted(take(reader, PATTERNS.listed, 'a value')[0]);
-  const items = skip(reader, /(?=\))/y) ? [] : takeList(reader, item);
+  const items = skip(reader, /(?=\))/y) ? [] : takeList(reader, item, MAX_ITEMS, NOTHING);
   take(reader, /\)/y, '"," or ")"');
   return arrayLiteral(items);
 }
@@ -338,14 +347,25 @@ function readItems(reader: Reader): string {
 
 /** Makes the order total: the key is its last column, in groups all that they are grouped by. */
 function completeOrder({ key }: Resource, query: Query): Query {
-  const { order, after } = query;
-  for (const column of isGrouped(query) ? groupedBy(query) : [key]) {
-    if (order.some((by) => by.column === column)) continue;
-    order.push({ column, descending: false, nullsFirst: false });
-  }
+  const { after } = query;
+  const last = (isGrouped(query) ? groupedBy(query) : [key]).map((column): Order => {
+    return { column, descending: false, nullsFirst: false };
+  });
+  const order = firstOfEach([...query.order, ...last]);
+  if (order.length > MAX_ORDER + last.length)
+    throw new Problem(400, 'PGRST100', `order has at most ${MAX_ORDER} columns.`);
   const fits = !isGrouped(query) && after?.length === order.length && toUuid(after.at(-1) ?? '');
-  if (after && !fits) throw refuse('cursor', 'after');
-  return query;
+  const detail = 'The parameter after is no cursor of this list.';
+  const hint = 'Follow the link rel="next" of the previous page, in its order.';
+  if (after && !fits) throw new Problem(400, 'PGRST100', detail, hint);
+  return { ...query, order };
+}
+
+/** Of a repeated column the first counts, as in SQL. */
+function firstOfEach(orders: Order[]): Order[] {
+  const columns = new Map<string, Order>();
+  for (const one of orders) if (!columns.has(one.column)) columns.set(one.column, one);
+  return [...columns.values()];
 }
 
 /** Whether the rows of the answer are groups. */

@@ -16,7 +16,9 @@ const ALIASES: Record<string, string> = {
 /** Parameters of a media type that would change the answer, and that no answer honours. */
 const UNSUPPORTED = /^(nulls=|header=absent)/;
 
-type MediaRange = { type: string; specificity: number; quality: number };
+const MAX_RANGES = 100; // of Accept; the others are ignored
+
+type MediaRange = { range: string; specificity: number; quality: number; place: number };
 
 /**
  * The offered media type that Accept prefers (RFC 9110, 12.5.1); equal weights are decided by the
@@ -24,42 +26,28 @@ type MediaRange = { type: string; specificity: number; quality: number };
  */
 export function negotiate<T extends string>(accept: string | undefined, offered: T[]): T {
   if (offered[0] && (!accept || accept === '*/*')) return offered[0];
-  const ranges = (accept ?? '*/*').toLowerCase().split(',').flatMap(parseRangeOfMedia);
-  let best: { type: T; rank: number[] } | undefined;
-  for (const [at, type] of offered.entries()) {
-    const range = mostSpecific(ranges, type);
-    if (!range || range.quality === 0) continue;
-    const rank = [range.quality, range.specificity, -ranges.indexOf(range), -at];
-    if (!best || compare(rank, best.rank) > 0) best = { type, rank };
-  }
+  const ranges = (accept ?? '*/*').toLowerCase().split(',', MAX_RANGES).flatMap(parseMediaRange);
+  const accepted = offered.flatMap((type) => {
+    const names = [type, `${type.split('/')[0]}/*`, '*/*'];
+    const found = names.flatMap((name) => ranges.find(({ range }) => range === name) ?? []);
+    return found[0] && found[0].quality > 0 ? [{ ...found[0], type }] : [];
+  });
+  const [best] = accepted.sort(
+    (a, b) => b.quality - a.quality || b.specificity - a.specificity || a.place - b.place,
+  );
   if (best) return best.type;
   const hint = `This route answers ${offered.join(', ')}.`;
   throw new Problem(406, 'PGRST107', 'None of these media types can be answered.', hint);
 }
 
-function parseRangeOfMedia(text: string): MediaRange[] {
+function parseMediaRange(text: string, place: number): MediaRange[] {
   const [name = '', ...parameters] = text.split(';').map((part) => part.trim());
-  const type = ALIASES[name] ?? name;
+  const range = ALIASES[name] ?? name;
   if (parameters.some((parameter) => UNSUPPORTED.test(parameter))) return [];
   const weight = parameters.find((parameter) => /^q *=/.test(parameter))?.replace(/^q *= */, '');
   const quality = weight === undefined ? 1 : Math.min(Math.max(Number(weight) || 0, 0), 1);
-  const specificity = type === '*/*' ? 0 : type.endsWith('/*') ? 1 : 2;
-  return [{ type, specificity, quality }];
-}
-
-function mostSpecific(ranges: MediaRange[], type: string): MediaRange | undefined {
-  const family = `${type.split('/')[0]}/*`;
-  for (const name of [type, family, '*/*']) {
-    const found = ranges.find((range) => range.type === name);
-    if (found) return found;
-  }
-  return undefined;
-}
-
-/** Above 0 when `a` is greater at the first difference. */
-function compare(a: number[], b: number[]): number {
-  const at = a.findIndex((value, index) => value !== b[index]);
-  return at < 0 ? 0 : Number(a[at]) - Number(b[at]);
+  const specificity = range === '*/*' ? 0 : range.endsWith('/*') ? 1 : 2;
+  return [{ range, specificity, quality, place }];
 }
 
 /** The preferences that the service knows (RFC 7240; PostgREST's manual, «Prefer Header»). */
@@ -67,7 +55,7 @@ const PREFERENCES = new Map([
   ['return', /^(minimal|headers-only|representation)$/],
   ['count', /^(exact|planned|estimated)$/],
   ['resolution', /^(merge|ignore)-duplicates$/],
-  ['missing', /^(default|null)$/],
+  ['missing', /^default$/],
   ['handling', /^(strict|lenient)$/],
   ['max-affected', /^\d{1,9}$/],
   ['tx', /^commit$/],
@@ -80,16 +68,16 @@ export type Preferences = { [name: string]: string | undefined };
 export function parsePrefer(header: string): Preferences {
   const given: Preferences = {};
   const unknown: string[] = [];
-  for (const [text] of header.matchAll(/(?:"(?:[^"\\]|\\.)*"|[^",;])+/g)) {
+  for (const [text] of header.matchAll(/(?:"(?:[^"\\]|\\.?)*(?:"|$)|[^",;])+/g)) {
     const [, name = '', quoted, token = ''] =
-      /^\s*([^\s=]+)\s*(?:=\s*(?:"((?:[^"\\]|\\.)*)"|(\S*)))?\s*$/.exec(text) ?? [];
+      /^([^\s=]+)(?:\s*=\s*(?:"(.*)"|(\S*)))?$/.exec(text.trim()) ?? [];
     const key = name.toLowerCase();
     const value = quoted?.replace(/\\(.)/g, '$1') ?? token;
     if (PREFERENCES.get(key)?.test(value)) given[key] ??= value;
     else if (text.trim()) unknown.push(text.trim());
   }
   if (given.handling !== 'strict' || unknown.length === 0) return given;
-  const details = `Invalid preferences: ${unknown.join(', ')}`;
+  const details = `Invalid preferences: ${unknown.join(', ').slice(0, 200)}`;
   const detail = 'Invalid preferences given with handling=strict';
   throw new Problem(400, 'PGRST122', detail, undefined, { details });
 }

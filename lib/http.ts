@@ -20,6 +20,7 @@ import type { Resource, Row } from './columns.ts';
 import type { Config } from './config.ts';
 import { type Parameter, parseQuery, type Query } from './dialect.ts';
 import {
+  CSV,
   JSON_TYPE,
   MERGE_PATCH,
   negotiate,
@@ -38,6 +39,7 @@ import {
   pastEnd,
   problemAnswer,
   toProblem,
+  UNDECLARED,
   unavailable,
 } from './problem.ts';
 import { AROUND, type Format } from './rows.ts';
@@ -54,8 +56,9 @@ export type Env = {
     started: number;
     /** The caller, for the store. */
     call: Call;
-    /** The known preferences of the Prefer header. */
+    /** The known preferences of the Prefer header, and those that the answer honours. */
     prefer: Preferences;
+    applied: Set<string>;
     /** Whether a write is answered with nothing unless asked, as PostgREST does. */
     silent: boolean;
     /** Whether the answer has the headers of every answer. */
@@ -67,6 +70,7 @@ export type Env = {
 export type C = Context<Env>;
 type Headers = Record<string, string>;
 
+const MAX_LINK = 4096; // bytes; fetch() of Node refuses an answer whose head has 16 KiB
 export const METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'];
 
 // --- Around each request ----------------------------------------------------------
@@ -82,9 +86,12 @@ export function observe({ metrics, log, life, config }: Observers): MiddlewareHa
     c.set('started', performance.now());
     c.set('call', { ...ownCall(), outgoing });
     c.set('prefer', {});
+    c.set('applied', new Set());
     c.set('life', life);
     c.set('origins', config.CORS_ORIGIN);
-    const { url = '', rawHeaders } = incoming;
+    const { url = '', rawHeaders, headers, httpVersion } = incoming;
+    if (httpVersion === '1.1' && !headers.host)
+      throw new Problem(400, 'PGRST100', 'The Host is missing.');
     const bytes = rawHeaders.reduce((sum, part) => sum + part.length, 0);
     if (url.length > MAX_HEAD) throw new Problem(414, 'PGRST100', 'The URI is too long.');
     if (bytes > MAX_HEAD) throw new Problem(431, 'PGRST100', 'The header is too large.');
@@ -117,7 +124,7 @@ const CORS = {
 
 /** The headers of every answer. */
 function standing(c: C): Headers {
-  const { call, started, id, life, origins } = c.var;
+  const { call, started, id, life, origins, applied } = c.var;
   const ms = performance.now() - started;
   const headers: Headers = {
     'X-Request-Id': id,
@@ -127,6 +134,7 @@ function standing(c: C): Headers {
   const allowed = origin && origins.find((one) => one === '*' || one === origin);
   if (origin) headers.Vary = 'Origin';
   if (allowed) Object.assign(headers, CORS, { 'Access-Control-Allow-Origin': allowed });
+  if (applied.size > 0) headers['Preference-Applied'] = [...applied].join(', ');
   if (life.stopping) headers.Connection = 'close';
   return headers;
 }
@@ -134,16 +142,27 @@ function standing(c: C): Headers {
 /** Lets in who may; with `life`, once the tables were checked. Reads what routes of tables share. */
 export function authenticate(authorize: Authorize, life?: Life): MiddlewareHandler<Env> {
   return async (c, next) => {
-    const { headers } = c.env.incoming;
+    const { headers, headersDistinct } = c.env.incoming;
     const profile = headers['accept-profile'] ?? headers['content-profile'] ?? 'public';
     if (profile !== 'public')
       throw new Problem(406, 'PGRST106', 'Invalid schema', 'The only schema is public.');
+    const { authorization, prefer } = headers;
+    if (authorization && headersDistinct.authorization?.length !== 1)
+      throw new Problem(400, 'PGRST100', 'There is more than one Authorization header.');
     const writes = !['GET', 'HEAD'].includes(c.req.method);
-    c.var.call.sub = await authorize(headers.authorization, writes);
+    c.var.call.sub = await authorize(authorization, writes);
     if (life && !life.prepared) throw unavailable();
-    if (headers.prefer) c.set('prefer', parsePrefer(String(headers.prefer)));
+    if (prefer) c.set('prefer', parsePrefer(String(prefer)));
+    preferred(c, 'handling');
     await next();
   };
+}
+
+/** A preference of the request. Whoever reads it honours it: Preference-Applied lists it. */
+export function preferred(c: C, name: string): string | undefined {
+  const value = c.var.prefer[name];
+  if (value !== undefined) c.var.applied.add(`${name}=${value}`);
+  return value;
 }
 
 /** Answers an error as a problem; the log has what a problem does not say. */
@@ -151,7 +170,9 @@ export function problems(log: Logger): ErrorHandler<Env> {
   return (error, c) => {
     const found = toProblem(error);
     const problem = c.env.outgoing.destroyed && found.status !== 500 ? clientLeft() : found;
-    const line = { id: c.var.id, code: codeOf(error) };
+    const code = codeOf(error);
+    const line = { id: c.var.id, code, ...(UNDECLARED.test(code) && { error: error.message }) };
+    c.var.applied.clear();
     const stack = error.stack?.replace(error.message, '');
     if (problem.status === 500) log.error({ ...line, stack }, 'failed');
     else if (problem.status > 500) log.warn(line, 'failed');
@@ -197,8 +218,8 @@ function isDecodable(url: string): boolean {
   }
 }
 
-/** OPTIONS: which service this is and the methods of the path; a CORS preflight gets headers only. */
-export function options(app: Hono<Env>, about: object): Handler<Env> {
+/** Which service this is, and the methods of the path; a CORS preflight gets headers only. */
+export function describe(app: Hono<Env>, about: object): Handler<Env> {
   return (c) => {
     const found = methodsAt(app, c.req.path);
     const methods = found.length > 0 ? [...found, 'OPTIONS'] : [];
@@ -232,7 +253,8 @@ export async function readRows(
   limit: number,
   columns?: string[],
 ): Promise<Rows> {
-  const types = c.req.method === 'PATCH' ? [JSON_TYPE, MERGE_PATCH] : [JSON_TYPE];
+  const more = { PATCH: MERGE_PATCH, POST: CSV }[c.req.method];
+  const types = more ? [JSON_TYPE, more] : [JSON_TYPE];
   return toRows(await readJson(c.env.incoming, types, limit), schema, columns);
 }
 
@@ -264,18 +286,17 @@ export function sendJson(c: C, value: unknown, headers: Headers = {}): Response 
 export function sendPage(c: C, type: string, { offset }: Query, page: Page): Response {
   const { rows, body } = page;
   if (type === OBJECT && rows !== 1) throw notOne(rows);
-  const { status, headers } = rangeOf(c, offset, page);
-  if (page.more) headers.Link = linkToNext(c, offset, page);
-  return send(c, status, c.req.method === 'HEAD' ? null : body, {
-    'Content-Type': type,
-    ...headers,
-  });
+  const { status, headers } = rangeOf(offset, page);
+  const link = page.more ? linkToNext(c, offset, page) : '';
+  if (link && link.length <= MAX_LINK) headers.Link = link;
+  headers['Content-Type'] = type;
+  return send(c, status, c.req.method === 'HEAD' ? null : body, headers);
 }
 
 /** Content-Range as far as the numbers are known, and 206 for a part of what was counted. */
-function rangeOf(c: C, offset: number, { rows, total }: { rows?: number; total?: number }) {
+function rangeOf(offset: number, { rows, total }: { rows?: number; total?: number }) {
   if (total !== undefined && offset > total) throw pastEnd(offset, total);
-  const headers: Headers = applied(c.var.prefer);
+  const headers: Headers = {};
   const range = rows ? `${offset}-${offset + rows - 1}` : '*';
   if (rows !== undefined) headers['Content-Range'] = `${range}/${total ?? '*'}`;
   return { headers, status: total !== undefined && Number(rows) < total ? 206 : 200 };
@@ -297,17 +318,12 @@ export function sendWritten(
   type: string | undefined,
   own: Headers = {},
 ): Response {
-  const headers: Headers = { ...own, ...applied(c.var.prefer) };
+  const headers: Headers = { ...own };
   const range = c.req.method === 'PATCH' && rows > 0 ? `0-${rows - 1}` : '*';
   if (!c.req.param('key'))
-    headers['Content-Range'] ??= `${range}/${c.var.prefer.count ? rows : '*'}`;
+    headers['Content-Range'] ??= `${range}/${preferred(c, 'count') ? rows : '*'}`;
   if (type === undefined) return send(c, status === 200 ? 204 : status, null, headers);
   return send(c, status, body, { 'Content-Type': type, ...headers });
-}
-
-function applied(preferences: Preferences): Headers {
-  const pairs = Object.entries(preferences).map((pair) => pair.join('='));
-  return pairs.length > 0 ? { 'Preference-Applied': pairs.join(', ') } : {};
 }
 
 /** All rows of a list as one body. What fails before the first batch is answered as a problem. */
@@ -317,7 +333,7 @@ export function stream(c: C, type: Format, { offset, limit }: Query, batches: Ba
     total === undefined ? undefined : Math.min(Math.max(total - offset, 0), limit ?? Infinity);
   const rows = batches.rows ?? counted;
   const known = { ...(rows !== undefined && { rows }), ...(total !== undefined && { total }) };
-  const { status, headers } = rangeOf(c, offset, known);
+  const { status, headers } = rangeOf(offset, known);
   headers['Content-Type'] = /^text|ndjson/.test(type) ? `${type}; charset=utf-8` : type;
   const { outgoing } = c.env;
   if (c.req.method === 'HEAD' || outgoing.destroyed) {

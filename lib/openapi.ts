@@ -4,16 +4,17 @@ import { STATUS_CODES } from 'node:http';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
 import { type Resource, typeOf } from './columns.ts';
-import { isFor, OPERATORS } from './dialect.ts';
+import { isFor, LIST, OPERATORS } from './dialect.ts';
 import { CSV, JSON_TYPE, MERGE_PATCH, NDJSON, OBJECT } from './headers.ts';
+import { noRow, problemAnswer } from './problem.ts';
 import { csvLine } from './rows.ts';
 import { toText } from './sql.ts';
 
-/** What the document says of a route. */
+/** What the document says of a handler. */
 export type Operation = {
-  /** A few words. */
   summary: string;
-  /** The group of the route on the page. */
+  description?: string;
+  /** The group on the page. */
   tag?: string;
   /** Names of query parameters and, with a capital, of headers; `filter` is one for each column. */
   parameters?: string[];
@@ -41,6 +42,7 @@ export function documented<H extends object>(operation: Operation, handler: H): 
 
 /** The routes of the service itself, by path. */
 const SERVICE: Record<string, Operation> = {
+  '/': { summary: 'Name, version and paths of the service', answer: { [JSON_TYPE]: {} } },
   '/hello': { summary: 'Answer ok', answer: { example: { message: 'ok' } } },
   '/zero': { summary: 'Answer an empty text', answer: { example: { '0': '' } } },
   '/healthz': { summary: 'Whether the process answers', answer: { example: { status: 'alive' } } },
@@ -53,99 +55,106 @@ const SERVICE: Record<string, Operation> = {
 
 // --- The operations of a table ----------------------------------------------------
 
-const PAGE = ['filter', 'select', 'order', 'limit', 'offset', 'after'];
-
 /** Lists the handlers of a table in the document. */
 export function documentTable(resource: Resource, handlers: Record<string, object>): void {
-  const schema = schemasOf(resource);
-  const all: Record<string, Operation> = {
+  const { list, all, row, written, created, whole, part, parts } = contentsOf(resource);
+  const ofRow = { parameters: ['If-Match', 'If-None-Match', 'Prefer'], answer: row };
+  const known: Record<string, Operation> = {
     list: {
       summary: 'List rows',
-      parameters: [...PAGE, 'Range', 'Prefer'],
+      description:
+        'The rows that pass the filters, in pages; CSV and NDJSON have all of them. ' +
+        'With aggregates in `select`, such as `count()`, one row for each group.',
+      parameters: [...LIST, 'Range', 'Range-Unit', 'Prefer'],
       statuses: [200, 206],
-      answer: schema.rows,
+      answer: list,
     },
-    listAll: { summary: 'Stream all rows', parameters: [...PAGE, 'Prefer'], answer: schema.all },
+    listAll: {
+      summary: 'Stream all rows',
+      description: 'All rows that pass the filters, without pages.',
+      parameters: [...LIST, 'Prefer'],
+      answer: all,
+    },
     create: {
       summary: 'Create rows',
+      description:
+        'One row of an object; all rows of an array or of CSV, or none when one is refused. ' +
+        '`Prefer: resolution=merge-duplicates` replaces rows whose key exists.',
       parameters: ['select', 'columns', 'on_conflict', 'Idempotency-Key', 'Prefer'],
-      body: schema.created,
-      statuses: [201],
-      answer: schema.written,
+      body: created,
+      statuses: [201, 200],
+      answer: written,
     },
     mergeMany: {
       summary: 'Change the rows that pass the filters',
+      description: 'Sets the members of the body; each element of an array has the key of its row.',
       parameters: ['filter', 'select', 'columns', 'Prefer'],
-      body: schema.parts,
+      body: parts,
       statuses: [200, 204],
-      answer: schema.written,
+      answer: written,
     },
     removeMany: {
       summary: 'Delete the rows that pass the filters',
+      description: 'Refused without a filter.',
       parameters: ['filter', 'select', 'Prefer'],
       statuses: [200, 204],
-      answer: schema.written,
+      answer: written,
     },
     read: {
       summary: 'Read a row',
-      parameters: ['If-None-Match', 'Prefer'],
+      description: 'A later write with its ETag as If-Match changes only this version.',
       statuses: [200, 304],
-      answer: schema.row,
+      ...ofRow,
     },
     replace: {
       summary: 'Replace a row, or create it',
-      parameters: ['If-Match', 'If-None-Match', 'Prefer'],
-      body: schema.whole,
+      description: 'The body is the whole row; `If-None-Match: *` only creates.',
+      body: whole,
       statuses: [200, 201, 204],
-      answer: schema.row,
+      ...ofRow,
     },
     merge: {
       summary: 'Change a row',
-      parameters: ['If-Match', 'Prefer'],
-      body: schema.part,
+      description: 'Sets the members of the body (JSON merge patch, RFC 7396).',
+      body: part,
       statuses: [200, 204],
-      answer: schema.row,
+      ...ofRow,
     },
     remove: {
       summary: 'Delete a row',
-      parameters: ['If-Match', 'Prefer'],
+      description: 'The answer has the row with `Prefer: return=representation`.',
       statuses: [200, 204],
-      answer: schema.row,
+      ...ofRow,
     },
   };
-  for (const [name, handler] of Object.entries(handlers)) {
-    const operation = all[name];
-    if (operation) documented({ tag: resource.path, secured: true, ...operation }, handler);
-  }
+  for (const [name, handler] of Object.entries(handlers))
+    if (known[name]) documented({ tag: resource.path, secured: true, ...known[name] }, handler);
 }
 
 /** Bodies and answers of a table by media type. */
-function schemasOf(resource: Resource) {
-  const { path, key, settable, example } = resource;
+function contentsOf({ path, key, settable, example }: Resource) {
   const values = Object.fromEntries(settable.map((name) => [name, example[name]]));
-  const [row, whole, part] = ['Row', 'NewRow', 'Part'].map((name) =>
-    reference(`schemas/${path}.${name}`),
-  );
-  const arrayOf = (items?: object) => ({ type: 'array', items });
-  const oneOrMany = (schema?: object) => ({ anyOf: [schema, arrayOf(schema)] });
+  const schemaOf = (name: string) => reference(`schemas/${path}.${name}`);
+  const arrayOf = (name: string) => ({ type: 'array', items: schemaOf(name) });
+  const oneOrMany = (name: string) => ({ anyOf: [schemaOf(name), arrayOf(name)] });
   const csv = [Object.keys(values), Object.values(values).map(toText)].map(csvLine).join('\n');
-  const rows = { schema: arrayOf(row), example: [example] };
-  const object = { schema: row, example };
   const lines = { [CSV]: { schema: STRING, example: csv }, [NDJSON]: { schema: STRING } };
+  const list = { [JSON_TYPE]: { schema: arrayOf('Selected'), example: [example] } };
+  const selected = { [OBJECT]: { schema: schemaOf('Selected'), example } };
+  const row = { schema: schemaOf('Row'), example };
+  const whole = { schema: schemaOf('NewRow'), example: { [key]: example[key], ...values } };
+  const part = { schema: schemaOf('Part'), example: values };
+  const parts = { schema: oneOrMany('Part'), example: values };
   const examples = { one: { value: values }, many: { value: [values] } };
-  const onePart = { schema: part, example: values };
   return {
-    rows: { [JSON_TYPE]: rows, [OBJECT]: object, ...lines },
-    all: { [JSON_TYPE]: rows, ...lines },
-    row: { [JSON_TYPE]: object, [OBJECT]: object },
-    written: { [JSON_TYPE]: { ...rows, schema: oneOrMany(row) }, [OBJECT]: object },
-    created: { [JSON_TYPE]: { schema: oneOrMany(whole), examples }, [CSV]: lines[CSV] },
-    whole: { [JSON_TYPE]: { schema: whole, example: { [key]: example[key], ...values } } },
-    part: { [JSON_TYPE]: onePart, [MERGE_PATCH]: onePart },
-    parts: {
-      [JSON_TYPE]: { schema: oneOrMany(part), example: values },
-      [MERGE_PATCH]: { schema: oneOrMany(part), example: values },
-    },
+    list: { ...list, ...selected, ...lines },
+    all: { ...list, ...lines },
+    row: { [JSON_TYPE]: row, [OBJECT]: row },
+    written: { [JSON_TYPE]: { schema: oneOrMany('Selected'), example: [example] }, ...selected },
+    created: { [JSON_TYPE]: { schema: oneOrMany('NewRow'), examples }, [CSV]: lines[CSV] },
+    whole: { [JSON_TYPE]: whole },
+    part: { [JSON_TYPE]: part, [MERGE_PATCH]: part },
+    parts: { [JSON_TYPE]: parts, [MERGE_PATCH]: parts },
   } satisfies Record<string, Content>;
 }
 
@@ -153,8 +162,8 @@ function schemasOf(resource: Resource) {
 
 const STRING = { type: 'string' };
 const INTEGER = { type: 'integer', minimum: 0 };
-const TREE = '`(column.operator.value,or(…))`, up to 10 levels';
 const TREES = ['and', 'or', 'not.and', 'not.or'];
+const TREE = { description: '`(column.operator.value,or(…))`, up to 10 levels' };
 
 /** The parameters that are no filters of a column. */
 const PARAMETERS: Record<string, { description: string; schema?: object; example?: unknown }> = {
@@ -163,17 +172,58 @@ const PARAMETERS: Record<string, { description: string; schema?: object; example
   limit: { description: 'Most rows of the answer', schema: INTEGER },
   offset: { description: 'Rows to skip', schema: INTEGER },
   after: { description: 'The cursor of `Link: rel="next"`' },
-  ...Object.fromEntries(TREES.map((name) => [name, { description: TREE }])),
+  ...Object.fromEntries(TREES.map((name) => [name, TREE])),
   columns: { description: 'Names between commas; other members of the body are ignored' },
-  on_conflict: { description: 'The key, for `Prefer: resolution=…-duplicates`' },
-  Prefer: {
-    description: '`return=minimal`: no rows',
-    example: 'return=representation, count=exact, max-affected=1',
-  },
-  Range: { description: '`0-9`, as limit and offset' },
+  on_conflict: { description: 'The key or a unique column, for `Prefer: resolution=…-duplicates`' },
+  Prefer: { description: 'Preferences between commas', example: 'return=representation' },
+  Range: { description: '`0-9`: the first and the last row' },
+  'Range-Unit': { description: '`items`, the unit of Range' },
   'If-Match': { description: 'The ETag that the row must have' },
   'If-None-Match': { description: 'The ETag that is known; `*` for a row that must not exist' },
   'Idempotency-Key': { description: 'A repeated request with the same key creates nothing more' },
+};
+
+/** The headers of answers. */
+const HEADERS = {
+  ETag: 'The version of the row',
+  Location: 'The path of the created row',
+  'Content-Range': '`0-9/887`: the first and the last row, the number of all if it was counted',
+  Link: 'The next page as a relative reference with `rel="next"`',
+  'Preference-Applied': 'The preferences that were applied',
+  'Retry-After': 'With 503: seconds until a retry makes sense',
+};
+
+/** The groups on the page after those of the tables. */
+const GROUPS = {
+  PostgREST: "The same for PostgREST's clients: a write answers no rows unless asked",
+  service: 'The service itself',
+  'other paths': 'The same under the paths of an earlier service',
+};
+
+const PROBLEM = {
+  type: 'object',
+  required: ['type', 'title', 'status', 'detail', 'code', 'message', 'details', 'hint'],
+  properties: {
+    ...Object.fromEntries(
+      ['type', 'title', 'detail', 'code', 'message'].map((one) => [one, STRING]),
+    ),
+    ...Object.fromEntries(['details', 'hint'].map((one) => [one, { type: ['string', 'null'] }])),
+    status: { type: 'integer', minimum: 400, maximum: 599 },
+    errors: {
+      type: 'array',
+      items: { type: 'object', properties: { pointer: STRING, detail: STRING } },
+    },
+  },
+};
+const FAILURE = {
+  description: 'A problem (RFC 9457)',
+  headers: { 'Retry-After': reference('headers/Retry-After') },
+  content: {
+    'application/problem+json': {
+      schema: reference('schemas/Problem'),
+      example: JSON.parse(problemAnswer(noRow()).body),
+    },
+  },
 };
 
 type Described = {
@@ -190,81 +240,77 @@ function reference(to: string) {
 
 /** The document of all routes whose handlers are documented. */
 export function openapi(routes: Route[], resources: Resource[], about: Described) {
+  const { title, version, base, secured } = about;
   const paths: Record<string, Record<string, object>> = {};
   for (const { method, path, handler } of routes) {
-    const at = path.slice(about.base.length).replace(/:(\w+)/g, '{$1}') || '/';
+    const at = path.slice(base.length).replace(/:(\w+)/g, '{$1}') || '/';
     const operation = operations.get(handler as object) ?? (method === 'GET' && SERVICE[at]);
-    if (!operation || !path.startsWith(about.base)) continue;
-    paths[at] = {
-      ...paths[at],
-      [method.toLowerCase()]: describe(method, at, operation, about, resources),
-    };
+    if (!operation || !path.startsWith(base)) continue;
+    const described = describe(method, at, operation, secured, resources);
+    paths[at] = { ...paths[at], [method.toLowerCase()]: described };
   }
-  const content = { 'application/problem+json': { schema: reference('schemas/Problem') } };
-  const bearer = { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' };
-  const { title, version } = about;
   const description = 'HEAD answers wherever GET does; OPTIONS names the service and the methods.';
+  const bearer = { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' };
+  const groups = { ...Object.fromEntries(resources.map(({ path }) => [path, 'Rows'])), ...GROUPS };
   return {
     openapi: '3.1.1',
     info: { title, version, license: { name: 'MIT', identifier: 'MIT' }, description },
-    servers: [{ url: about.base || '/' }],
-    tags: tagsOf(resources),
+    servers: [{ url: base || '/' }],
+    tags: Object.entries(groups).map(([name, text]) => ({ name, description: text })),
     paths,
     components: {
       schemas: Object.assign({ Problem: PROBLEM }, ...resources.map(describeRows)),
       parameters: Object.assign(describeParameters(), ...resources.map(describeColumns)),
-      responses: { Problem: { description: 'A problem (RFC 9457)', content } },
-      ...(about.secured('POST') && { securitySchemes: { bearer } }),
+      headers: mapValues(HEADERS, (text) => ({ description: text, schema: STRING })),
+      responses: { Problem: FAILURE },
+      ...(secured('POST') && { securitySchemes: { bearer } }),
     },
   };
-}
-
-const POSTGREST = 'PostgREST';
-const OTHER = 'service';
-
-function tagsOf(resources: Resource[]) {
-  return [
-    ...resources.map(({ path }) => ({ name: path, description: 'The rows of this table' })),
-    { name: POSTGREST, description: "The same with the defaults of PostgREST's clients" },
-    { name: OTHER, description: 'The service itself' },
-  ];
 }
 
 function describe(
   method: string,
   path: string,
   operation: Operation,
-  { secured }: Described,
+  secured: Described['secured'],
   resources: Resource[],
 ) {
-  const { summary, tag = OTHER, parameters = [], body, statuses = [200], answer } = operation;
+  const { summary, description = `${summary}.`, tag = 'service', parameters = [] } = operation;
+  const { body, statuses = [200], answer } = operation;
   const resource = resources.find((one) => one.path === tag);
-  const inPath = [...path.matchAll(/\{(\w+)\}/g)].map(([, name]) => name ?? '');
+  const [first = '', ...names] = path.match(/\w+/g) ?? ['root'];
+  const group = first === 'rest' ? 'PostgREST' : !resource || first === tag ? tag : 'other paths';
   const example = answer && 'example' in answer ? answer.example : undefined;
   const content = example === undefined ? answer : { [JSON_TYPE]: { schema: {}, example } };
   const responses = statuses.map((status) => {
     const empty = status === 204 || status === 304;
+    const headers = resource ? { headers: headersOf(method, path, status) } : {};
     const shown = !empty && content ? { content } : {};
-    return [String(status), { description: STATUS_CODES[status], ...shown }];
+    return [String(status), { description: STATUS_CODES[status], ...headers, ...shown }];
   });
   const failures = { '4XX': reference('responses/Problem'), '5XX': reference('responses/Problem') };
+  const inPath = [...path.matchAll(/\{(\w+)\}/g)].map(([, name = '']) => {
+    if (name === 'key' && resource) return reference(`parameters/${resource.path}.key`);
+    return { in: 'path', name, required: true, schema: STRING };
+  });
   return {
     summary,
-    tags: [path.startsWith('/rest/v1/') ? POSTGREST : tag],
+    description,
+    tags: [group],
     security: operation.secured && secured(method) ? [{ bearer: [] }] : [],
-    operationId: [method.toLowerCase(), ...(path.match(/\w+/g) ?? [])].join('_'),
-    parameters: [
-      ...inPath.map((name) => parameterInPath(name, resource)),
-      ...parameters.flatMap((name) => referencesTo(name, resource)),
-    ],
+    operationId: [method.toLowerCase(), first, ...names].join('_'),
+    parameters: [...inPath, ...parameters.flatMap((name) => referencesTo(name, resource))],
     ...(body && { requestBody: { required: true, content: body } }),
     responses: { ...Object.fromEntries(responses), ...failures },
   };
 }
 
-function parameterInPath(name: string, resource?: Resource) {
-  if (name === 'key' && resource) return reference(`parameters/${resource.path}.key`);
-  return { in: 'path', name, required: true, schema: STRING };
+/** References to the headers of a success of a table's route. */
+function headersOf(method: string, path: string, status: number) {
+  const names = [path.includes('{') ? 'ETag' : 'Content-Range', 'Preference-Applied'];
+  if (method === 'GET' && !path.includes('{')) names.push('Link');
+  if (status === 201) names.push('Location');
+  return Object.fromEntries(names.map((name) => [name, reference(`headers/${name}`)]));
 }
 
 function referencesTo(name: string, resource?: Resource) {
@@ -273,56 +319,47 @@ function referencesTo(name: string, resource?: Resource) {
   return [...filters, ...TREES].map((one) => reference(`parameters/${one}`));
 }
 
-const PROBLEM = jsonSchema(
-  z.object({
-    type: z.string(),
-    title: z.string(),
-    status: z.int().min(400).max(599),
-    detail: z.string(),
-    code: z.string(),
-    message: z.string(),
-    details: z.string().nullable(),
-    hint: z.string().nullable(),
-    errors: z.array(z.object({ pointer: z.string(), detail: z.string() })).optional(),
-  }),
-);
-
-function jsonSchema(type: z.ZodType): object {
-  const { $schema, ...schema } = z.toJSONSchema(type, { io: 'input' });
-  return schema;
-}
-
-/** JSON Schemas of what the validators take and of what is answered. */
-function describeRows({ path, key, columns, row, part }: Resource) {
-  const nullable = Object.entries(columns).map(([name, { schema }]) => [name, schema.nullable()]);
-  const answered = z.object({ [key]: z.string(), ...Object.fromEntries(nullable) });
+/** JSON Schemas of what the validators take and of what is answered; `select` leaves members out. */
+function describeRows({ path, key, names, columns, row, part }: Resource) {
+  const jsonSchema = (type: z.ZodType) => {
+    const { $schema, ...schema } = z.toJSONSchema(type, { io: 'input' });
+    return schema;
+  };
+  const answered = mapValues(columns, ({ schema, nullable }) =>
+    jsonSchema(nullable ? schema.nullable() : schema),
+  );
+  const created = jsonSchema(row);
+  const properties = { [key]: created.properties?.[key], ...answered };
   return {
-    [`${path}.Row`]: jsonSchema(answered),
-    [`${path}.NewRow`]: jsonSchema(row),
+    [`${path}.Row`]: { type: 'object', properties, required: names },
+    [`${path}.Selected`]: { type: 'object', properties },
+    [`${path}.NewRow`]: created,
     [`${path}.Part`]: jsonSchema(part),
   };
 }
 
 function describeParameters() {
-  const all = Object.entries(PARAMETERS).map(([name, parameter]) => {
+  return mapValues(PARAMETERS, (parameter, name) => {
     const place = /^[A-Z]/.test(name) ? 'header' : 'query';
-    return [name, { in: place, name, schema: STRING, ...parameter }];
+    return { in: place, name, schema: STRING, ...parameter };
   });
-  return Object.fromEntries(all);
 }
 
 function describeColumns(resource: Resource) {
   const { path, key, names, columns, example } = resource;
   const filters = names.map((name) => {
-    const { expects = 'a UUID' } = columns[name] ?? {};
     const operators = [...OPERATORS.keys()].filter((one) => isFor(typeOf(resource, name), one));
     const pattern = `^(not\\.)?(${operators.join('|')})(\\(\\w+\\))?\\.`;
     const schema = { ...STRING, pattern, examples: [`eq.${toText(example[name])}`] };
-    const description = `Is ${expects}`;
+    const description = `Is ${columns[name]?.expects ?? 'a UUID'}`;
     return [`${path}.column.${name}`, { in: 'query', name, description, schema }];
   });
   const row = { in: 'path', name: 'key', required: true, schema: STRING, description: key };
   return { ...Object.fromEntries(filters), [`${path}.key`]: { ...row, example: example[key] } };
+}
+
+function mapValues<T, U>(values: Record<string, T>, map: (value: T, name: string) => U) {
+  return Object.fromEntries(Object.entries(values).map(([name, one]) => [name, map(one, name)]));
 }
 
 // --- The page ---------------------------------------------------------------------

@@ -31,12 +31,15 @@ export function problemAnswer({ status, code, message, hint, extras }: Problem) 
 
 /** SQLSTATE to status (PostgreSQL's manual, appendix A). Every other code is 500 without a detail. */
 const SQLSTATES: [RegExp, number][] = [
-  [/^(23505|23503)$/, 409],
-  [/^(21000|22...|42601|23502|23514|42703|42704|42803|42804|42846|42883)$/, 400],
+  [/^(23505|23503|23001)$/, 409],
+  [/^(21000|22...|42601|23502|23514|42704|42803|42804|42846|42883|5400[01])$/, 400],
   [/^42501$/, 403],
   [/^57014$/, 504],
+  [/^0A000$/, 501],
   [/^(40001|40P01|55P03|25006|53...|57P0.|08...|28...|3D000)$/, 503],
 ];
+/** The dialect refuses unknown columns, so these name what a statement of the service lacks. */
+export const UNDECLARED = /^(42703|42P01)$/;
 
 /** Codes of postgres.js and Node for a connection that broke after it was made. */
 export const LOST = /^(CONNECTION_(CLOSED|DESTROYED)|ECONNRESET|EPIPE)$/;
@@ -54,22 +57,27 @@ export function toProblem(error: unknown): Problem {
   if (error instanceof Problem) return error;
   const code = codeOf(error);
   const status = SQLSTATES.find(([pattern]) => pattern.test(code))?.[1];
+  if (UNDECLARED.test(code)) return unavailable('A table is not as it was declared.');
   if (status === 503 || LOST.test(code) || UNREACHABLE.test(code)) return unavailable();
   if (status === 504) return tooSlow();
   if (status === 403)
     return new Problem(403, code, "The service's database role lacks this permission.");
-  if (status === 409) return conflict(error as Error & { code: string; detail?: string });
+  if (status === 409) return conflict(error as DatabaseError);
   if (status && error instanceof Error) return new Problem(status, code, error.message);
   return new Problem(500, 'XX000', 'Internal error; the log has it under this X-Request-Id.');
 }
+type DatabaseError = Error & { code: string; detail?: string };
 
-/** The column is taken from PostgreSQL's detail, «Key (name)=(x) …», whatever its language. */
-function conflict(error: Error & { code: string; detail?: string }): Problem {
-  const { code, message, detail: details = '' } = error;
-  const [, inQuotes, bare] = /\((?:"((?:[^"]|"")+)"|(\w+))\)=\(/.exec(details) ?? [];
+/**
+ * The column is read from the start of PostgreSQL's detail, «Key (name)=(x) …», whatever its language
+ * and the value. Of a foreign key the detail says which row is missing or still referenced.
+ */
+function conflict({ code, message, detail = '' }: DatabaseError): Problem {
+  const [, inQuotes, bare] = /^[^("]*\((?:"((?:[^"]|"")+)"|(\w+))\)=\(/.exec(detail) ?? [];
   const name = inQuotes?.replaceAll('""', '"') ?? bare;
-  const errors = name ? [{ pointer: pointer(name), detail: 'is taken' }] : [];
-  return new Problem(409, code, message, undefined, { ...(details && { details }), errors });
+  const [why, fault] = code === '23505' ? [message, 'is taken'] : [detail || message, detail];
+  const errors = name ? [{ pointer: pointer(name), detail: fault }] : [];
+  return new Problem(409, code, why, undefined, { ...(detail && { details: detail }), errors });
 }
 
 /** For 503: the seconds after which a retry makes sense. */
@@ -121,13 +129,14 @@ export function tooLarge(limit: number, what = 'body'): Problem {
   return new Problem(413, 'PGRST102', `The ${what} is larger than ${limit} bytes.`);
 }
 
-const MAX_FAULTS = 100;
+export const MAX_FAULTS = 100; // in one answer; validation stops there
 
-/** 422 with each fault in `errors`. */
+/** 422 with each fault once in `errors`. */
 export function unprocessable(faults: Fault[], code = '22023'): Problem {
-  const errors = faults.slice(0, MAX_FAULTS);
-  const detail = errors.map((fault) => `${fault.pointer} ${fault.detail}`).join('; ');
-  return new Problem(422, code, detail.slice(0, 500), undefined, { errors });
+  const unique = new Map(faults.map((fault) => [`${fault.pointer} ${fault.detail}`, fault]));
+  const detail = [...unique.keys()].slice(0, MAX_FAULTS).join('; ').slice(0, 500);
+  const errors = [...unique.values()].slice(0, MAX_FAULTS);
+  return new Problem(422, code, detail, undefined, { errors });
 }
 
 /** The issues of zod, one fault each; `base` is the pointer of the row. */
@@ -135,7 +144,8 @@ export function toFaults(error: z.ZodError, base: string): Fault[] {
   return error.issues.flatMap((issue) => {
     const at = base + issue.path.map((part) => pointer(String(part))).join('');
     if (issue.code !== 'unrecognized_keys') return [{ pointer: at, detail: issue.message }];
-    return issue.keys.map((name) => ({ pointer: at + pointer(name), detail: 'cannot be set' }));
+    const some = issue.keys.slice(0, MAX_FAULTS);
+    return some.map((name) => ({ pointer: at + pointer(name), detail: 'cannot be set' }));
   });
 }
 

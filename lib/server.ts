@@ -121,7 +121,10 @@ function createHttpServer(fetch: Service['fetch']): Server {
     const { status, headers, body } = refusal(400, 'The Host or the target is not valid.');
     return new Response(body, { status, headers });
   };
-  const server = createServer(LIMITS, getRequestListener(fetch, { errorHandler }));
+  const server = createServer(
+    LIMITS,
+    getRequestListener(fetch, { hostname: 'localhost', errorHandler }),
+  );
   server.timeout = STALLED;
   server.on('connect', (_, socket: Socket) => refuse(socket, 405, 'There is no such method.'));
   server.on('checkExpectation', ({ socket, method }) =>
