@@ -208,41 +208,21 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     });
   }
 
-  /** Up to MAX_ARRAY rows are created like an array; more, if nothing else is asked for, by COPY. */
+  /** Like an array; more rows than an array may have are streamed, if nothing else is asked for. */
   async function createFromCsv(c: C, query: Query) {
     const answer = { ...answerOf(c, query, { many: true, silent: true }), counted: true };
     const bytes = c.env.incoming.iterator({ destroyOnReturn: false }); // the answer still needs it
-    const batches = readCsv(resource, resource.row, bytes, limits.CSV_LIMIT, query.columns);
-    const body: Rows = { rows: [], many: true, names: [] };
     try {
-      for await (const { rows, names } of batches) {
-        body.rows.push(...rows);
-        body.names = names;
-        if (body.rows.length > MAX_ARRAY) return await copy(c, answer, body.rows, batches);
-      }
-      return await createRows(c, query, body, answer);
+      const { rest, ...body } = await readCsv(resource, bytes, limits.CSV_LIMIT, query.columns);
+      if (!rest) return await createRows(c, query, { ...body, many: true }, answer);
+      const detail = `With these preferences a CSV has at most ${MAX_ARRAY} rows.`;
+      if (preferred(c, 'resolution') || answer.type || answer.most !== undefined)
+        throw new Problem(413, 'PGRST102', detail, 'Send it in parts.');
+      const rows = await store.copy(body.rows, rest, c.get('call'));
+      return send(c, 201, null, { 'Content-Range': `*/${rows}` });
     } finally {
       void bytes.return?.();
     }
-  }
-
-  async function copy(c: C, answer: Answer, first: Row[], rest: AsyncIterable<{ rows: Row[] }>) {
-    const { resolution } = c.get('prefer');
-    const detail = `With these preferences a CSV has at most ${MAX_ARRAY} rows.`;
-    if (resolution || answer.type || answer.most !== undefined)
-      throw new Problem(413, 'PGRST102', detail, 'Send it in parts.');
-    let rows = 0;
-    const keyed = (batch: Row[]) => {
-      rows += batch.length;
-      for (const row of batch) row[key] ??= uuidv7();
-      return batch;
-    };
-    async function* all() {
-      yield keyed(first);
-      for await (const batch of rest) yield keyed(batch.rows);
-    }
-    await store.copy(all(), c.get('call'));
-    return send(c, 201, null, { 'Content-Range': `*/${rows}` });
   }
 
   /** Replaces the row, or creates it. */

@@ -1,6 +1,6 @@
 /** CSV (RFC 4180) as rows, validated like JSON. */
 import { CsvError, type Options, Parser } from 'csv-parse';
-import type { z } from 'zod';
+import { MAX_ARRAY } from './body.ts';
 import { kindOf, type Resource, type Row, typeOf } from './columns.ts';
 import { parseJson } from './dialect.ts';
 import { type Fault, Problem, toFaults, tooLarge, unprocessable } from './problem.ts';
@@ -16,30 +16,39 @@ const OPTIONS: Options = {
 
 /** A record with the line that it ends on. */
 type Record = { record: string[]; info: { lines: number } };
+/** The column of each field; undefined for a field that is not read. */
+type Names = (string | undefined)[];
 
-/** The rows of each chunk, and the columns of the header. `columns` are read alone, as for JSON. */
-export async function* readCsv(
+/** The rows of a CSV and the columns of its header; `rest` has those after the first MAX_ARRAY. */
+type Csv = { rows: Row[]; names: string[]; rest?: AsyncIterable<Row[]> };
+
+/** Reads a CSV; of its columns only those in `columns`. Throws 400, 413, 422. */
+export async function readCsv(
   resource: Resource,
-  schema: z.ZodType<Row>,
   bytes: AsyncIterable<Buffer>,
   limit: number,
   columns?: string[],
-): AsyncGenerator<{ rows: Row[]; names: string[] }> {
-  let names: (string | undefined)[] | undefined;
-  for await (const records of readRecords(bytes, limit)) {
-    if (!names) names = readHeader(resource, records.shift()?.record ?? [], columns);
-    const rows = toRows(resource, schema, names, records);
-    yield { rows, names: names.filter((name) => name !== undefined) };
+): Promise<Csv> {
+  const batches = readRecords(bytes, limit);
+  const { value: first = [] } = await batches.next();
+  const names = readHeader(resource, first.shift()?.record ?? [], columns);
+  const rows = toRows(resource, names, first);
+  const rest = mapRows(batches, resource, names);
+  const known = names.filter((name) => name !== undefined);
+  while (rows.length <= MAX_ARRAY) {
+    const { value, done } = await rest.next();
+    if (done) return { rows, names: known };
+    rows.push(...value);
   }
+  return { rows, names: known, rest };
+}
+
+async function* mapRows(batches: AsyncIterable<Record[]>, resource: Resource, names: Names) {
+  for await (const batch of batches) yield toRows(resource, names, batch);
 }
 
 /** Throws 422 with line, column and pointer of each fault. */
-function toRows(
-  resource: Resource,
-  schema: z.ZodType<Row>,
-  names: (string | undefined)[],
-  records: Record[],
-): Row[] {
+function toRows(resource: Resource, names: Names, records: Record[]): Row[] {
   const faults: Fault[] = [];
   const readers = names.map((name) => name && readerOf(resource, name));
   const rows = records.map(({ record, info }) => {
@@ -49,7 +58,7 @@ function toRows(
       const value = reader ? reader(record[at] ?? '') : undefined;
       if (value !== undefined) row[names[at] as string] = value;
     }
-    const { data, error } = schema.safeParse(row);
+    const { data, error } = resource.row.safeParse(row);
     if (error && faults.length < MAX_FAULTS) {
       const found = toFaults(error, '');
       const where = (pointer: string) => `line ${info.lines}, column ${pointer.slice(1)}: `;
@@ -82,7 +91,7 @@ const READERS: { [kind in ReturnType<typeof kindOf>]: (text: string) => unknown 
 };
 
 /** The column of each title, by name or alias; undefined for one that `columns` excludes. */
-function readHeader(resource: Resource, titles: string[], columns?: string[]) {
+function readHeader(resource: Resource, titles: string[], columns?: string[]): Names {
   const { key, settable, required, columns: declared } = resource;
   const known = [key, ...settable];
   const refuse = (what: string, hint = `Its columns are ${known.join(',')}.`) =>

@@ -53,6 +53,8 @@ export function group<I, O>(grouping: Grouping<I, O>): (item: I) => Promise<O> {
 
   /** The usual case of little load, without a batch. */
   const runAlone = async (item: I): Promise<O> => {
+    const refusal = grouping.refuse(item);
+    if (refusal) throw refusal;
     running += 1;
     grouping.observe(1);
     try {

@@ -158,10 +158,10 @@ export class Pool {
   }
 
   /** COPY … FROM STDIN with a connection of its own: all of `bytes` or nothing is stored. */
-  async copy(statement: string, bytes: AsyncIterable<Buffer>): Promise<void> {
+  async copy({ text }: Sql, bytes: AsyncIterable<Buffer>): Promise<void> {
     const driver = this.borrow();
     try {
-      await copyFrom(driver, statement, bytes);
+      await copyFrom(driver, text, bytes);
     } finally {
       this.release(driver);
     }

@@ -1,4 +1,5 @@
 /** Reads and writes of one table; requests that arrive together share a statement. */
+import { v7 as uuidv7 } from 'uuid';
 import type { Resource, Row } from './columns.ts';
 import type { Filter, Member, Query } from './dialect.ts';
 import { type Grouping, group, share } from './group.ts';
@@ -219,20 +220,29 @@ export class Store {
     return this.change(this.statements.deletion, filters.map(condition), terms, call);
   }
 
-  /** Stores all rows, or none, at constant memory. */
-  async copy(batches: AsyncIterable<Row[]>, call: Call): Promise<void> {
+  /** Stores all rows, or none, at constant memory; resolves with their number. */
+  async copy(first: Row[], rest: AsyncIterable<Row[]>, call: Call): Promise<number> {
     this.checkCaller(call);
     const { statements } = this;
-    const { inputs } = statements;
+    const { inputs, table } = statements;
+    let count = 0;
     const lineOf = (row: Row) => {
       const given = this.askFor(row, call).row;
       return `${csvLine(inputs.map((name) => statements.textOf(name, given[name])))}\n`;
     };
-    async function* lines() {
-      for await (const rows of batches) yield Buffer.from(rows.map(lineOf).join(''));
+    const lines = (rows: Row[]) => {
+      count += rows.length;
+      return Buffer.from(rows.map(lineOf).join(''));
+    };
+    async function* all() {
+      yield lines(first);
+      for await (const rows of rest) yield lines(rows);
     }
-    const into = sql`copy ${statements.table} (${identifiers(inputs)}) from stdin (format csv)`;
-    await this.pool.copy(into.text, lines());
+    await this.pool.copy(
+      sql`copy ${table} (${identifiers(inputs)}) from stdin (format csv)`,
+      all(),
+    );
+    return count;
   }
 
   // Callers
@@ -251,9 +261,10 @@ export class Store {
       throw new Problem(403, '42501', "The token's sub cannot own rows.", hint);
   }
 
-  /** The row with its caller as owner; a body cannot name one. */
+  /** The row with a key, and with its caller as owner; a body cannot name one. */
   private askFor(row: Row, call: Call): Ask {
     const { key, owner } = this.resource;
+    row[key] ??= uuidv7();
     return { key: String(row[key]), row: owner ? { ...row, [owner]: call.sub } : row, call };
   }
 
