@@ -5,7 +5,6 @@
 import assert from 'node:assert/strict';
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { cp, mkdir, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, relative } from 'node:path';
 import { after, describe, test } from 'node:test';
@@ -27,8 +26,15 @@ const TOOLS = [
 const tool = TOOLS.find(([command = '']) => !spawnSync(command, ['--help']).error);
 const skip = !tool && !process.env.CI && 'neither kubectl nor kustomize is installed';
 
-function text(...path: string[]): string {
-  return readFileSync(join(HERE, ...path), 'utf8');
+const work = mkdtempSync(join(tmpdir(), 'passengers kustomize-'));
+after(() => rmSync(work, { recursive: true }));
+
+function text(path: string): string {
+  return readFileSync(join(HERE, path), 'utf8');
+}
+
+function overlay(name: string): Manifest {
+  return parse(text(`overlays/${name}/kustomization.yaml`));
 }
 
 function render(directory: string): string {
@@ -36,82 +42,84 @@ function render(directory: string): string {
   return execFileSync(command, [...args, directory], { encoding: 'utf8', stdio: 'pipe' });
 }
 
-function read(yaml: string): Manifest[] {
-  return parseAllDocuments(yaml).map((document) => document.toJS());
+/** The objects of a kustomization whose paths are those of an overlay. */
+function renderOverlay(kustomization: Manifest): Manifest[] {
+  const directory = mkdtempSync(join(work, 'overlay-'));
+  const moved = (path: string) => relative(directory, join(HERE, 'overlays/any', path));
+  const { resources = [], components = [], ...rest } = kustomization;
+  const there = { resources: resources.map(moved), components: components.map(moved), ...rest };
+  writeFileSync(join(directory, 'kustomization.yaml'), JSON.stringify(there));
+  return parseAllDocuments(render(directory)).map((document) => document.toJS());
 }
 
-// --- What is rendered ---------------------------------------------------------------
-
-/** Components that another one needs beside it; openshift comes last because it patches others. */
-const BESIDE: Record<string, string[]> = { openshift: ['postgres', 'credentials'] };
-const allBut = (without: string) => [
-  ...COMPONENTS.filter((name) => name !== without && name !== 'openshift'),
-  'openshift',
-];
+/** Components that another one needs before it. */
+const BESIDE: Record<string, string[]> = {
+  backup: ['postgres'],
+  openshift: ['postgres', 'credentials'],
+  'read-replicas': ['cloudnative-pg', 'gateway'],
+};
+/** All components that go together; openshift comes last because it patches what others add. */
+const without = (...names: string[]) =>
+  COMPONENTS.filter((it) => ![...names, 'openshift'].includes(it));
 const VARIANTS: Record<string, string[]> = {
   base: [],
-  ...Object.fromEntries(
-    COMPONENTS.map((name) => [`base + ${name}`, [...(BESIDE[name] ?? []), name]]),
-  ),
-  'all but postgres': allBut('postgres'),
-  'all but cloudnative-pg': allBut('cloudnative-pg'),
+  ...Object.fromEntries(COMPONENTS.map((it) => [`base + ${it}`, [...(BESIDE[it] ?? []), it]])),
+  'all but postgres': [...without('postgres', 'backup'), 'openshift'],
+  'all but cloudnative-pg': [...without('cloudnative-pg', 'read-replicas'), 'openshift'],
 };
 const NAMES = [...Object.keys(VARIANTS), ...OVERLAYS];
-
-const work = mkdtempSync(join(tmpdir(), 'passengers kustomize-'));
-after(() => rmSync(work, { recursive: true }));
-
-function renderVariant(components: string[]): string {
-  const directory = mkdtempSync(join(work, 'variant-'));
-  const from = (path: string) => relative(directory, join(HERE, path));
-  const kustomization = {
-    resources: [from('base')],
-    components: components.map((name) => from(`components/${name}`)),
-  };
-  writeFileSync(join(directory, 'kustomization.yaml'), JSON.stringify(kustomization));
-  return render(directory);
-}
-
 const rendered = new Map<string, Manifest[]>();
 
 /** The objects of a variant or overlay, rendered once. */
 function all(name: string): Manifest[] {
-  const components = VARIANTS[name];
+  const components = VARIANTS[name]?.map((it) => `../../components/${it}`);
+  const program = { name: 'program', namespace: 'passengers', literals: ['program.ts='] };
+  const configMapGenerator = VARIANTS[name]?.includes('program') ? [program] : [];
   const manifests =
     rendered.get(name) ??
-    read(components ? renderVariant(components) : render(join(HERE, 'overlays', name)));
+    renderOverlay(
+      components ? { resources: ['../../base'], components, configMapGenerator } : overlay(name),
+    );
   rendered.set(name, manifests);
   return manifests;
 }
 
-/** The value at "Deployment passengers/spec/replicas"; items of lists by number or by their name. */
+/** The value at "Deployment passengers/spec/replicas"; items of lists by number or by name. */
 function at(manifests: Manifest[], path: string): Manifest {
   const [object, ...keys] = path.split('/');
   const found = manifests.find(({ kind, metadata }) => `${kind} ${metadata.name}` === object);
   assert.ok(found, `no ${object}`);
-  return keys.reduce(
-    (value, key) => value?.[key] ?? (Array.isArray(value) ? named(value, key) : undefined),
-    found,
-  );
+  const item = (list: Manifest, name: string) =>
+    Array.isArray(list) ? list.find((it) => it.name === name) : undefined;
+  return keys.reduce((value, key) => value?.[key] ?? item(value, key), found);
 }
 
-function named(list: Manifest[], name: string): Manifest {
-  return list.find((item) => item.name === name);
+function podOf({ spec }: Manifest): Manifest {
+  const template = spec?.jobTemplate?.spec.template ?? spec?.template;
+  return template?.spec?.containers?.length > 0 ? template : undefined;
 }
 
 function podsOf(manifests: Manifest[]): Manifest[] {
-  return manifests
-    .filter(({ kind }) => ['Deployment', 'StatefulSet'].includes(kind))
-    .map(({ spec }) => spec.template);
+  return manifests.map(podOf).filter((pod) => pod);
 }
 
 function containersOf({ spec }: Manifest): Manifest[] {
   return [...(spec.initContainers ?? []), ...spec.containers];
 }
 
-// --- Rules: each returns the faults of a rendering ------------------------------------
+/** Calls `visit` with every key below a value. */
+function walk(value: Manifest, visit: (key: string, value: Manifest, path: string) => void): void {
+  const below = (it: Manifest, path: string) => {
+    if (it === null || typeof it !== 'object') return;
+    for (const [key, member] of Object.entries(it)) {
+      visit(key, member, `${path}/${key}`);
+      below(member, `${path}/${key}`);
+    }
+  };
+  below(value, '');
+}
 
-type Rule = (manifests: Manifest[]) => string[] | Promise<string[]>;
+// --- Rules: each returns the faults of a rendering ------------------------------------
 
 const SCHEMAS: [RegExp, string][] = [
   [/^monitoring\.coreos\.com\//, '@kubernetes-models/prometheus-operator/'],
@@ -119,29 +127,28 @@ const SCHEMAS: [RegExp, string][] = [
   [/^(v1|(apps|policy|batch|autoscaling)\/v\d)$/, 'kubernetes-models/'],
   [/^(networking|rbac\.authorization)\.k8s\.io\/v1$/, 'kubernetes-models/'],
 ];
-/** No package has schemas of these; FACTS compares their content. */
-const NO_SCHEMA = ['HTTPRoute', 'Route', 'ImageStream', 'BuildConfig'];
+/** No package has schemas of these; FACTS has their content. */
+const NO_SCHEMA = /^(HTTPRoute|Route|ImageStream|BuildConfig)$/;
 
 async function schemaFaults(manifests: Manifest[]): Promise<string[]> {
-  const faults = await Promise.all(manifests.map(faultsOfOne));
-  return faults.flat();
-}
-
-async function faultsOfOne(manifest: Manifest): Promise<string[]> {
-  const { apiVersion, kind, metadata } = manifest;
-  const from = SCHEMAS.find(([pattern]) => pattern.test(apiVersion))?.[1];
-  if (!from) return NO_SCHEMA.includes(kind) ? [] : [`no schema for ${apiVersion} ${kind}`];
-  const { [kind]: model } = await import(`${from}${apiVersion}/${kind}`);
-  const unread = new Set<string>();
-  try {
-    model.prototype.validate.call(watch(manifest, '', unread));
-  } catch (error) {
-    return [`${kind} ${metadata.name}: ${error}`];
+  const faults: string[] = [];
+  for (const manifest of manifests.filter(({ kind }) => !NO_SCHEMA.test(kind))) {
+    const { apiVersion, kind } = manifest;
+    const from = SCHEMAS.find(([pattern]) => pattern.test(apiVersion))?.[1];
+    const model = from ? (await import(`${from}${apiVersion}/${kind}`))[kind] : undefined;
+    const unread = new Set<string>();
+    try {
+      if (!model) throw new Error(`no schema for ${apiVersion}`);
+      model.prototype.validate.call(watch(manifest, '', unread));
+    } catch (error) {
+      faults.push(`${kind}: ${error}`);
+    }
+    faults.push(...[...unread].map((path) => `unknown field ${path}`));
   }
-  return [...unread].map((path) => `unknown field ${path}`);
+  return faults;
 }
 
-/** The validators ignore unknown fields, an API server warns: collects what they never read. */
+/** Collects the fields that a validator never reads, since it ignores unknown ones. */
 function watch(value: Manifest, path: string, unread: Set<string>): Manifest {
   if (value === null || typeof value !== 'object') return value;
   const below = (key: string | symbol) => `${path}/${String(key)}`;
@@ -161,7 +168,7 @@ function watch(value: Manifest, path: string, unread: Set<string>): Manifest {
 }
 
 const VOLUMES =
-  /^(configMap|csi|downwardAPI|emptyDir|ephemeral|persistentVolumeClaim|projected|secret)$/;
+  /^(name|configMap|csi|downwardAPI|emptyDir|ephemeral|persistentVolumeClaim|projected|secret)$/;
 
 /** Pod Security `restricted`, and beyond it: read-only root, no token, requests and limits. */
 function podFaults(manifests: Manifest[]): string[] {
@@ -173,24 +180,27 @@ function podFaults(manifests: Manifest[]): string[] {
       automountServiceAccountToken: spec.automountServiceAccountToken === false,
       sysctls: !spec.securityContext?.sysctls,
     };
-    for (const { name, ...volume } of spec.volumes ?? []) {
-      ok[`volume ${name}`] = Object.keys(volume).every((type) => VOLUMES.test(type));
+    for (const volume of spec.volumes ?? []) {
+      const bounded = volume.emptyDir === undefined || volume.emptyDir.sizeLimit;
+      ok[`volume ${volume.name}`] =
+        bounded && Object.keys(volume).every((type) => VOLUMES.test(type));
     }
-    for (const { name, resources, ports = [], securityContext } of containersOf(pod)) {
+    for (const { name, resources = {}, ports = [], securityContext } of containersOf(pod)) {
       const context = { ...spec.securityContext, ...securityContext };
       const { runAsUser, capabilities } = context;
-      Object.assign(ok, {
-        [`${name} runAsNonRoot`]: context.runAsNonRoot === true,
-        [`${name} runAsUser`]: anyUser ? runAsUser === undefined : runAsUser > 0,
-        [`${name} seccompProfile`]: context.seccompProfile?.type === 'RuntimeDefault',
-        [`${name} allowPrivilegeEscalation`]: context.allowPrivilegeEscalation === false,
-        [`${name} privileged`]: !context.privileged && !context.procMount,
-        [`${name} readOnlyRootFilesystem`]: context.readOnlyRootFilesystem === true,
-        [`${name} capabilities`]: capabilities?.drop?.includes('ALL') && !capabilities.add,
-        [`${name} hostPort`]: ports.every(({ hostPort }: Manifest) => !hostPort),
-        [`${name} requests`]: resources?.requests?.cpu && resources.requests.memory,
-        [`${name} limits`]: resources?.limits?.cpu && resources.limits.memory,
-      });
+      const checks: Record<string, unknown> = {
+        runAsNonRoot: context.runAsNonRoot === true,
+        runAsUser: anyUser ? runAsUser === undefined : runAsUser > 0,
+        seccompProfile: context.seccompProfile?.type === 'RuntimeDefault',
+        allowPrivilegeEscalation: context.allowPrivilegeEscalation === false,
+        privileged: !context.privileged && !context.procMount,
+        readOnlyRootFilesystem: context.readOnlyRootFilesystem === true,
+        capabilities: capabilities?.drop?.includes('ALL') && !capabilities.add,
+        hostPort: ports.every(({ hostPort }: Manifest) => !hostPort),
+        requests: ['cpu', 'memory', 'ephemeral-storage'].every((it) => resources.requests?.[it]),
+        limits: resources.limits?.memory && !resources.limits.cpu, // it throttles on an idle node
+      };
+      for (const [what, holds] of Object.entries(checks)) ok[`${name} ${what}`] = holds;
     }
     return Object.keys(ok).filter((what) => !ok[what]);
   });
@@ -202,118 +212,126 @@ const SECRETS: Record<string, string[]> = {
   'passengers-db-app': ['username', 'password', 'dbname', 'host', 'port', 'uri'], // CloudNativePG
 };
 
-type Lookup = {
-  has: (kind: string, name: string) => boolean;
-  /** The workload that labels select, if it is one. */
-  pod: (selector: Manifest) => Manifest;
-  services: (selector?: Manifest) => Manifest[];
-};
-
-function matches(labels: Manifest, selector: Manifest = {}): boolean {
-  return Object.entries(selector).every(([name, value]) => labels?.[name] === value);
-}
-
-function hasPort(pod: Manifest, port: string | number): boolean {
-  const ports: Manifest[] = pod
-    ? containersOf(pod).flatMap((container) => container.ports ?? [])
-    : [];
-  return ports.some(({ name, containerPort }) => port === name || port === containerPort);
-}
-
-function isBackend({ services }: Lookup, { name, port }: Manifest): boolean {
-  const service = services().find(({ metadata }) => metadata.name === name);
-  return service?.spec.ports.some((it: Manifest) => it.name === port.name || it.port === port);
-}
-
-/** By kind: whether what an object refers to exists. */
-const MEETS: Record<string, (it: Manifest, lookup: Lookup) => unknown> = {
-  Service: ({ spec }, { pod }) =>
-    spec.ports.every(({ targetPort }: Manifest) => hasPort(pod(spec.selector), targetPort)),
-  Deployment: ({ spec }) => matches(spec.template.metadata.labels, spec.selector.matchLabels),
-  StatefulSet: ({ spec }, { has }) =>
-    matches(spec.template.metadata.labels, spec.selector.matchLabels) &&
-    has('Service', spec.serviceName),
-  PodDisruptionBudget: ({ spec }, { pod }) => pod(spec.selector.matchLabels),
-  HorizontalPodAutoscaler: ({ spec }, { has }) =>
-    has(spec.scaleTargetRef.kind, spec.scaleTargetRef.name),
-  ServiceMonitor: ({ spec }, { services }) =>
-    services(spec.selector.matchLabels).every((it) => named(it.spec.ports, spec.endpoints[0].port)),
-  Ingress: ({ spec }, lookup) => isBackend(lookup, spec.rules[0].http.paths[0].backend.service),
-  HTTPRoute: ({ spec }, lookup) =>
-    spec.rules.every((rule: Manifest) => isBackend(lookup, rule.backendRefs[0])),
-  RoleBinding: ({ metadata, roleRef, subjects: [subject] }, { has }) =>
-    has(roleRef.kind, roleRef.name) &&
-    has(subject.kind, subject.name) &&
-    subject.namespace === metadata.namespace,
-};
-
-/** References between objects: selectors, ports, volumes, accounts, keys of Secrets. */
+/** References between objects: names, selectors, ports, volumes, keys of Secrets. */
 function referenceFaults(manifests: Manifest[]): string[] {
   const has = (kind: string, name: string) =>
     manifests.some((it) => it.kind === kind && it.metadata.name === name);
-  const pod = (selector: Manifest) => {
-    const found = podsOf(manifests).filter(({ metadata }) => matches(metadata.labels, selector));
-    return found.length === 1 ? found[0] : undefined;
+  const hasPort = (service: string, port: string | number) =>
+    has('Service', service) &&
+    at(manifests, `Service ${service}/spec/ports`).some(
+      (it: Manifest) => it.name === port || it.port === port,
+    );
+  const selected = (candidates: Manifest[], labels: Manifest) =>
+    candidates.filter(({ metadata }) =>
+      Object.entries(labels).every(([name, value]) => metadata.labels?.[name] === value),
+    );
+  const EXISTS: Record<string, (value: Manifest) => unknown> = {
+    serviceAccountName: (name) => has('ServiceAccount', name),
+    serviceName: (name) => has('Service', name),
+    claimName: (name) => has('PersistentVolumeClaim', name),
+    configMap: ({ name }) => name === 'kube-root-ca.crt' || has('ConfigMap', name),
+    scaleTargetRef: ({ kind, name }) => has(kind, name),
+    roleRef: ({ kind, name }) => has(kind, name),
+    subjects: ([{ kind, name, namespace }]) =>
+      has(kind, name) && namespace === manifests[0].metadata.name,
+    secretKeyRef: ({ name, key, optional }) => optional || SECRETS[name]?.includes(key),
+    env: (list: Manifest[]) =>
+      list.every(({ value, valueFrom }) => (value === undefined) !== (valueFrom === undefined)),
+    service: ({ name, port }) => hasPort(name, port.name), // of an Ingress
+    backendRefs: ([{ name, port }]) => hasPort(name, port),
   };
-  const services = (selector?: Manifest) =>
-    manifests.filter((it) => it.kind === 'Service' && matches(it.metadata.labels, selector));
-  const objects = manifests
-    .filter((it) => MEETS[it.kind] && !MEETS[it.kind]?.(it, { has, pod, services }))
-    .map(({ kind, metadata }) => `${kind} ${metadata.name} refers to nothing`);
+  const faults = new Set<string>();
+  const want = (holds: unknown, fault: string) => holds || faults.add(fault);
+  walk(manifests, (key, value) => {
+    want(EXISTS[key]?.(value) ?? true, `${key} ${JSON.stringify(value)}`);
+  });
+  for (const { kind, metadata, spec } of manifests) {
+    const labels = kind === 'Service' ? spec.selector : spec?.selector?.matchLabels;
+    if (!labels) continue;
+    const workloads = manifests.filter(podOf).map(podOf);
+    const candidates = kind === 'ServiceMonitor' ? manifests : workloads;
+    const found = selected(candidates, labels);
+    const few = spec.clusterIP === 'None' ? found.length > 0 : found.length === 1;
+    want(few, `${kind} ${metadata.name} selects ${found.length}`);
+    const ports = kind === 'Service' ? spec.ports.map((it: Manifest) => it.targetPort) : [];
+    for (const port of [...ports, ...(spec.endpoints ?? []).map((it: Manifest) => it.port)]) {
+      want(JSON.stringify(found).includes(`"name":"${port}"`), `${metadata.name}: port ${port}`);
+    }
+  }
   const claims = manifests.flatMap(({ spec }) => spec?.volumeClaimTemplates ?? []);
-  const volumes = claims.map(({ metadata }) => metadata.name);
-  return [...objects, ...podsOf(manifests).flatMap((pod) => podReferences(pod, has, volumes))];
-}
-
-function podReferences(pod: Manifest, has: Lookup['has'], claims: string[]): string[] {
-  const { volumes = [], serviceAccountName: account } = pod.spec;
-  const names = [...volumes.map(({ name }: Manifest) => name), ...claims];
-  const ok: Record<string, unknown> = {};
-  if (account) ok[`no ServiceAccount ${account}`] = has('ServiceAccount', account);
-  for (const { configMap } of volumes) {
-    if (configMap) ok[`no ConfigMap ${configMap.name}`] = has('ConfigMap', configMap.name);
-  }
-  for (const { volumeMounts, env = [], ...container } of containersOf(pod)) {
-    for (const { name } of volumeMounts) ok[`no volume ${name}`] = names.includes(name);
-    for (const probe of ['startupProbe', 'readinessProbe', 'livenessProbe']) {
-      const port = container[probe]?.httpGet?.port;
-      ok[`${probe}: no port ${port}`] = port === undefined || hasPort(pod, port);
-    }
-    for (const { name, value, valueFrom } of env) {
-      const key = valueFrom?.secretKeyRef;
-      ok[`${name}: value and valueFrom`] = (value === undefined) !== (valueFrom === undefined);
-      ok[`${name}: no key ${key?.key} in the Secret ${key?.name}`] =
-        !key || key.optional || SECRETS[key.name]?.includes(key.key);
+  for (const pod of podsOf(manifests)) {
+    const volumes = [...(pod.spec.volumes ?? []), ...claims.map(({ metadata }) => metadata)];
+    for (const container of containersOf(pod)) {
+      const ports = (container.ports ?? []).map(({ name }: Manifest) => name);
+      walk(container, (key, value) => {
+        if (key === 'httpGet') want(ports.includes(value.port), `probe of ${value.port}`);
+      });
+      for (const { name } of container.volumeMounts) {
+        want(
+          volumes.some((volume) => volume.name === name),
+          `volume ${name}`,
+        );
+      }
     }
   }
-  return Object.keys(ok).filter((fault) => !ok[fault]);
+  return [...faults];
 }
 
-/** What may be in a rendering at all. */
-function contentFaults([first, ...others]: Manifest[]): string[] {
-  const manifests = [first, ...others];
-  const containers = podsOf(manifests).flatMap(containersOf);
-  const env: Manifest[] = containers.flatMap((container) => container.env ?? []);
-  const enforced = first.metadata.labels?.['pod-security.kubernetes.io/enforce'] === 'restricted';
-  return [
-    ...(first.kind === 'Namespace' && enforced ? [] : ['no restricted Namespace comes first']),
-    ...manifests.filter(({ kind }) => /^(Secret|Job|Pod)$/.test(kind)).map(({ kind }) => kind),
-    ...others
-      .filter(({ metadata }) => metadata.namespace !== first.metadata.name)
-      .map(({ metadata }) => `${metadata.name} is in another namespace`),
-    ...containers
-      .filter(({ image }) => !/:(?!latest$)[\w.-]+$|@sha256:/.test(image))
-      .map(({ image }) => `image ${image}`),
-    ...env
-      .filter(({ name, value }) => value && /PASSWORD|SECRET|TOKEN|DATABASE_URL/.test(name))
-      .map(({ name }) => `credential ${name}`),
-  ];
+/** What a rendering may contain at all. */
+function contentFaults([namespace, ...others]: Manifest[]): string[] {
+  const faults: string[] = [];
+  const want = (holds: unknown, fault: string) => holds || faults.push(fault);
+  const { name, labels = {} } = namespace.metadata;
+  want(namespace.kind === 'Namespace', 'no Namespace comes first');
+  want(labels['pod-security.kubernetes.io/enforce'] === 'restricted', 'not restricted');
+  for (const { kind, metadata } of others) {
+    want(!/^(Secret|Job|Pod)$/.test(kind), kind);
+    want(metadata.namespace === name, `${metadata.name} is in another namespace`);
+  }
+  for (const { image, env = [] } of podsOf(others).flatMap(containersOf)) {
+    want(/:(?!latest$)[\w.-]+$|@sha256:/.test(image), `image ${image}`);
+    for (const it of env) {
+      want(
+        !it.value || !/PASSWORD|SECRET|TOKEN|DATABASE_URL/.test(it.name),
+        `credential ${it.name}`,
+      );
+    }
+  }
+  return faults;
 }
 
-const RULES: Record<string, Rule> = {
+/**
+ * Lists that kubectl replaces whole, by kind, and what their items have to contain: a default that
+ * the API server adds there makes every further apply report `configured`.
+ */
+const STORED: [RegExp, RegExp, string[]][] = [
+  [/NetworkPolicy/, /gress\/\d+\/ports\/\d+$/, ['protocol']],
+  [/StatefulSet/, /volumeClaimTemplates\/\d+$/, ['apiVersion', 'kind', 'status']],
+  [/StatefulSet/, /volumeClaimTemplates\/\d+\/spec$/, ['volumeMode']],
+  [/Deployment/, /fieldRef$/, ['apiVersion']],
+  [/HTTPRoute/, /parentRefs\/\d+$/, ['group', 'kind']],
+  [/HTTPRoute/, /backendRefs\/\d+$/, ['group', 'kind', 'weight']],
+  [/HTTPRoute/, /(path|headers\/\d+)$/, ['type']],
+];
+
+function storedFaults(manifests: Manifest[]): string[] {
+  const faults: string[] = [];
+  for (const manifest of manifests) {
+    const rows = STORED.filter(([kind]) => kind.test(manifest.kind));
+    walk(manifest, (_, value, path) => {
+      const keys = rows.flatMap(([, at, keys]) => (at.test(path) ? keys : []));
+      const missing = keys.filter((key) => value[key] === undefined);
+      faults.push(...missing.map((key) => `${manifest.kind}${path} has no ${key}`));
+    });
+  }
+  return faults;
+}
+
+const RULES = {
   'is valid by the schemas of Kubernetes and of the operators': schemaFaults,
   'meets Pod Security restricted, with requests and limits': podFaults,
   'has selectors, ports, volumes, accounts and keys of Secrets that exist': referenceFaults,
+  'is written as the API server stores it': storedFaults,
   'has one namespace, no Secret, no Job, no latest, no credential': contentFaults,
 };
 
@@ -325,41 +343,37 @@ describe('every rendering', { skip }, () => {
   }
 });
 
-const POD = 'Deployment passengers/spec/template/spec';
+const DEPLOYMENT = 'Deployment passengers/spec';
+const POD = `${DEPLOYMENT}/template/spec`;
 const MAIN = `${POD}/containers/passengers`;
+const READ = 'Deployment passengers-read/spec/template/spec/containers/passengers';
 const INIT = `${POD}/initContainers/credentials`;
 
-/** Rule, the value that is broken, what with, and the fault; `undefined` deletes. */
-const BROKEN: [Rule, string, Record<string, unknown>, RegExp][] = [
-  [schemaFaults, 'Deployment passengers', { kind: 'Thing', apiVersion: 'x/v1' }, /no schema/],
-  [schemaFaults, 'Deployment passengers/spec', { replicass: 2 }, /\/spec\/replicass/],
+/** Rule, the value that is changed, the change, and the fault; `undefined` deletes. */
+const BROKEN: [(typeof RULES)[keyof typeof RULES], string, object, RegExp][] = [
+  [schemaFaults, 'Deployment passengers', { apiVersion: 'x/v1' }, /no schema/],
   [schemaFaults, MAIN, { imag: '' }, /containers\/0\/imag/],
-  [schemaFaults, 'Deployment passengers/spec', { replicas: '2' }, /replicas/],
-  [schemaFaults, 'Deployment passengers/spec', { selector: undefined }, /selector/],
-  [schemaFaults, 'Deployment passengers/spec/strategy', { type: 'Rolling' }, /strategy/],
+  [schemaFaults, DEPLOYMENT, { replicas: '2' }, /replicas/],
+  [schemaFaults, DEPLOYMENT, { selector: undefined }, /selector/],
   [podFaults, POD, { hostNetwork: true }, /hostNetwork/],
   [podFaults, POD, { automountServiceAccountToken: undefined }, /automount/],
   [podFaults, `${POD}/volumes/tmp`, { hostPath: {} }, /volume tmp/],
+  [podFaults, `${POD}/volumes/tmp`, { emptyDir: {} }, /volume tmp/],
+  [podFaults, `${MAIN}/resources/limits`, { cpu: '2' }, /passengers limits/],
   [podFaults, `${MAIN}/securityContext`, { runAsNonRoot: false }, /passengers runAsNonRoot/],
-  [podFaults, `${MAIN}/securityContext`, { runAsUser: 0 }, /passengers runAsUser/],
   [podFaults, `${MAIN}/securityContext`, { capabilities: undefined }, /passengers capabilities/],
   [podFaults, `${MAIN}/resources/limits`, { memory: undefined }, /passengers limits/],
-  [podFaults, `${INIT}/securityContext`, { seccompProfile: {} }, /credentials seccompProfile/],
-  [podFaults, `${INIT}/securityContext`, { allowPrivilegeEscalation: undefined }, /Escalation/],
   [podFaults, `${INIT}/securityContext`, { readOnlyRootFilesystem: undefined }, /readOnlyRoot/],
-  [referenceFaults, 'Service passengers/spec/selector', { x: 'y' }, /Service passengers refers/],
+  [referenceFaults, 'Service passengers/spec/selector', { x: 'y' }, /passengers selects 0/],
+  [referenceFaults, 'Service passengers/spec/ports/0', { targetPort: 'htp' }, /port htp/],
+  [referenceFaults, 'RoleBinding credentials/subjects/0', { namespace: 'x' }, /subjects/],
+  [referenceFaults, `${MAIN}/env/JWT_SECRET/valueFrom/secretKeyRef`, { key: 'PASS' }, /PASS/],
+  [referenceFaults, `${MAIN}/volumeMounts/tmp`, { name: 'temp' }, /volume temp/],
   [
-    referenceFaults,
-    'Service passengers/spec/ports/0',
-    { targetPort: 'htp' },
-    /Service passengers refers/,
-  ],
-  [referenceFaults, 'RoleBinding credentials/subjects/0', { namespace: 'x' }, /RoleBinding/],
-  [
-    referenceFaults,
-    `${MAIN}/env/JWT_SECRET/valueFrom/secretKeyRef`,
-    { key: 'PASS' },
-    /no key PASS/,
+    storedFaults,
+    'StatefulSet postgres/spec/volumeClaimTemplates/0',
+    { status: undefined },
+    /status/,
   ],
   [contentFaults, MAIN, { image: 'passengers:latest' }, /image passengers:latest/],
   [contentFaults, `${MAIN}/env/AUTH`, { name: 'X_TOKEN' }, /credential X_TOKEN/],
@@ -376,122 +390,148 @@ describe('a rule reports', { skip }, () => {
   }
 });
 
-/** Rendering, path, and the value there. */
-const FACTS: [string, string, unknown][] = [
-  ['install', 'Deployment passengers/spec/replicas', 2],
-  ['install', 'Deployment passengers/spec/strategy/rollingUpdate/maxUnavailable', 0],
-  ['install', `${MAIN}/startupProbe/httpGet`, { path: '/healthz', port: 'ops' }],
-  ['install', `${MAIN}/readinessProbe/httpGet`, { path: '/readyz', port: 'ops' }],
-  ['install', `${MAIN}/livenessProbe/httpGet`, { path: '/healthz', port: 'ops' }],
-  ['install', `${MAIN}/ports/http/containerPort`, 8080],
-  ['install', `${MAIN}/ports/ops/containerPort`, 8081],
-  ['install', 'Service passengers/spec/ports', [{ name: 'http', port: 80, targetPort: 'http' }]],
-  ['install', 'Service passengers/spec/type', 'NodePort'],
-  ['install', `${MAIN}/env/AUTH/value`, 'write'],
-  ['install', `${INIT}/command`, ['node', '/app/credentials.ts']],
-  ['install', 'Role credentials/rules/0/resources', ['secrets']],
-  ['install', 'Role credentials/rules/0/verbs', ['create']],
-  [
-    'install',
-    `${POD}/volumes/api/projected/sources/0/serviceAccountToken`,
-    { path: 'token', expirationSeconds: 600 },
-  ],
-  [
-    'install',
-    'StatefulSet postgres/spec/template/spec/containers/0/volumeMounts/data/mountPath',
-    '/var/lib/postgresql',
-  ],
-  ['production', 'Deployment passengers/spec/replicas', undefined],
-  ['production', 'HorizontalPodAutoscaler passengers/spec/minReplicas', 2],
-  ['all but postgres', 'Pooler passengers-db-pooler/spec/cluster/name', 'passengers-db'],
-  ['all but postgres', `${MAIN}/env/PGHOST/value`, 'passengers-db-pooler'],
-  ['all but postgres', `${MAIN}/env/DB_PREPARE/value`, 'false'],
-  ['base + network-policy', 'NetworkPolicy default/spec/podSelector', {}],
-  ['base + network-policy', 'NetworkPolicy default/spec/policyTypes', ['Ingress', 'Egress']],
-  ['base + network-policy', 'NetworkPolicy passengers/spec/ingress/0', { ports: [{ port: 8080 }] }],
-  ['base + network-policy', 'NetworkPolicy passengers/spec/ingress/1/ports/0/port', 8081],
-  [
-    'base + network-policy',
-    'NetworkPolicy passengers/spec/ingress/1/from/0/namespaceSelector/matchLabels',
-    { 'kubernetes.io/metadata.name': 'monitoring' },
-  ],
-  [
-    'base + network-policy',
-    'NetworkPolicy postgres/spec/ingress/0/from/0/podSelector/matchLabels',
-    { 'app.kubernetes.io/name': 'passengers' },
-  ],
-  ['base + network-policy', 'NetworkPolicy postgres/spec/egress', undefined],
-  ['base + gateway', 'HTTPRoute passengers/spec/rules/0/matches/0/path/value', '/titanic'],
-  ['base + openshift', 'Route passengers/spec/to', { kind: 'Service', name: 'passengers' }],
-  ['base + openshift', 'Route passengers/spec/port/targetPort', 'http'],
-  ['base + openshift', 'Route passengers/spec/tls/termination', 'edge'],
-  ['base + openshift', 'BuildConfig passengers/spec/output/to/name', 'passengers:source'],
-  [
-    'base + openshift',
-    'BuildConfig passengers/spec/strategy/sourceStrategy/from/name',
-    'nodejs:22-ubi9',
-  ],
-];
+const MOUNT = '/etc/nginx/trusted.d';
+
+/** By rendering: a path, and the value there. */
+const FACTS: Record<string, Record<string, unknown>> = {
+  base: {
+    [`${DEPLOYMENT}/replicas`]: 2,
+    [`${DEPLOYMENT}/strategy/rollingUpdate/maxUnavailable`]: 0,
+    [`${MAIN}/startupProbe/httpGet`]: { path: '/healthz', port: 'ops' },
+    [`${MAIN}/readinessProbe/httpGet`]: { path: '/readyz', port: 'ops' },
+    [`${MAIN}/livenessProbe/httpGet`]: { path: '/healthz', port: 'ops' },
+    [`${MAIN}/ports/http/containerPort`]: 8080,
+    [`${MAIN}/ports/ops/containerPort`]: 8081,
+    [`${MAIN}/env/AUTH/value`]: 'write',
+    [`${MAIN}/volumeMounts`]: [{ name: 'tmp', mountPath: '/tmp' }],
+    'Service passengers/spec/ports': [{ name: 'http', port: 80, targetPort: 'http' }],
+    'Service passengers/spec/type': 'ClusterIP',
+  },
+  install: {
+    [`${DEPLOYMENT}/replicas`]: undefined,
+    [`${INIT}/command`]: ['node', '/app/credentials.ts'],
+    [`${INIT}/volumeMounts/0/name`]: 'api',
+    [`${MAIN}/volumeMounts`]: [{ name: 'tmp', mountPath: '/tmp' }],
+    [`${POD}/volumes/api/projected/sources/0/serviceAccountToken/expirationSeconds`]: 600,
+    'Role credentials/rules': [{ apiGroups: [''], resources: ['secrets'], verbs: ['create'] }],
+    'Service passengers/spec/type': 'ClusterIP',
+    'Service passengers-nodeport/spec/type': 'NodePort',
+    'Service passengers-nodeport/spec/externalTrafficPolicy': 'Local',
+    'Service postgres-pods/spec/clusterIP': 'None',
+    'HorizontalPodAutoscaler passengers/spec/minReplicas': 2,
+    'PodDisruptionBudget passengers/spec/maxUnavailable': 1,
+  },
+  test: { 'Ingress passengers/spec/rules/0/host': 'passengers-test.example.org' },
+  production: {
+    [`${DEPLOYMENT}/replicas`]: undefined,
+    [`${MAIN}/volumeMounts/trusted-ingress/mountPath`]: `${MOUNT}/ingress.conf`,
+    'Ingress passengers/spec/rules/0/host': 'passengers.example.org',
+    'Service passengers/spec/type': 'ClusterIP',
+    'ServiceMonitor passengers/spec/endpoints/0/path': '/metrics',
+  },
+  'all but postgres': {
+    [`${MAIN}/env/PGHOST/value`]: 'passengers-db-pooler',
+    [`${MAIN}/env/DB_PREPARE/value`]: 'false',
+    'Pooler passengers-db-pooler/spec/cluster/name': 'passengers-db',
+  },
+  'base + backup': {
+    'CronJob backup/spec/jobTemplate/spec/template/spec/containers/0/command': [
+      'bash',
+      '/etc/backup/backup.sh',
+    ],
+  },
+  'base + gateway': {
+    [`${MAIN}/env/BASE_PATH/value`]: '/titanic',
+    [`${MAIN}/volumeMounts/trusted-gateway/mountPath`]: `${MOUNT}/gateway.conf`,
+    'HTTPRoute passengers/spec/rules/0/matches/0/path/value': '/titanic',
+    'HTTPRoute passengers/spec/rules/0/filters': undefined,
+  },
+  'base + network-policy': {
+    'NetworkPolicy default/spec': { podSelector: {}, policyTypes: ['Ingress', 'Egress'] },
+    'NetworkPolicy passengers/spec/ingress/0': { ports: [{ port: 8080, protocol: 'TCP' }] },
+    'NetworkPolicy passengers/spec/ingress/1/ports/0/port': 8081,
+    'NetworkPolicy passengers/spec/ingress/1/from/0/namespaceSelector/matchLabels': {
+      'kubernetes.io/metadata.name': 'monitoring',
+    },
+    'NetworkPolicy postgres/spec/egress': undefined,
+  },
+  'base + openshift': {
+    'Route passengers/spec/to': { kind: 'Service', name: 'passengers' },
+    'Route passengers/spec/port/targetPort': 'http',
+    'Route passengers/spec/tls/termination': 'edge',
+    'BuildConfig passengers/spec/output/to/name': 'passengers:source',
+    'BuildConfig passengers/spec/strategy/sourceStrategy/from/name': 'nodejs:22-ubi9',
+  },
+  'base + read-replicas': {
+    [`${MAIN}/env/PGHOST/value`]: 'passengers-db-pooler',
+    [`${READ}/env/PGHOST/value`]: 'passengers-db-ro',
+    [`${READ}/env/BASE_PATH/value`]: '/titanic',
+    'Service passengers-read/spec/selector': { 'app.kubernetes.io/name': 'passengers-read' },
+    'HTTPRoute passengers-read/spec/rules/0/matches': ['GET', 'HEAD'].map((method) => ({
+      path: { type: 'PathPrefix', value: '/titanic' },
+      method,
+    })),
+    'HTTPRoute passengers-read/spec/rules/1/matches/0/headers': [
+      { type: 'Exact', name: 'Read-From', value: 'primary' },
+    ],
+    'HTTPRoute passengers-read/spec/rules/1/backendRefs/0/name': 'passengers',
+  },
+};
 
 describe('facts', { skip }, () => {
-  for (const [name, path, expected] of FACTS) {
-    const shown = JSON.stringify(expected) ?? 'absent';
-    test(`${name}: ${path} is ${shown}`, () => assert.deepEqual(at(all(name), path), expected));
+  for (const [name, facts] of Object.entries(FACTS)) {
+    for (const [path, value] of Object.entries(facts)) {
+      test(`${name}: ${path}`, () => assert.deepEqual(at(all(name), path), value));
+    }
   }
 
   test('preStop and every stopwaitsecs fit into the grace period, whose comment has the sum', () => {
     const waits = [...text('../supervisord.conf').matchAll(/^stopwaitsecs=(\d+)/gm)];
-    const { terminationGracePeriodSeconds: grace, containers } = at(all('base'), POD);
-    const preStop = containers[0].lifecycle.preStop.sleep.seconds;
+    const preStop = at(all('base'), `${MAIN}/lifecycle/preStop/sleep/seconds`);
     const sum = waits.reduce((total, [, wait]) => total + Number(wait), preStop + 3);
-    assert.ok(waits.length >= 2 && grace >= sum, String(sum));
+    assert.ok(waits.length >= 2 && at(all('base'), `${POD}/terminationGracePeriodSeconds`) >= sum);
     const comment = new RegExp(`# .*= ${sum}\n +terminationGracePeriodSeconds`);
-    assert.match(text('base/deployment.yaml'), comment);
+    assert.match(text('base/workload/deployment.yaml'), comment);
   });
 
-  test('the connections of all replicas and of one more during an update fit max_connections', () => {
-    const { strategy, template } = at(all('production'), 'Deployment passengers/spec');
-    const env: Manifest[] = template.spec.containers[0].env;
-    const value = (name: string) => Number(env.find((it) => it.name === name)?.value);
-    const { maxReplicas } = at(all('production'), 'HorizontalPodAutoscaler passengers/spec');
-    const replicas = maxReplicas + strategy.rollingUpdate.maxSurge;
-    const connections = replicas * value('WEB_CONCURRENCY') * (value('POOL_SIZE') + 4);
-    assert.ok(connections <= 97, String(connections));
+  test('the connections of all replicas, with one more during an update, fit max_connections', () => {
+    const value = (name: string) => Number(at(all('production'), `${MAIN}/env/${name}/value`));
+    const most = at(all('production'), 'HorizontalPodAutoscaler passengers/spec/maxReplicas');
+    const surge = at(all('production'), `${DEPLOYMENT}/strategy/rollingUpdate/maxSurge`);
+    assert.ok((most + surge) * value('WEB_CONCURRENCY') * (value('POOL_SIZE') + 4) <= 97);
   });
 
-  test('only the initContainer mounts the token, and it runs the image of the service', () => {
-    const [init, main] = containersOf(at(all('install'), 'Deployment passengers/spec/template'));
-    const mounts = (container: Manifest) =>
-      container.volumeMounts.map(({ name }: Manifest) => name);
-    assert.deepEqual([mounts(init), mounts(main)], [['api'], ['tmp']]);
-    assert.equal(init.image, main.image);
+  test('every line of a list of trusted peers is a comment or one directive of nginx', () => {
+    for (const path of ['ingress/ingress.conf', 'gateway/gateway.conf']) {
+      for (const line of text(`components/${path}`).trim().split('\n')) {
+        assert.match(line, /^(# .*|set_real_ip_from [\d.]+\/\d+;)$/);
+      }
+    }
   });
 
-  test('the keys that credentials.ts makes are those that are read', () => {
-    const [, made = ''] =
-      /stringData: \{(.*)\}/.exec(text('components/credentials/credentials.ts')) ?? [];
+  test('credentials.ts makes the keys that are read, in the image of the service', () => {
+    const source = text('components/credentials/credentials.ts');
+    const [, made = ''] = /stringData: \{(.*)\}/.exec(source) ?? [];
     const keys = [...made.matchAll(/(\w+): random/g)].map(([, key]) => key);
     assert.deepEqual(keys, SECRETS.passengers);
+    assert.equal(at(all('install'), `${INIT}/image`), at(all('install'), `${MAIN}/image`));
   });
 });
 
-describe('each component', { skip }, () => {
+describe('each component says in its first line what it adds and why, and adds it', {
+  skip,
+}, () => {
   for (const name of COMPONENTS) {
-    const kustomization = text('components', name, 'kustomization.yaml');
-
-    test(`${name} begins with one line that says what it adds and why`, () => {
-      const [line = '', version] = kustomization.split('\n');
-      assert.match(line, /^# \S.{40,200}\.$/);
-      assert.equal(version, 'apiVersion: kustomize.config.k8s.io/v1alpha1');
-    });
-
-    test(`${name} changes the rendering`, () => {
+    test(name, () => {
+      const kustomization = text(`components/${name}/kustomization.yaml`);
+      assert.match(
+        kustomization,
+        /^# \S.{40,200}\.\napiVersion: kustomize.config.k8s.io\/v1alpha1\n/,
+      );
       assert.notDeepEqual(all(`base + ${name}`), all('base'));
-    });
-
-    test(`${name} has no JSON 6902 patch, which matches nothing without an error`, () => {
       for (const { path } of parse(kustomization).patches ?? []) {
-        assert.ok(parse(text('components', name, path)).kind, path);
+        const { kind } = parse(text(`components/${name}/${path}`));
+        assert.ok(kind, `${path} is JSON 6902, which matches nothing without an error`);
       }
     });
   }
@@ -499,151 +539,135 @@ describe('each component', { skip }, () => {
 
 describe('overlays', { skip }, () => {
   for (const name of OVERLAYS) {
-    test(`${name} is one file with a list of components, and names the same image`, () => {
+    test(`${name} is one file: the base, components, and a tag that YAML 1.1 reads as text`, () => {
       assert.deepEqual(readdirSync(join(HERE, 'overlays', name)), ['kustomization.yaml']);
-      const { images, labels = [], ...rest } = parse(text('overlays', name, 'kustomization.yaml'));
-      assert.deepEqual(
-        [Object.keys(rest), rest.resources],
-        [['apiVersion', 'kind', 'namespace', 'resources', 'components'], ['../../base']],
-      );
-      for (const label of labels) assert.deepEqual(Object.keys(label), ['pairs']); // of a release
-      assert.deepEqual(
-        images.map(({ name, newName }: Manifest) => [name, newName]),
-        [['passengers', 'gcr.io/passengers-example/passengers']],
-      );
+      const { resources, images, labels = [] } = overlay(name);
+      assert.deepEqual(resources, ['../../base']);
+      assert.equal(images[0].newName, 'gcr.io/passengers-example/passengers');
+      for (const { pairs } of labels)
+        assert.match(Object.keys(pairs).join(), /^app.kubernetes.io\/(instance|version)$/);
+      const old = parse(text(`overlays/${name}/kustomization.yaml`), { version: '1.1' });
+      assert.equal(typeof old.images[0].newTag, 'string');
     });
 
-    test(`${name} has a tag that kustomize, which reads YAML 1.1, takes as text`, () => {
-      const { images } = parse(text('overlays', name, 'kustomization.yaml'), { version: '1.1' });
-      assert.equal(typeof images[0].newTag, 'string');
-    });
-
-    test(`${name} has the components that the table in README.md marks`, () => {
-      const rows = text('README.md')
-        .split('\n')
-        .filter((line) => line.startsWith('|'));
-      const cells = rows.map((row) =>
-        row
-          .replaceAll('`', '')
-          .split('|')
-          .map((cell) => cell.trim()),
-      );
-      const [head = [], , ...body] = cells;
-      const marked = body.filter((row) => row[head.indexOf(name)] === 'x').map(([, one]) => one);
-      const { components } = parse(text('overlays', name, 'kustomization.yaml'));
-      const listed = components.map((path: string) => path.split('/').at(-1));
+    test(`${name} has the components that the table in docs/kubernetes.md marks`, () => {
+      const rows = [...text('../docs/kubernetes.md').matchAll(/^\| (.*) \|$/gm)];
+      const cells = rows.map(([, row = '']) => row.replaceAll('`', '').split(/ *\| */));
+      const [head = [], ...body] = cells;
+      const marked = body.filter((row) => row[head.indexOf(name)] === 'x').map(([it]) => it);
+      const listed = overlay(name).components.map((path: string) => path.split('/').at(-1));
       assert.deepEqual(marked.sort(), listed.sort());
-      assert.deepEqual(body.map(([, one]) => one).sort(), [...COMPONENTS].sort());
+      assert.deepEqual(body.map(([it]) => it).sort(), [...COMPONENTS].sort());
     });
   }
 
   test('test has a namespace of its own', () => {
-    const namespaces = OVERLAYS.map((name) => [name, all(name)[0].metadata.name]);
-    assert.deepEqual(Object.fromEntries(namespaces), {
-      install: 'passengers',
-      production: 'passengers',
-      test: 'passengers-test',
-    });
+    const namespaces = ['test', 'install', 'production'].map((it) => overlay(it).namespace);
+    assert.deepEqual(namespaces, ['passengers-test', 'passengers', 'passengers']);
   });
-});
 
-describe('install/passengers.yaml', { skip }, () => {
-  test('is overlays/install, rendered, byte for byte', () => {
+  test('install/passengers.yaml is overlays/install, rendered, byte for byte', () => {
     const expected = render(join(HERE, 'overlays/install'));
     assert.equal(text('../install/passengers.yaml'), expected, 'run "npm run render"');
   });
-
-  test('is a whole system', () => {
-    const objects = all('install').map(({ kind, metadata }) => `${kind} ${metadata.name}`);
-    assert.deepEqual(
-      objects.map((object) => object.replace(/-\w{10}$/, '')),
-      [
-        'Namespace passengers',
-        'ServiceAccount passengers',
-        'Role credentials',
-        'RoleBinding credentials',
-        'ConfigMap postgres-start',
-        'Service passengers',
-        'Service postgres',
-        'Deployment passengers',
-        'StatefulSet postgres',
-      ],
-    );
-  });
 });
-
-/** A copy of kustomize/ with one overlay changed, rendered. */
-async function renderChanged(overlay: string, change: (kustomization: Manifest) => void) {
-  const copy = mkdtempSync(join(work, 'copy-'));
-  for (const part of ['base', 'components']) {
-    await cp(join(HERE, part), join(copy, part), { recursive: true });
-  }
-  const directory = join(copy, 'overlays', overlay);
-  await mkdir(directory, { recursive: true });
-  const kustomization = parse(text('overlays', overlay, 'kustomization.yaml'));
-  change(kustomization);
-  await writeFile(join(directory, 'kustomization.yaml'), JSON.stringify(kustomization));
-  return read(render(directory));
-}
 
 describe('README.md', { skip }, () => {
-  const readme = text('../README.md');
-  const [, section = ''] = /^## On Kubernetes\n([\s\S]*?)^## /m.exec(readme) ?? [];
+  const [, section = ''] = /^## On Kubernetes\n([\s\S]*?)^## /m.exec(text('../README.md')) ?? [];
 
-  test('has one section on Kubernetes, of at most 40 lines, whose paths exist', () => {
-    const lines = section.trim().split('\n').length;
-    assert.ok(lines > 10 && lines <= 40, String(lines));
-    const paths = [...section.matchAll(/\b(?:install|kustomize)\/[\w./-]*\w/g)].flat();
-    for (const path of paths.filter((path) => !path.includes('overlays/mine'))) {
-      assert.ok(existsSync(join(HERE, '..', path)), path);
-    }
+  test('has a section on Kubernetes of at most 40 lines, whose paths exist', () => {
+    const paths = [...section.matchAll(/\b(?:docs|install|kustomize)\/[\w./-]*\w/g)].flat();
+    const missing = paths.filter((path) => !existsSync(join(HERE, '..', path)));
+    assert.deepEqual(
+      new Set(missing),
+      new Set(['kustomize/overlays/mine', 'kustomize/overlays/mine/kustomization.yaml']),
+    );
+    assert.ok(section.trim().split('\n').length <= 40);
   });
 
-  test('its command that replaces nodeport by ingress gives an Ingress', async () => {
+  test('has a command that replaces nodeport by ingress', () => {
     assert.match(section, /sed -i s\/nodeport\/ingress\/ kustomize\/overlays\/mine/);
-    const mine = await renderChanged('install', (it) => {
-      it.components = it.components.map((path: string) => path.replace('nodeport', 'ingress'));
-    });
-    assert.ok(at(mine, 'Ingress passengers'));
+    const { components, ...rest } = overlay('install');
+    const swapped = components.map((path: string) => path.replace('nodeport', 'ingress'));
+    assert.ok(at(renderOverlay({ components: swapped, ...rest }), 'Ingress passengers'));
   });
 });
 
-describe('the next release, applied over this one, changes images and version labels only', {
-  skip,
-}, () => {
-  const DIGEST = `sha256:${'a'.repeat(64)}`;
-  const RELEASES: [string, Record<string, string>][] = [
-    [':main-0123abc', { newTag: 'main-0123abc' }],
-    [':1.10', { newTag: '1.10' }],
-    [':2024e5', { newTag: '2024e5' }],
-    [`:main-0123abc@${DIGEST}`, { newTag: 'main-0123abc', digest: DIGEST }],
-    [`@${DIGEST}`, { digest: DIGEST }],
-  ];
-
-  /** Every path at which two values differ. */
-  function differences(before: Manifest, after: Manifest, path = ''): string[] {
-    if (typeof before !== 'object' || typeof after !== 'object' || !before || !after) {
-      return Object.is(before, after) ? [] : [path];
-    }
-    const keys = [...new Set([...Object.keys(before), ...Object.keys(after)])];
-    return keys.flatMap((key) => differences(before[key], after[key], `${path}/${key}`));
+describe('docs/kubernetes.md', { skip }, () => {
+  /** The YAML below a heading, as an overlay; files that it generates from are empty. */
+  function example(heading: string): Manifest {
+    const [, section = ''] = text('../docs/kubernetes.md').split(`\n## ${heading}\n`);
+    return parse(/```yaml\n([\s\S]*?)```/.exec(section)?.[1] ?? '');
   }
 
+  test('a program of your own: the file is mounted where its imports of examples/ resolve', () => {
+    const { configMapGenerator, ...rest } = example('A program of your own');
+    const [file, source] = configMapGenerator[0].files[0].split('=');
+    assert.equal(source, 'books.ts');
+    const generator = [{ name: configMapGenerator[0].name, literals: [`${file}=export {}`] }];
+    const manifests = renderOverlay({ ...rest, configMapGenerator: generator });
+    assert.deepEqual(referenceFaults(manifests), []);
+    const { mountPath, subPath } = at(manifests, `${MAIN}/volumeMounts/program`);
+    assert.deepEqual(
+      [mountPath, subPath],
+      [`/app/${at(manifests, `${MAIN}/env/RESOURCE/value`)}`, file],
+    );
+    assert.match(text('../Dockerfile'), /^COPY examples\/\*\.ts examples\/$/m);
+  });
+
+  test('who the client is: an overlay replaces the list of trusted peers', () => {
+    const { patches, ...rest } = overlay('test');
+    const both = [...patches, ...example('Who the client is').patches];
+    const merged = renderOverlay({ ...rest, patches: both });
+    const [list] = merged.filter(({ metadata }) => metadata.name.startsWith('trusted-ingress'));
+    assert.match(
+      list.data['ingress.conf'],
+      /^set_real_ip_from 35.191.0.0\/16; .*203.0.113.7\/32;$/,
+    );
+    assert.deepEqual(referenceFaults(merged), []);
+  });
+
+  test('two installs in one namespace: no selector and no name of one means the other', () => {
+    const [first, second] = [
+      all('install'),
+      renderOverlay(example('Two installs in one namespace')),
+    ];
+    const name = ({ kind, metadata }: Manifest) => `${kind} ${metadata.name}`;
+    const common = first.map(name).filter((it) => second.map(name).includes(it));
+    assert.deepEqual(common, ['Namespace passengers']);
+    assert.deepEqual(referenceFaults(second), []);
+    assert.deepEqual(referenceFaults([...first, ...second]), []);
+    const host = at(
+      second,
+      'Deployment second-passengers/spec/template/spec/containers/0/env/PGHOST/value',
+    );
+    assert.ok(at(second, `Service ${host}`));
+  });
+});
+
+const DIGEST = `sha256:${'a'.repeat(64)}`;
+const RELEASES: Record<string, object> = {
+  ':main-0123abc': { newTag: 'main-0123abc' },
+  ':1.10': { newTag: '1.10' },
+  [`:main-0123abc@${DIGEST}`]: { newTag: 'main-0123abc', digest: DIGEST },
+  [`@${DIGEST}`]: { digest: DIGEST },
+};
+
+describe('the next release changes the image of the service and version labels', { skip }, () => {
   for (const name of OVERLAYS) {
-    for (const [image, release] of RELEASES) {
-      test(`${name} at ${image}`, async () => {
-        const next = await renderChanged(name, (it) => {
-          const [{ newName }] = it.images;
-          it.images = [{ name: 'passengers', newName, ...release }];
-          it.labels = [{ pairs: { 'app.kubernetes.io/version': '0.0.0-test' } }];
-        });
-        const index = next.findIndex(({ kind }) => kind === 'Deployment');
-        const images = new RegExp(`^/${index}/spec/template/spec/(init)?[cC]ontainers/0/image$`);
-        const labels = /^\/\d+\/metadata\/labels(\/app\.kubernetes\.io\/version)?$/;
-        const paths = differences(all(name), next).filter((path) => !labels.test(path));
-        assert.ok(paths.length === 2 && paths.every((path) => images.test(path)), paths.join());
-        const ours = containersOf(next[index].spec.template).map((container) => container.image);
-        assert.deepEqual(new Set(ours), new Set([`gcr.io/passengers-example/passengers${image}`]));
+    for (const [image, release] of Object.entries(RELEASES)) {
+      test(`${name} at ${image}`, () => {
+        const { images, ...rest } = overlay(name);
+        const { newName } = images[0];
+        const labels = [...rest.labels, { pairs: { 'app.kubernetes.io/version': '0.0.0-test' } }];
+        images[0] = { name: 'passengers', newName, ...release };
+        const next = JSON.stringify(renderOverlay({ ...rest, images, labels }));
+        const undone = next
+          .replaceAll(/"app.kubernetes.io\/version":"0.0.0-test",?/g, '')
+          .replaceAll(`${newName}${image}`, `${newName}:${overlay(name).images[0].newTag}`);
+        const before = JSON.stringify(all(name));
+        assert.ok(next.includes(image));
+        assert.equal(undone.replaceAll(',}', '}').replaceAll(/"labels":{},?/g, ''), before);
       });
     }
   }
