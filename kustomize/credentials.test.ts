@@ -72,7 +72,7 @@ function secretsIn(calls: Call[]): string[] {
 /** Answers, exit code, number of calls, output. */
 const CASES: [string, Answer[], number, [number, number], RegExp][] = [
   ['creates the Secret', [201], 0, [1, 1], /created the Secret passengers/],
-  ['accepts that there is one', [409], 0, [1, 1], /the Secret passengers was there/],
+  ['accepts that there is one', [409], 0, [1, 1], /the Secret passengers exists already/],
   ['ends at 401', [401], 1, [1, 1], /401: the token is not accepted/],
   ['ends at 403', [403], 1, [1, 1], /403: .* apply the Role and RoleBinding/],
   ['ends at 404', [404], 1, [1, 1], /404: there is no such namespace/],
@@ -128,7 +128,7 @@ describe('credentials.ts', { concurrency: 4 }, () => {
     const { code, output } = await run(api.port);
     api.stop();
     assert.deepEqual([code, api.calls], [1, []]);
-    assert.match(output, /ca\.crt does not vouch for 127\.0\.0\.1/);
+    assert.match(output, /ca\.crt did not sign the certificate of 127\.0\.0\.1/);
   });
 
   test('ends outside of a cluster', async () => {
