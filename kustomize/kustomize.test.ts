@@ -5,6 +5,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { BlockList } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join, relative } from 'node:path';
 import { after, describe, test } from 'node:test';
@@ -249,13 +250,26 @@ describe('facts', { skip }, () => {
     assert.ok((most + surge) * value('WEB_CONCURRENCY') * (value('POOL_SIZE') + 4) <= 97);
   });
 
-  test('every line of a list of trusted peers is a comment or one directive of nginx', () => {
-    for (const path of ['ingress/ingress.conf', 'gateway/gateway.conf']) {
-      for (const line of text(`components/${path}`).trim().split('\n')) {
-        assert.match(line, /^(# .*|set_real_ip_from [\d.]+(\/\d+)?;)$/);
+  const PEERS: [string, string, boolean][] = [
+    ['ingress', '10.1.2.3', true],
+    ['ingress', '35.191.0.1', true],
+    ['ingress', '130.211.3.255', true],
+    ['ingress', '203.0.113.7', false],
+    ['ingress', '127.0.0.1', false],
+    ['gateway', '192.168.1.1', true],
+    ['gateway', '35.191.0.1', false],
+  ];
+  for (const [name, peer, trusted] of PEERS) {
+    test(`${name}: nginx ${trusted ? 'believes' : 'ignores'} X-Forwarded-For of ${peer}`, () => {
+      const peers = new BlockList();
+      for (const line of text(`components/${name}/${name}.conf`).trim().split('\n')) {
+        const [, comment, network = '', prefix = '32'] =
+          /^(?:(#) .*|set_real_ip_from ([\d.]+)(?:\/(\d+))?;)$/.exec(line) ?? assert.fail(line);
+        if (!comment) peers.addSubnet(network, Number(prefix));
       }
-    }
-  });
+      assert.equal(peers.check(peer), trusted);
+    });
+  }
 
   test('credentials.ts makes the keys that are read, in the image of the service', () => {
     const source = text('components/credentials/credentials.ts');
