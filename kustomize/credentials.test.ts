@@ -1,194 +1,139 @@
-/** The initContainer, as a process, before an API server with TLS that answers as it is told. */
+/** Runs components/credentials/credentials.ts against an API server with TLS and scripted answers. */
 import assert from 'node:assert/strict';
-import { execFile, spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import type { IncomingMessage, ServerResponse } from 'node:http';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:https';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, before, describe, test } from 'node:test';
+import { after, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { promisify } from 'node:util';
 import { inherited, nodeArguments } from '../test/harness.ts';
 
-const CREDENTIALS = fileURLToPath(
-  new URL('./components/credentials/credentials.ts', import.meta.url),
-);
-const run = promisify(execFile);
-const stranger = { key: '', cert: '' };
-const server = { key: '', cert: '' };
-let directory = '';
+const FILE = fileURLToPath(new URL('./components/credentials/credentials.ts', import.meta.url));
+const directory = mkdtempSync(join(tmpdir(), 'passengers credentials-'));
+after(() => rmSync(directory, { recursive: true }));
 
-before(async () => {
-  directory = await mkdtemp(join(tmpdir(), 'passengers credentials-'));
-  for (const [pair, name] of [
-    [server, 'server'],
-    [stranger, 'stranger'],
-  ] as const) {
-    const [key, cert] = [join(directory, `${name}.key`), join(directory, `${name}.crt`)];
-    const made = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '2'];
-    const named = ['-subj', `/CN=${name}`, '-addext', 'subjectAltName=IP:127.0.0.1'];
-    await run('openssl', ['req', '-x509', ...made, ...named, '-keyout', key, '-out', cert]);
-    Object.assign(pair, { key: await readFile(key), cert: await readFile(cert) });
-  }
-});
+function certificate(name: string): { key: string; cert: string } {
+  const [key, cert] = [join(directory, `${name}.key`), join(directory, `${name}.crt`)];
+  const made = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '2'];
+  const subject = ['-subj', `/CN=${name}`, '-addext', 'subjectAltName=IP:127.0.0.1'];
+  const args = ['req', '-x509', ...made, ...subject, '-keyout', key, '-out', cert];
+  execFileSync('openssl', args, { stdio: 'pipe' });
+  return { key: readFileSync(key, 'utf8'), cert: readFileSync(cert, 'utf8') };
+}
 
-after(() => rm(directory, { recursive: true }));
+const trusted = certificate('trusted');
+const stranger = certificate('stranger');
 
-type Call = { method: string; path: string; token: string; body: string };
 type Answer = number | 'hang' | 'reset';
+type Call = { line: string; token: string; body: string };
 
-/** An API server that gives one answer after the other, the last one for ever. */
-async function startApi(answers: Answer[], identity = server) {
+/** An API server that gives one answer after the other, and the last one to every further call. */
+async function startApi(answers: Answer[], identity = trusted) {
   const calls: Call[] = [];
-  const api = createServer(identity, async (asked: IncomingMessage, answer: ServerResponse) => {
+  const api = createServer(identity, async (request, response) => {
     let body = '';
-    for await (const chunk of asked) body += chunk;
-    const { method = '', url: path = '', headers } = asked;
-    const next = answers[Math.min(calls.length, answers.length - 1)] ?? 500;
-    calls.push({ method, path, token: String(headers.authorization), body });
-    if (next === 'reset') return void asked.socket.destroy();
-    if (next === 'hang') return;
-    answer.writeHead(next, { 'Content-Type': 'application/json' });
-    answer.end(JSON.stringify({ kind: 'Status', code: next, message: `refused: ${body}` }));
+    for await (const chunk of request) body += chunk;
+    const answer = answers[Math.min(calls.length, answers.length - 1)]!;
+    const token = String(request.headers.authorization);
+    calls.push({ line: `${request.method} ${request.url}`, token, body });
+    if (answer === 'reset') request.socket.destroy();
+    else if (answer !== 'hang') response.writeHead(answer).end(JSON.stringify({ message: body }));
   });
   api.on('tlsClientError', () => {});
   await once(api.listen(0, '127.0.0.1'), 'listening');
-  const { port } = api.address() as AddressInfo;
-  const stop = () => {
-    api.closeAllConnections();
-    api.close();
+  return {
+    calls,
+    port: (api.address() as AddressInfo).port,
+    stop: () => api.close().closeAllConnections(),
   };
-  return { port, calls, stop };
 }
 
-/** Runs the file with what the kubelet mounts; resolves with its end and all that it printed. */
-async function runCredentials(port: number, ca: string | Buffer = server.cert) {
-  const mounted = await mkdtemp(join(directory, 'mounted-'));
-  const files = { token: 'a.b.c', namespace: 'passengers-test', 'ca.crt': ca };
-  for (const [name, text] of Object.entries(files)) await writeFile(join(mounted, name), text);
+/** Runs the file with what the kubelet mounts; resolves with its exit code and output. */
+async function run(port?: number) {
+  const mounted = mkdtempSync(join(directory, 'mounted-'));
+  const files = { token: 'a.b.c', namespace: 'passengers-test', 'ca.crt': trusted.cert };
+  for (const [name, content] of Object.entries(files)) writeFileSync(join(mounted, name), content);
   const api = { KUBERNETES_SERVICE_HOST: '127.0.0.1', KUBERNETES_SERVICE_PORT: String(port) };
-  const env = { ...inherited(), ...(port === 0 ? {} : api) };
-  const child = spawn(process.execPath, [...nodeArguments, CREDENTIALS, mounted], { env });
+  const env = { ...inherited(), ...(port === undefined ? {} : api) };
+  const child = spawn(process.execPath, [...nodeArguments, FILE, mounted], { env });
   let output = '';
-  for (const stream of [child.stdout, child.stderr]) {
-    stream.on('data', (data) => {
-      output += data;
-    });
-  }
+  for (const stream of [child.stdout, child.stderr]) stream.on('data', (data) => (output += data));
   const [code] = await once(child, 'close');
   return { code, output };
 }
 
-function secretIn({ body }: Call): Record<string, string> {
-  return JSON.parse(body).stringData;
+function secretsIn(calls: Call[]): string[] {
+  return calls.flatMap(({ body }) => Object.values<string>(JSON.parse(body).stringData));
 }
 
-describe('credentials.ts', { concurrency: 3 }, () => {
-  test('posts one Secret of random values to the namespace, with the mounted token', async () => {
-    const api = await startApi([201]);
-    const { code, output } = await runCredentials(api.port);
-    api.stop();
-    assert.equal(code, 0, output);
-    assert.equal(api.calls.length, 1);
-    const [call] = api.calls;
-    assert.deepEqual(
-      [call!.method, call!.path, call!.token],
-      ['POST', '/api/v1/namespaces/passengers-test/secrets', 'Bearer a.b.c'],
-    );
-    const { apiVersion, kind, metadata } = JSON.parse(call!.body);
-    assert.deepEqual([apiVersion, kind, metadata.name], ['v1', 'Secret', 'passengers']);
-    assert.deepEqual(Object.keys(secretIn(call!)), ['JWT_SECRET', 'PGPASSWORD']);
-    for (const value of Object.values(secretIn(call!))) assert.match(value, /^[\w-]{43}$/);
-    assert.match(output, /created the Secret passengers/);
-  });
+/** Answers, exit code, number of calls, output. */
+const CASES: [string, Answer[], number, [number, number], RegExp][] = [
+  ['creates the Secret', [201], 0, [1, 1], /created the Secret passengers/],
+  ['accepts that there is one', [409], 0, [1, 1], /the Secret passengers exists already/],
+  ['ends at 401', [401], 1, [1, 1], /401: the token is not accepted/],
+  ['ends at 403', [403], 1, [1, 1], /403: .* apply the Role and RoleBinding/],
+  ['ends at 404', [404], 1, [1, 1], /404: there is no such namespace/],
+  ['ends at 422', [422], 1, [1, 1], /422: .* admission policy/],
+  ['ends at 400', [400], 1, [1, 1], /400: the API server refuses/],
+  ['retries after 500', [500, 201], 0, [2, 2], /trying again/],
+  ['retries after 429 and 503', [429, 503, 409], 0, [3, 3], /trying again/],
+  ['retries after a reset connection', ['reset', 201], 0, [2, 2], /trying again/],
+  ['retries after a call that hangs', ['hang', 201], 0, [2, 2], /trying again/],
+  ['gives up after 20 s of 500', [500], 1, [3, 19], /fatal.*answered 500/],
+  ['gives up after 20 s without an answer', ['hang'], 1, [3, 19], /fatal.*does not answer/],
+];
 
-  test('two at once both succeed: one makes it, the other finds it', async () => {
+describe('credentials.ts', { concurrency: 4 }, () => {
+  for (const [what, answers, code, [least, most], output] of CASES) {
+    test(`${what}, with the same values in each call and none in its output`, async () => {
+      const api = await startApi(answers);
+      const ended = await run(api.port);
+      api.stop();
+      assert.equal(ended.code, code, ended.output);
+      assert.match(ended.output, output);
+      assert.ok(api.calls.length >= least && api.calls.length <= most, String(api.calls.length));
+      assert.equal(new Set(api.calls.map(({ body }) => body)).size, 1);
+      for (const secret of ['a.b.c', ...secretsIn(api.calls)]) {
+        assert.ok(!ended.output.includes(secret));
+      }
+    });
+  }
+
+  test('two at once post different random values of 256 bits, with the mounted token', async () => {
     const api = await startApi([201, 409]);
-    const both = await Promise.all([runCredentials(api.port), runCredentials(api.port)]);
+    const both = await Promise.all([run(api.port), run(api.port)]);
     api.stop();
     assert.deepEqual(
       both.map(({ code }) => code),
       [0, 0],
     );
-    const values = api.calls.flatMap((call) => Object.values(secretIn(call)));
-    assert.equal(new Set(values).size, 4);
-    const outputs = both.map(({ output }) => output).join();
-    assert.match(outputs, /created the Secret/);
-    assert.match(outputs, /was there/);
+    const secrets = secretsIn(api.calls);
+    assert.equal(new Set(secrets).size, 4);
+    for (const secret of secrets) assert.match(secret, /^[\w-]{43}$/);
+    const [{ line, token, body }] = api.calls as [Call];
+    assert.deepEqual(
+      [line, token],
+      ['POST /api/v1/namespaces/passengers-test/secrets', 'Bearer a.b.c'],
+    );
+    const { kind, metadata, stringData } = JSON.parse(body);
+    assert.deepEqual([kind, metadata.name], ['Secret', 'passengers']);
+    assert.deepEqual(Object.keys(stringData), ['JWT_SECRET', 'PGPASSWORD']);
   });
 
-  const refused: [number, RegExp][] = [
-    [401, /401: the token is not accepted/],
-    [403, /403: .* apply the Role and RoleBinding/],
-    [404, /404: there is no such namespace/],
-    [422, /422: .* admission policy/],
-    [400, /400: the API server refuses/],
-  ];
-  for (const [status, message] of refused) {
-    test(`${status} fails at once and says what to do`, async () => {
-      const api = await startApi([status]);
-      const { code, output } = await runCredentials(api.port);
-      api.stop();
-      assert.equal(code, 1);
-      assert.equal(api.calls.length, 1);
-      assert.match(output, message);
-    });
-  }
-
-  const mended: [string, Answer[]][] = [
-    ['500, then 201', [500, 201]],
-    ['429, 503, then 409', [429, 503, 409]],
-    ['a connection reset, then 201', ['reset', 201]],
-    ['an API server that hangs, then 201', ['hang', 201]],
-  ];
-  for (const [name, answers] of mended) {
-    test(`${name}: tries again with the same values`, async () => {
-      const api = await startApi(answers);
-      const { code, output } = await runCredentials(api.port);
-      api.stop();
-      assert.equal(code, 0, output);
-      assert.equal(api.calls.length, answers.length);
-      assert.equal(new Set(api.calls.map(({ body }) => body)).size, 1);
-      assert.match(output, /trying again/);
-    });
-  }
-
-  for (const answer of ['hang', 500] as const) {
-    test(`${answer} for ever: gives up, for the kubelet to start it again`, async () => {
-      const api = await startApi([answer]);
-      const { code, output } = await runCredentials(api.port);
-      api.stop();
-      assert.equal(code, 1);
-      assert.ok(api.calls.length > 2 && api.calls.length < 20, String(api.calls.length));
-      assert.match(output, answer === 500 ? /fatal.*answered 500/ : /fatal.*does not answer/);
-    });
-  }
-
-  test('a server that ca.crt does not vouch for gets nothing, not even the token', async () => {
+  test('sends nothing to a server whose certificate is not signed by ca.crt', async () => {
     const api = await startApi([201], stranger);
-    const { code, output } = await runCredentials(api.port);
+    const { code, output } = await run(api.port);
     api.stop();
-    assert.equal(code, 1);
-    assert.deepEqual(api.calls, []);
-    assert.match(output, /ca\.crt does not vouch for 127\.0\.0\.1/);
+    assert.deepEqual([code, api.calls], [1, []]);
+    assert.match(output, /ca\.crt did not sign the certificate of 127\.0\.0\.1/);
   });
 
-  test('outside of a cluster it says so', async () => {
-    const { code, output } = await runCredentials(0);
+  test('ends outside of a cluster', async () => {
+    const { code, output } = await run();
     assert.equal(code, 1);
     assert.match(output, /not in a cluster/);
-  });
-
-  test('no value and no token is ever printed, whatever the server repeats', async () => {
-    for (const answers of [[201], [422], [500, 409]]) {
-      const api = await startApi(answers);
-      const { output } = await runCredentials(api.port);
-      api.stop();
-      const secrets = ['a.b.c', ...api.calls.flatMap((call) => Object.values(secretIn(call)))];
-      for (const secret of secrets) assert.ok(!output.includes(secret));
-    }
   });
 });

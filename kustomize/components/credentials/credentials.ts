@@ -1,10 +1,10 @@
 /**
- * Creates the Secret `passengers` with random values unless there is one: the initContainer of the
- * Deployment, which may create secrets and do nothing else. Needs Node alone.
+ * Creates the Secret `passengers` with random values unless it exists: the initContainer of the
+ * Deployment, whose role may only create Secrets. Needs only Node.
  *
  *     node credentials.ts [directory]   of token, ca.crt and namespace, as the kubelet mounts them
  *
- * Exit code 0: there is a Secret, made here or before (409), so replicas may start at once.
+ * Exit code 0: the Secret exists, created here or before (409), so replicas may start together.
  */
 import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
@@ -15,11 +15,11 @@ import { setTimeout as sleep } from 'node:timers/promises';
 const MOUNTED = '/var/run/secrets/kubernetes.io/serviceaccount';
 const NAME = 'passengers';
 
-/** In ms: one request, and all of them with the pauses between. The kubelet starts us again. */
+/** In ms: one request, and all of them with the pauses between. Then the kubelet starts it again. */
 const ANSWER_TIMEOUT = 5000;
 const TOTAL_TIMEOUT = 20_000;
 
-/** What no repetition mends, and what would. */
+/** Statuses that a retry does not change, and what an operator can check. */
 const REFUSALS: Record<number, string> = {
   401: 'the token is not accepted; is it projected from this cluster, and the clock right?',
   403: 'the service account may not create secrets here; apply the Role and RoleBinding credentials',
@@ -29,7 +29,7 @@ const REFUSALS: Record<number, string> = {
 
 type Cluster = { url: URL; token: string; ca: string };
 
-/** Where the API server is, and who we are there. Reads the token anew, since it is rotated. */
+/** Address and credentials of the API server. Reads the token each time, since it is rotated. */
 function readCluster(directory: string): Cluster {
   const { KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port } = process.env;
   if (!host || !port)
@@ -54,7 +54,7 @@ function makeSecret() {
   };
 }
 
-/** The status of the answer; its body may repeat what was sent, so nobody looks at it. */
+/** The status of the answer; its body is not read, since it may repeat the secrets that were sent. */
 function post({ url, token, ca }: Cluster, body: string, ms: number): Promise<number> {
   return new Promise((resolve, reject) => {
     const headers = { Authorization: `Bearer ${token}`, 'Content-Type': 'application/json' };
@@ -68,30 +68,32 @@ function post({ url, token, ca }: Cluster, body: string, ms: number): Promise<nu
   });
 }
 
-/** A certificate that ca.crt does not vouch for (Node's names of OpenSSL's errors). */
+/** Node's error codes for a certificate that ca.crt did not sign. */
 const UNTRUSTED = /CERT|SIGNATURE|ISSUER/;
 
-/** Undefined: done. A text: what to try again after. Throws what a repetition does not mend. */
+/** Undefined: done. A text: the reason for a retry. Throws what a retry does not change. */
 async function attempt(directory: string, body: string, ms: number): Promise<string | undefined> {
   const cluster = readCluster(directory);
   try {
     const status = await post(cluster, body, ms);
     if (status === 201) return log('info', `created the Secret ${NAME}`);
-    if (status === 409) return log('info', `the Secret ${NAME} was there`);
+    if (status === 409) return log('info', `the Secret ${NAME} exists already`);
     if (status === 429 || status >= 500) return `the API server answered ${status}`;
     throw new Refusal(`${status}: ${REFUSALS[status] ?? 'the API server refuses the Secret'}`);
   } catch (error) {
     if (!(error instanceof Error) || error instanceof Refusal) throw error;
-    const code = 'code' in error ? String(error.code) : error.name; // ABORT_ERR: not in time
+    const code = 'code' in error ? String(error.code) : error.name; // ABORT_ERR: timed out
     if (!UNTRUSTED.test(code))
       return `the API server at ${cluster.url.host} does not answer (${code})`;
-    throw new Refusal(`${code}: ca.crt does not vouch for ${cluster.url.host}; nothing was sent`);
+    throw new Refusal(
+      `${code}: ca.crt did not sign the certificate of ${cluster.url.host}; nothing was sent`,
+    );
   }
 }
 
 class Refusal extends Error {}
 
-/** Tries until there is a Secret; rejects when that is refused, or takes too long. */
+/** Retries until the Secret exists; rejects when it is refused, or after TOTAL_TIMEOUT. */
 async function createSecret(directory: string): Promise<void> {
   const body = JSON.stringify(makeSecret());
   const end = performance.now() + TOTAL_TIMEOUT;
