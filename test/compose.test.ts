@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import { parse } from 'yaml';
-import { readConfig } from '../app.ts';
+import { readConfig } from '../lib/config.ts';
 
 const read = (path: string) => readFile(new URL(`../${path}`, import.meta.url), 'utf8');
 const text = await read('compose.yaml');
@@ -21,9 +21,7 @@ function servicesWith(given: Variables) {
     return given[name] || rest;
   });
   const { service, postgres } = parse(filled).services;
-  const { JWT_SECRET } = given; // without a value it is passed on from .env, or unset
-  if (JWT_SECRET) service.environment.JWT_SECRET = JWT_SECRET;
-  else delete service.environment.JWT_SECRET;
+  service.environment.JWT_SECRET = given.JWT_SECRET; // without a value it is passed on
   return { service, postgres };
 }
 
@@ -39,20 +37,17 @@ for (const [what, given, message] of [
   });
 }
 
-for (const [given, auth] of [
-  [complete, 'none'],
-  [{ ...complete, AUTH: 'write', JWT_SECRET: 's'.repeat(32) }, 'write'],
+for (const [auth, given] of [
+  ['none', complete],
+  ['write', { ...complete, AUTH: 'write', JWT_SECRET: 's'.repeat(32) }],
 ] as const) {
   test(`with AUTH=${auth} the service accepts its environment, and finds its database`, () => {
     const { service, postgres } = servicesWith(given);
-    const { AUTH, PGHOST } = readConfig({ NODE_ENV: 'production', ...service.environment });
+    const { PGUSER, PGDATABASE, PGPASSWORD, ...rest } = service.environment;
+    const { AUTH, PGHOST } = readConfig({ NODE_ENV: 'production', ...rest });
     assert.deepEqual([AUTH, PGHOST], [auth, 'postgres']);
-    const { PGUSER, PGDATABASE, PGPASSWORD } = service.environment;
-    const { POSTGRES_USER, POSTGRES_DB, POSTGRES_PASSWORD } = postgres.environment;
-    assert.deepEqual(
-      [PGUSER, PGDATABASE, PGPASSWORD],
-      [POSTGRES_USER, POSTGRES_DB, POSTGRES_PASSWORD],
-    );
+    const database = { POSTGRES_USER: PGUSER, POSTGRES_DB: PGDATABASE };
+    assert.deepEqual(postgres.environment, { ...database, POSTGRES_PASSWORD: PGPASSWORD });
   });
 }
 

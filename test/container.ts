@@ -10,7 +10,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { buildah } from '../cloudbuild/base-image.ts';
-import { childrenOf, isRunning, until } from './harness.ts';
+import { childrenOf, until } from './harness.ts';
 
 /** Two containers on one machine take turns, since they have the same ports. */
 const LOCK = join(tmpdir(), 'passengers-ports.lock');
@@ -36,18 +36,7 @@ export function openImage(tag: string): Image {
 /** A line of the container's stdout; `text` is its only member if it is not JSON. */
 export type Line = { text?: string; [name: string]: unknown };
 
-export type Container = {
-  lines: Line[];
-  stderr: () => string;
-  /** The first line that satisfies, once it is there. */
-  logged: (satisfies: (line: Line) => unknown) => Promise<Line>;
-  /** Its processes whose command begins with `name`, by their ids on the host. */
-  pids: (name: string) => Promise<number[]>;
-  kill: (signal: string) => Promise<void>;
-  /** Its exit code. */
-  ended: Promise<number | null>;
-  stop: () => Promise<number | null>;
-};
+export type Container = Awaited<ReturnType<typeof startContainer>>;
 
 /**
  * Starts `image` with `environment` added to its own, and with files of the host by their path in
@@ -56,8 +45,8 @@ export type Container = {
 export async function startContainer(
   image: Image,
   environment: Record<string, string>,
-  { mounts = {} }: { mounts?: Record<string, string> } = {},
-): Promise<Container> {
+  mounts: Record<string, string> = {},
+) {
   const bundle = await mkdtemp(join(tmpdir(), 'passengers-bundle-'));
   const id = bundle.replace(/.*-/, 'passengers-');
   const state = join(bundle, 'state');
@@ -81,16 +70,20 @@ export async function startContainer(
     const args = ['--root', state, 'kill', id, signal];
     await once(spawn('runc', args, { stdio: 'ignore' }), 'exit');
   };
+  /** The first line that satisfies, once it is there. */
   const logged = async (satisfies: (line: Line) => unknown) => {
     await until(() => lines.some(satisfies) || child.exitCode !== null);
     const line = lines.find(satisfies);
     if (!line) throw new Error(`${JSON.stringify(lines)} ${stderr}`);
     return line;
   };
-  const pids = async (name: string) => {
+  /** Its processes whose command begins with `name`, by their ids on the host. */
+  const pids = async (name: string): Promise<number[]> => {
     const text = await readFile(join(state, id, 'state.json'), 'utf8').catch(() => '{}');
     const { init_process_pid: first } = JSON.parse(text);
-    return first ? named(await descendants(first), name) : [];
+    const all = first ? await descendants(first) : [];
+    const commands = await Promise.all(all.map(commandOf)); // a zombie's is empty
+    return all.filter((_, at) => commands[at]?.startsWith(name));
   };
   const stop = async () => {
     const late = setTimeout(() => void kill('KILL'), 25_000);
@@ -142,10 +135,6 @@ async function descendants(pid: number): Promise<number[]> {
   return [...children, ...(await Promise.all(children.map(descendants))).flat()];
 }
 
-async function named(pids: number[], name: string): Promise<number[]> {
-  const found = pids.map(async (pid) => {
-    const title = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '');
-    return title.startsWith(name) && (await isRunning(pid)) ? [pid] : [];
-  });
-  return (await Promise.all(found)).flat();
+function commandOf(pid: number): Promise<string> {
+  return readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '');
 }

@@ -6,7 +6,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { readFile, rm, writeFile } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -33,7 +33,7 @@ const ROW = {
 
 let image: Image;
 let database: TestDatabase;
-let directory: string;
+const unlimited = join(tmpdir(), `passengers-${process.pid}.conf`); // nginx without limits
 
 before(async () => {
   if (skip) return;
@@ -41,35 +41,29 @@ before(async () => {
   if (builder === 'docker') buildah('pull', '--quiet', `docker-daemon:${TAG}`);
   image = openImage(TAG);
   database = await startDatabase();
-  directory = await mkdtemp(join(tmpdir(), 'passengers-image-'));
   const server = await readFile('nginx/passengers.conf', 'utf8');
-  await writeFile(join(directory, 'unlimited.conf'), server.replace(/^ +limit_.*$/gm, ''));
-  await mkdir(join(directory, 'trusted.d'));
-  await writeFile(join(directory, 'trusted.d/test.conf'), 'set_real_ip_from 127.0.0.0/8;');
+  await writeFile(unlimited, server.replace(/^ +limit_.*$/gm, ''));
 });
 
 after(async () => {
   image?.close();
   await database?.stop();
-  if (directory) await rm(directory, { recursive: true });
+  await rm(unlimited, { force: true });
 });
 
-type Settings = { code?: number; mounts?: Record<string, string> };
-
 /** A container that ends with the test, with exit code `code`. */
-async function run(t: TestContext, environment: Record<string, string>, settings: Settings = {}) {
-  const container = await startContainer(image, environment, settings);
-  t.after(async () => assert.equal(await container.stop(), settings.code ?? 0, 'exit code'));
+async function run(t: TestContext, environment: Record<string, string>, code = 0, mounts = {}) {
+  const container = await startContainer(image, environment, mounts);
+  t.after(async () => assert.equal(await container.stop(), code, 'exit code'));
   return container;
 }
 
 /** One on the database, ready; without limits per client, since all clients here have one address. */
-async function open(t: TestContext, environment = {}, settings: Settings = {}) {
+async function open(t: TestContext, mounts: object = { '/etc/nginx/passengers.conf': unlimited }) {
   await ask(database.url, (sql) => sql`drop table if exists titanic`);
-  const mounts = { '/etc/nginx/passengers.conf': join(directory, 'unlimited.conf') };
   const started = performance.now();
-  const env = { DATABASE_URL: database.url, AUTH: 'none', ...environment };
-  const container = await run(t, env, { mounts, ...settings });
+  const env = { DATABASE_URL: database.url, AUTH: 'none', LOG_LEVEL: 'debug' };
+  const container = await run(t, env, 0, mounts);
   await until(async () => (await probe('/readyz')) === 200, 20_000);
   t.diagnostic(`ready after ${(performance.now() - started).toFixed()} ms`);
   return container;
@@ -81,29 +75,20 @@ async function probe(path: string): Promise<number> {
   return response?.status ?? 0;
 }
 
-type Answer = { status: number; headers: Headers; text: string; ms: number; at: number };
+type Answer = { status: number; headers: Headers; text: string };
 
-/** A request; an error is problem+json. Status 0: the connection was lost. */
+/** A request; an error is problem+json. Status 0: the connection was lost, or no answer in 6 s. */
 async function call(method: string, path: string, body?: unknown, headers = {}): Promise<Answer> {
-  const started = performance.now();
-  const init: RequestInit = { method, headers };
+  const init: RequestInit = { method, headers, signal: AbortSignal.timeout(6000) };
   if (body !== undefined) {
     init.headers = { 'content-type': 'application/json', ...headers };
     init.body = typeof body === 'string' ? body : JSON.stringify(body);
   }
-  const answer = await fetch(PUBLIC + path, init).then(
-    async (response) => {
-      const { status, headers } = response;
-      return { status, headers, text: await response.text() };
-    },
-    () => ({ status: 0, headers: new Headers(), text: '' }),
-  );
-  if (answer.status >= 400) {
-    assert.equal(answer.headers.get('content-type'), 'application/problem+json', answer.text);
-    assert.equal(JSON.parse(answer.text).status, answer.status);
-  }
-  const at = performance.now();
-  return { ...answer, at, ms: at - started };
+  const response = await fetch(PUBLIC + path, init).catch(() => undefined);
+  const text = (await response?.text().catch(() => '')) ?? '';
+  const { status = 0, headers: answered = new Headers() } = response ?? {};
+  if (status >= 400) assert.equal(JSON.parse(text).status, status);
+  return { status, headers: answered, text };
 }
 
 // --- Image -------------------------------------------------------------------------------
@@ -111,23 +96,14 @@ async function call(method: string, path: string, body?: unknown, headers = {}):
 describe('Image', { skip }, () => {
   const find = (...args: string[]) => execFileSync('find', args, { encoding: 'utf8' }).trim();
 
-  test('it adds at most 120 MB to its base', (t) => {
-    const base = openImage(BASE);
-    t.after(base.close);
-    const bytes = (root: string) => Number.parseInt(`${execFileSync('du', ['-sb', root])}`, 10);
-    const added = (bytes(image.root) - bytes(base.root)) / 1e6;
-    t.diagnostic(`${added.toFixed()} MB`);
-    assert.ok(added <= 120);
-  });
-
   test('a numeric user, an exec-form entry point, labels, and the build arguments', async () => {
     const { User, Entrypoint, Labels, Env } = image.config;
     assert.deepEqual([User, Entrypoint], ['1000:0', ['/usr/bin/python3', '/etc/nginx/start.py']]);
     const labels = Object.entries(Labels).map(([name, value]) => [name.split('.image.')[1], value]);
-    const { version, revision, source, title, ...base } = Object.fromEntries(labels);
+    const { version, revision, source, ...base } = Object.fromEntries(labels);
     const { version: released } = JSON.parse(await readFile('package.json', 'utf8'));
     const commit = execFileSync('git', ['rev-parse', 'HEAD'], { encoding: 'utf8' }).trim();
-    assert.deepEqual([version, revision, title], [released, commit, 'passengers']);
+    assert.deepEqual([version, revision], [released, commit]);
     assert.deepEqual([base['base.name'], typeof source], [BASE, 'string']);
     assert.match(base['base.digest'], /^sha256:[0-9a-f]{64}$/);
     const environment = Object.fromEntries(Env.map((line) => line.split('=')));
@@ -141,20 +117,25 @@ describe('Image', { skip }, () => {
     assert.equal(find(...mine.map((name) => join(image.root, name)), ...unreadable), '');
   });
 
-  for (const [directory, names] of [
-    ['app', 'app.ts credentials.ts examples lib node_modules package.json'],
-    ['etc/nginx/trusted.d', ''],
-    ['var/lib/apt/lists', ''],
-  ] as const) {
-    test(`in /${directory} is ${names || 'nothing'}`, () => {
-      const found = execFileSync('ls', [join(image.root, directory)], { encoding: 'utf8' });
-      assert.deepEqual(found.split('\n').join(' ').trim(), names);
-    });
-  }
+  test('the service and nothing else is in /app', () => {
+    const names = find(
+      join(image.root, 'app'),
+      '-mindepth',
+      '1',
+      '-maxdepth',
+      '1',
+      '-printf',
+      '%f ',
+    );
+    const service = ['app.ts', 'credentials.ts', 'examples', 'lib', 'node_modules', 'package.json'];
+    assert.deepEqual(names.split(' ').sort(), service);
+  });
 
   for (const path of [
     '*/bin/gcc*',
     '*/bin/git',
+    '/var/lib/apt/lists/*',
+    '/etc/nginx/trusted.d/*',
     '/app/*.map',
     '/app/lib/*.test.ts',
     '/app/lib/embedded.ts',
@@ -184,7 +165,7 @@ describe('Start', { skip }, () => {
   ] as const) {
     test(`${what} the container ends within 15 s, and one line says why`, async (t) => {
       const started = performance.now();
-      const { lines, stderr, ended } = await run(t, environment, { code: 1 });
+      const { lines, stderr, ended } = await run(t, environment, 1);
       await ended;
       assert.ok(performance.now() - started < 15_000);
       assert.equal(lines.filter(({ msg }) => says.test(String(msg))).length, 1);
@@ -195,7 +176,7 @@ describe('Start', { skip }, () => {
 
   test('a service that crashes at each start ends the container', async (t) => {
     const env = { NODE_OPTIONS: '--require=/not/there' };
-    const { stderr, ended, logged } = await run(t, env, { code: 1 });
+    const { stderr, ended, logged } = await run(t, env, 1);
     await logged(({ level, crashes }) => level === 'fatal' && crashes === 7);
     await ended;
     assert.match(stderr(), /Cannot find module '\/not\/there'/);
@@ -203,7 +184,7 @@ describe('Start', { skip }, () => {
 
   test('Node takes all code from the compile cache of the build, as any user', async (t) => {
     const env = { AUTH: 'none', NODE_DEBUG_NATIVE: 'COMPILE_CACHE' }; // it ends once all is loaded
-    const { stderr, ended } = await run(t, env, { code: 1 });
+    const { stderr, ended } = await run(t, env, 1);
     await ended;
     const modules = [...stderr().matchAll(/code cache for \w+ (\S+) was (\w+)/g)];
     assert.ok(modules.some(([, url]) => url === 'file:///app/app.ts'));
@@ -212,20 +193,17 @@ describe('Start', { skip }, () => {
   });
 
   test('a database that is away is no reason to end: 503', async (t) => {
-    const { pids } = await run(t, { AUTH: 'none', DATABASE_URL: AWAY });
+    await run(t, { AUTH: 'none', DATABASE_URL: AWAY });
     await until(async () => (await probe('/healthz')) === 200, 20_000);
     const { status, headers } = await call('GET', '/passengers');
     assert.deepEqual([status, headers.get('retry-after')], [503, '1']);
-    assert.equal((await pids('node')).length, 1);
   });
 });
 
 // --- Service -----------------------------------------------------------------------------
 
 test('the service through nginx', { skip }, async (t) => {
-  const mounts = { '/etc/nginx/trusted.d': join(directory, 'trusted.d') };
-  const container = await open(t, { LOG_LEVEL: 'debug' }, { mounts });
-  const { lines, logged, pids, stderr } = container;
+  const { lines, logged, pids, stderr } = await open(t, {});
   const [node] = await pids('node');
   const idle = await memoryOf(node);
   const answers: Answer[] = [];
@@ -263,18 +241,6 @@ test('the service through nginx', { skip }, async (t) => {
     });
   }
 
-  await t.test('OPTIONS has the build arguments', async () => {
-    const { commit } = JSON.parse((await get('OPTIONS', '/passengers')).text);
-    assert.ok(image.config.Env.includes(`APP_COMMIT=${commit}`));
-  });
-
-  await t.test('a trusted proxy names the client', async () => {
-    const forwarded = { 'x-forwarded-for': '198.51.100.7' };
-    const { headers } = await get('GET', '/hello', undefined, forwarded);
-    const id = headers.get('x-request-id');
-    await logged((line) => line.id === id && line.client === '198.51.100.7');
-  });
-
   await t.test('each answer has a line of nginx, and of the service if it got there', async () => {
     for (const { status, headers } of answers) {
       const id = headers.get('x-request-id');
@@ -309,38 +275,31 @@ test('the service through nginx', { skip }, async (t) => {
 describe('Faults', { skip }, () => {
   test('Node killed under load, five times: no write lost or doubled', async (t) => {
     const { pids } = await open(t);
-    const answers: (Answer & { name: string })[] = [];
+    const answers: { name: string; status: number }[] = [];
     let isOver = false;
     const writers = Array.from({ length: 6 }, async (_, writer) => {
       for (let count = 0; !isOver; count += 1) {
         const name = `${writer}.${count}`;
-        const answer = await call('POST', '/passengers', { ...ROW, name });
-        answers.push({ ...answer, name });
-        if (answer.status !== 201) await sleep(10);
+        const { status } = await call('POST', '/passengers', { ...ROW, name });
+        answers.push({ name, status });
+        if (status !== 201) await sleep(10);
       }
     });
-    /** ms until a write that was sent after `since` is acknowledged. */
-    const untilBack = async (since: number) => {
-      const isBack = ({ at, ms, status }: Answer) => status === 201 && at - ms > since;
-      await until(() => answers.some(isBack), 20_000);
-      return (answers.find(isBack)?.at ?? 0) - since;
-    };
     const times: number[] = [];
     for (let round = 0; round < 5; round += 1) {
-      await untilBack(performance.now());
-      process.kill((await pids('node'))[0] ?? Number.NaN, 'SIGKILL');
-      times.push(await untilBack(performance.now()));
+      const [node = Number.NaN] = await pids('node');
+      const started = performance.now();
+      process.kill(node, 'SIGKILL');
+      await until(async () => (await pids('node')).some((pid) => pid !== node));
+      await until(async () => (await call('GET', '/passengers?limit=1')).status === 200);
+      times.push(performance.now() - started);
     }
     isOver = true;
     await Promise.all(writers);
     t.diagnostic(`back after ${times.map((ms) => ms.toFixed()).join(', ')} ms`);
     assert.ok(Math.min(...times) < 5000, 'the promise is 1 s, on a quiet machine');
     assert.ok(answers.every(({ status }) => [201, 502, 503].includes(status)));
-    assert.ok(answers.every(({ ms }) => ms < 6000));
-    const rows = await ask(
-      database.url,
-      (sql) => sql<{ name: string }[]>`select name from titanic`,
-    );
+    const rows = await ask(database.url, (sql) => sql`select name from titanic`);
     const stored = new Set(rows.map(({ name }) => name));
     assert.equal(stored.size, rows.length, 'no write was made twice');
     assert.ok(answers.every(({ status, name }) => status !== 201 || stored.has(name)));
@@ -373,8 +332,9 @@ describe('Faults', { skip }, () => {
     test(`a killed master of nginx ends the container within 5 s ${what}`, async (t) => {
       const NODE_OPTIONS = `--import=data:text/javascript,${encodeURIComponent(script)}`;
       const env = { DATABASE_URL: database.url, AUTH: 'none', NODE_OPTIONS };
-      const { pids, ended, logged } = await run(t, env, { code: 1 });
+      const { pids, ended, logged, stderr } = await run(t, env, 1);
       await until(async () => (await pids('nginx: worker')).length === 2);
+      if (script) await until(() => stderr().length > 1e5);
       const started = performance.now();
       process.kill((await pids('nginx: master'))[0] ?? Number.NaN, 'SIGKILL');
       await logged(({ msg, level }) => msg === 'nginx ended' && level === 'fatal');
@@ -399,7 +359,7 @@ test('SIGTERM: a request of 3 s is answered; nginx ends, then Node', { skip }, a
   await Promise.all(idle.map((socket) => once(socket, 'data')));
   const order: string[] = [];
   const answered = call('POST', '/passengers', ROW).then(({ status }) => order.push(`${status}`));
-  await until(async () => (await waits()).includes('PgSleep'));
+  await until(async () => (await waits()).some(({ wait }) => wait === 'PgSleep'));
   await kill('TERM');
   await until(() => idle.every((socket) => socket.resume().closed));
   order.push('idle clients closed');
@@ -412,12 +372,11 @@ test('SIGTERM: a request of 3 s is answered; nginx ends, then Node', { skip }, a
 });
 
 /** What the connections to the database wait for. */
-async function waits(): Promise<string[]> {
-  const rows = await ask(
+function waits() {
+  return ask(
     database.url,
-    (sql) => sql`
+    (sql) => sql<{ wait: string }[]>`
       select wait_event as wait from pg_stat_activity
       where datname = current_database() and pid <> pg_backend_pid()`,
   );
-  return rows.map(({ wait }) => wait);
 }
