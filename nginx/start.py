@@ -42,11 +42,6 @@ class Container(Supervisor):
         with contextlib.suppress(OSError):  # nobody reads stdout
             print(json.dumps({**line, "msg": f"{name} ended", "crashes": len(self.crashes)}), flush=True)
 
-    def reap(self, *args, **kwargs):
-        super().reap(*args, **kwargs)
-        for group in self.process_groups.values():
-            group.transition()  # restarts Node at once; the loop does it after its next poll, up to 1 s later
-
 
 # Node looks for compiled code under a name that ends in its user id; the image was built as user 0.
 for built in glob.glob("/var/cache/node/*-0"):
@@ -61,6 +56,9 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 options = ServerOptions()
 options.realize(["--configuration=/etc/supervisor/supervisord.conf"])
 options.first, options.test = True, False
+# It notices an end after its poll of 1 s, which Python resumes after SIGCHLD; so poll for less.
+poll = options.poller.poll
+options.poller.poll = lambda _: poll(0.1)
 container = Container(options)
 try:
     container.main()
