@@ -29,8 +29,7 @@ const read = (path: string) => readFile(join(root, path), 'utf8');
 const installed = spawnSync('nginx', ['-v']).status === 0;
 const skip = installed ? false : 'nginx is not installed (apt-get install nginx-light)';
 
-/** The peer that nginx trusts here; those that it does not are other addresses of loopback. */
-const PROXY = '127.0.0.2';
+const PROXY = '127.0.0.2'; // trusted here; the other addresses of loopback are not
 
 type Handler = (incoming: IncomingMessage, outgoing: ServerResponse) => void;
 const hello: Handler = (_, outgoing) => outgoing.end('{"message":"ok"}');
@@ -132,7 +131,6 @@ function parseAnswer(text: string): Raw {
   return { status: Number(first.split(' ')[1]), headers, body: body.join('\r\n\r\n') };
 }
 
-/** What each of nginx's own answers is. */
 function assertProblem({ status, headers, body }: Raw, expected: number): void {
   assert.equal(status, expected);
   assert.equal(headers.get('content-type'), 'application/problem+json');
@@ -200,7 +198,6 @@ const REFUSALS: [what: string, bytes: string, status: number][] = [
   ['a blank in the path', `GET /a b HTTP/1.1\r\n${END}`, 400],
   ['a URI of 160 kB', `GET /${'a'.repeat(160_000)} HTTP/1.1\r\n${END}`, 414],
   ['a header line of 160 kB', `GET / HTTP/1.1\r\nX: ${'a'.repeat(160_000)}\r\n${END}`, 431],
-  ['headers of 360 kB', `GET / HTTP/1.1\r\n${`X: ${'a'.repeat(3e4)}\r\n`.repeat(12)}${END}`, 431],
   ['the method TRACE', `TRACE /passengers HTTP/1.1\r\n${END}`, 405],
   ['two lengths', `${POST}Content-Length: 2\r\nContent-Length: 3\r\n${END}{}`, 400],
   ['a length and chunks', `${POST}Content-Length: 2\r\n${CHUNKED}${END}0\r\n\r\n`, 400],
@@ -405,8 +402,6 @@ describe('Log', { skip, concurrency: true }, () => {
     assert.doesNotMatch(nginx.log(), /secret|[^\x20-\x7e\n]/);
   });
 });
-
-// --- Probes ------------------------------------------------------------------------------
 
 describe('Port 8081', { skip }, () => {
   for (const [path, status, answer] of [

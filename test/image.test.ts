@@ -146,11 +146,6 @@ describe('Image', { skip }, () => {
       assert.equal(find(image.root, '-path', `${image.root}${path}`), '');
     });
   }
-
-  test('a change of app.ts rebuilds only the compile cache', async () => {
-    const [, after = ''] = (await readFile('Dockerfile', 'utf8')).split('COPY app.ts');
-    assert.deepEqual(after.match(/^(RUN|COPY|ADD) \w+/gm), ['RUN NODE_COMPILE_CACHE']);
-  });
 });
 
 // --- Start -------------------------------------------------------------------------------
