@@ -244,7 +244,7 @@ describe('Refusals', { skip }, () => {
 describe('Service', { skip }, () => {
   for (const method of ['POST', 'PUT', 'PATCH', 'DELETE', 'GET']) {
     test(`${method} is executed once if the service dies after it`, async () => {
-      await send('GET /hello'); // leaves a kept-alive connection to the service, which then dies
+      await send('GET /hello'); // opens a kept-alive connection to the service, which then ends
       handler = (incoming) => incoming.resume().on('end', () => incoming.socket.destroy());
       const body = method === 'GET' ? '' : '{}';
       const answer = await send(`${method} /x`, `Content-Length: ${body.length}\r\n`, body);

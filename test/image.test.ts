@@ -366,7 +366,6 @@ test('SIGTERM: a request of 3 s is answered; nginx ends, then Node', { skip }, a
   await until(async () => (await waits()).length === 0, 2000);
 });
 
-/** What the connections to the database wait for. */
 function waits() {
   return ask(
     database.url,
