@@ -9,7 +9,7 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { buildah } from '../cloudbuild/base-image.ts';
+import { buildah } from './build-image.ts';
 import { childrenOf, until } from './harness.ts';
 
 /** Two containers on one machine take turns, since they have the same ports. */

@@ -12,8 +12,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { BASE, buildah } from '../cloudbuild/base-image.ts';
-import { buildImage } from '../cloudbuild/image.ts';
+import { BASE, buildah, buildImage } from './build-image.ts';
 import { type Image, openImage, PROBES, PUBLIC, startContainer, USER } from './container.ts';
 import { ask, memoryOf, startDatabase, type TestDatabase, until } from './harness.ts';
 
