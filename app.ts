@@ -429,10 +429,10 @@ export function createApp(service: ReturnType<typeof connect>): Hono<Env> {
       await within(1000, pool.ping());
       return c.json({ status: 'ready' });
     });
-    root.get(`${prefix}/metrics`, authenticate(authorize), async (c) => {
-      return c.body(await metrics.print(), 200, { 'Content-Type': metrics.type });
-    });
   }
+  root.get('/metrics', authenticate(authorize), async (c) => {
+    return c.body(await metrics.print(), 200, { 'Content-Type': metrics.type });
+  });
   app.get('/hello', (c) => c.json({ message: 'ok' }));
   app.get('/zero', (c) => c.json({ '0': '' }));
   app.get('/openapi.json', (c) => {

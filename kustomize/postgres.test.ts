@@ -11,7 +11,7 @@ import { join } from 'node:path';
 import { after, before, beforeEach, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { parse } from 'yaml';
-import { freePort } from '../test/embedded.ts';
+import { freePort } from '../lib/embedded.ts';
 import { childrenOf, isRunning, until } from '../test/harness.ts';
 
 const COMPONENTS = fileURLToPath(new URL('./components/', import.meta.url));
