@@ -69,7 +69,7 @@ const MAX_DEPTH = 10; // levels of trees
 const MAX_CONDITIONS = 500; // of all filters together
 const MAX_ITEMS = 10_000; // of one `in`
 const MAX_ORDER = 32; // columns, each counted once
-const MAX_MEMBERS = 50; // json_build_object() takes 100 arguments
+const MAX_MEMBERS = 100;
 
 const BLANKS = /[ \t]*/y;
 const NOTHING = /(?:)/y;

@@ -172,13 +172,17 @@ export function problems(log: Logger): ErrorHandler<Env> {
     const problem = c.env.outgoing.destroyed && found.status !== 500 ? clientLeft() : found;
     const code = codeOf(error);
     const line = { id: c.var.id, code, ...(UNDECLARED.test(code) && { error: error.message }) };
-    c.var.applied.clear();
     const stack = error.stack?.replace(error.message, '');
     if (problem.status === 500) log.error({ ...line, stack }, 'failed');
     else if (problem.status > 500) log.warn(line, 'failed');
-    const { status, headers, body } = problemAnswer(problem);
-    return send(c, status, body, headers);
+    return sendProblem(c, problem);
   };
+}
+
+function sendProblem(c: C, problem: Problem): Response {
+  const { status, headers, body } = problemAnswer(problem);
+  c.var.applied.clear();
+  return send(c, status, body, headers);
 }
 
 function methodsAt(app: Hono<Env>, path: string): string[] {
@@ -191,18 +195,19 @@ function methodsAt(app: Hono<Env>, path: string): string[] {
 
 /** 405 for a path that has other methods, else 404 with PostgREST's code. */
 export function notFound(app: Hono<Env>): NotFoundHandler<Env> {
-  return (c) => {
-    if (!isDecodable(c.env.incoming.url ?? ''))
-      throw new Problem(400, 'PGRST100', 'The path is not percent-encoded text.');
-    const methods = methodsAt(app, c.req.path);
-    const Allow = [...methods, 'OPTIONS'].join(', ');
-    const detail = `${c.req.method} is not possible here.`;
-    if (methods.length > 0)
-      throw new Problem(405, 'PGRST117', detail, `Use ${Allow}.`, { headers: { Allow } });
-    const [, below = '/'] = /\/rest\/v1\/(.*)$/s.exec(c.req.path) ?? [];
-    const known = [/^$/, /^rpc\/[^/]+$/, /^[^/]+$/].findIndex((pattern) => pattern.test(below));
-    throw nothingHere(['PGRST126', 'PGRST202', 'PGRST205'][known]);
-  };
+  return (c) => sendProblem(c, missing(c, methodsAt(app, c.req.path)));
+}
+
+function missing(c: C, methods: string[]): Problem {
+  if (!isDecodable(c.env.incoming.url ?? ''))
+    return new Problem(400, 'PGRST100', 'The path is not percent-encoded text.');
+  const Allow = [...methods, 'OPTIONS'].join(', ');
+  const detail = `${c.req.method} is not possible here.`;
+  if (methods.length > 0)
+    return new Problem(405, 'PGRST117', detail, `Use ${Allow}.`, { headers: { Allow } });
+  const [, below = '/'] = /\/rest\/v1\/(.*)$/s.exec(c.req.path) ?? [];
+  const known = [/^$/, /^rpc\/[^/]+$/, /^[^/]+$/].findIndex((pattern) => pattern.test(below));
+  return nothingHere(['PGRST126', 'PGRST202', 'PGRST205'][known]);
 }
 
 export function nothingHere(code = 'PGRST125'): Problem {

@@ -307,9 +307,10 @@ function describe(
 
 /** References to the headers of a success of a table's route. */
 function headersOf(method: string, path: string, status: number) {
-  const names = [path.includes('{') ? 'ETag' : 'Content-Range', 'Preference-Applied'];
-  if (method === 'GET' && !path.includes('{')) names.push('Link');
-  if (status === 201) names.push('Location');
+  const ofRow = path.includes('{');
+  const names = ['Preference-Applied', ...(ofRow ? ['ETag'] : ['Content-Range'])];
+  if (method === 'GET' && !ofRow) names.push('Link');
+  if (status === 201) names.push(...(ofRow ? [] : ['ETag']), 'Location');
   return Object.fromEntries(names.map((name) => [name, reference(`headers/${name}`)]));
 }
 

@@ -1,0 +1,172 @@
+/** Tests of reading a body: its type, its sizes, its JSON, and its rows. */
+import assert from 'node:assert/strict';
+import type { IncomingMessage } from 'node:http';
+import { Readable } from 'node:stream';
+import { describe, test } from 'node:test';
+import { z } from 'zod';
+import { MAX_ARRAY, mediaType, readJson, toRows } from './body.ts';
+import { integer, jsonb, resource, text } from './columns.ts';
+import { CSV, JSON_TYPE, MERGE_PATCH } from './headers.ts';
+
+const things = resource({
+  path: 'things',
+  table: 'things',
+  key: 'id',
+  columns: {
+    name: text(5),
+    size: integer(1, 3),
+    more: jsonb(z.record(z.string(), z.unknown()), {}, { nullable: true }),
+  },
+});
+const THING = { name: 'a', size: 1 };
+
+function incoming(body: string | Buffer, headers: object = {}, method = 'POST'): IncomingMessage {
+  const stream = Readable.from([Buffer.from(body)]);
+  const type = { 'content-type': 'application/json' };
+  return Object.assign(stream, { method, headers: { ...type, ...headers } }) as never;
+}
+
+function read(body: string | Buffer, limit = 2 ** 20) {
+  return readJson(incoming(body), [JSON_TYPE], limit);
+}
+
+describe('the media type', () => {
+  const types: [object, string][] = [
+    [{ 'content-type': 'Application/JSON; charset=utf-8' }, 'application/json'],
+    [{ 'content-type': 'text/csv;header=present' }, 'text/csv'],
+    [{ 'content-encoding': 'Identity' }, 'application/json'],
+    [{ 'content-type': undefined }, ''],
+  ];
+  for (const [headers, expected] of types)
+    test(JSON.stringify(headers), () => assert.equal(mediaType(incoming('', headers)), expected));
+
+  test('a compressed body is 415', () => {
+    const gzip = incoming('', { 'content-encoding': 'gzip' });
+    assert.throws(() => mediaType(gzip), {
+      status: 415,
+      message: 'A body in gzip cannot be read.',
+    });
+  });
+
+  const others: [string, string[], string, object][] = [
+    ['POST', [JSON_TYPE, CSV], 'text/plain', { 'Accept-Post': 'application/json, text/csv' }],
+    [
+      'PATCH',
+      [JSON_TYPE, MERGE_PATCH],
+      'application/jsonx',
+      {
+        'Accept-Patch': 'application/json, application/merge-patch+json',
+      },
+    ],
+    ['PUT', [JSON_TYPE], '', {}],
+  ];
+  for (const [method, types, type, headers] of others)
+    test(`${method} of "${type}" is 415 with what is accepted`, async () => {
+      const detail = type
+        ? `A body of type ${type} cannot be read.`
+        : 'The Content-Type is missing.';
+      const hint = `Send "Content-Type: ${types.join('" or "')}".`;
+      const request = incoming('{}', { 'content-type': type }, method);
+      const expected = { status: 415, message: detail, hint, extras: { headers } };
+      await assert.rejects(readJson(request, types, 9), expected);
+    });
+});
+
+describe('JSON', () => {
+  test('any value is read', async () => {
+    for (const value of [1, 'é', null, true, [], {}, [{ a: ['\\"', '"', '[{,}]'] }]])
+      assert.deepEqual(await read(JSON.stringify(value)), value);
+  });
+
+  const refused: [string, string | Buffer, number, RegExp][] = [
+    ['nothing', '', 400, /not JSON/],
+    ['two values', '{}{}', 400, /not JSON/],
+    ['NaN', '{"age":NaN}', 400, /not JSON/],
+    ['an open text', '"abc\\"', 400, /not JSON/],
+    ['invalid UTF-8', Buffer.from([0x22, 0xff, 0x22]), 400, /not JSON in UTF-8/],
+    ['101 levels', `${'['.repeat(101)}${']'.repeat(101)}`, 413, /more than 100 levels/],
+    ['101 open levels', '{"a":'.repeat(101), 413, /more than 100 levels/],
+    ['10 001 rows', `[${Array(10_001).fill('{}')}]`, 413, /more than 10000 rows/],
+    ['1 601 members', `{${Array(1601).fill('"a":0')}}`, 413, /more than 1600 members/],
+    ['1 601 members in a row', `[{}, {${Array(1601).fill('"a":0')}}]`, 413, /1600 members/],
+  ];
+  for (const [name, body, status, message] of refused)
+    test(`${name} is ${status}`, () => assert.rejects(read(body), { status, message }));
+
+  const accepted: [string, string][] = [
+    ['100 levels', `${'['.repeat(100)}${']'.repeat(100)}`],
+    ['10 000 rows', `[${Array(MAX_ARRAY).fill('{"a":[1,2]}')}]`],
+    [
+      '1 600 members in each row',
+      `[{${Array(1600).fill('"a":0')}},{${Array(1600).fill('"a":0')}}]`,
+    ],
+    ['commas in texts', `{"a":"${','.repeat(20_000)}","b":"${'['.repeat(200)}"}`],
+    ['a long array in a member', `{"a":[${Array(20_000).fill(0)}]}`],
+  ];
+  for (const [name, body] of accepted)
+    test(`${name} are read`, async () => assert.deepEqual(await read(body), JSON.parse(body)));
+
+  test('over the limit is 413, by its length or by its bytes', async () => {
+    const long = incoming('{}', { 'content-length': '10' });
+    await assert.rejects(readJson(long, [JSON_TYPE], 9), { status: 413 });
+    await assert.rejects(read('"12345678"', 9), { status: 413 });
+    assert.equal(await read('"1234567"', 9), '1234567');
+  });
+});
+
+describe('rows', () => {
+  /** The pointers of the faults of a body. */
+  function faults(body: unknown, columns?: string[]): { code: string; pointers: string[] } {
+    try {
+      toRows(body, things.row, columns);
+    } catch (error) {
+      const { code, extras } = error as { code: string; extras: { errors: { pointer: string }[] } };
+      return { code, pointers: extras.errors.map(({ pointer }) => pointer) };
+    }
+    return { code: '', pointers: [] };
+  }
+
+  test('an object and an array', () => {
+    const row = { ...THING, more: null };
+    assert.deepEqual(toRows(THING, things.row), {
+      rows: [row],
+      many: false,
+      names: ['name', 'size'],
+    });
+    const many = toRows([THING, { ...THING, more: {} }], things.row);
+    assert.deepEqual(
+      [many.rows.length, many.many, many.names],
+      [2, true, ['name', 'size', 'more']],
+    );
+    assert.deepEqual(toRows([], things.row), { rows: [], many: true, names: [] });
+  });
+
+  const invalid: [string, unknown, string[], string][] = [
+    ['null', null, [''], '22023'],
+    ['a text', 'x', [''], '22023'],
+    ['nothing', {}, ['/name', '/size'], '22023'],
+    ['an unknown member', { ...THING, extra: 1 }, ['/extra'], 'PGRST204'],
+    ['__proto__', JSON.parse('{"name":"a","size":1,"__proto__":1}'), ['/__proto__'], 'PGRST204'],
+    ['a slash in a name', { ...THING, 'a/b~c': 1 }, ['/a~1b~0c'], 'PGRST204'],
+    ['two faults of one member, alike', { ...THING, size: -1.5 }, ['/size'], '22023'],
+    ['a bad key', { ...THING, id: 'abc' }, ['/id'], '22023'],
+    ['an array of arrays', [[], THING, 1], ['/0', '/2'], '22023'],
+    ['the second row', [THING, { ...THING, size: 9 }], ['/1/size'], '22023'],
+  ];
+  for (const [name, body, pointers, code] of invalid)
+    test(`${name} is 422 at ${pointers}`, () => assert.deepEqual(faults(body), { code, pointers }));
+
+  test('validation stops at 100 faults', () => {
+    const { pointers } = faults(Array(1000).fill({}));
+    assert.deepEqual([pointers.length, pointers.at(-1)], [100, '/49/size']);
+    const keys = Object.fromEntries(Array.from({ length: 200 }, (_, at) => [`k${at}`, 1]));
+    assert.equal(faults({ ...THING, ...keys }).pointers.length, 100);
+  });
+
+  test('columns= chooses the members', () => {
+    const columns = ['size', 'name'];
+    assert.deepEqual(faults({ ...THING, extra: 1 }, columns).pointers, []);
+    assert.deepEqual(toRows([{ ...THING, extra: 1 }], things.row, columns).names, columns);
+    assert.deepEqual(faults([1, []], columns).pointers, ['/0', '/1']);
+  });
+});

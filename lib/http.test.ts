@@ -1,0 +1,279 @@
+/** Tests of what happens around each request, on a small application without server and database. */
+import assert from 'node:assert/strict';
+import { Readable } from 'node:stream';
+import { describe, test } from 'node:test';
+import { Hono } from 'hono';
+import type { Logger } from 'pino';
+import { boolean, number, resource } from './columns.ts';
+import { LIST } from './dialect.ts';
+import { CSV, JSON_TYPE } from './headers.ts';
+import {
+  authenticate,
+  describe as describeService,
+  type Env,
+  notFound,
+  observe,
+  preferred,
+  problems,
+  readQuery,
+  readRows,
+  sendJson,
+  sendPage,
+  typeFor,
+} from './http.ts';
+import type { Metrics } from './metrics.ts';
+
+const things = resource({
+  path: 'things',
+  table: 'things',
+  key: 'id',
+  columns: { age: number(0, 150), old: boolean() },
+});
+
+const lines: object[] = [];
+const counted: unknown[][] = [];
+const write = (line: object) => lines.push(line);
+const log = { isLevelEnabled: () => false, error: write, warn: write } as unknown as Logger;
+const metrics = { observe: (...given: unknown[]) => counted.push(given) } as unknown as Metrics;
+const life = { prepared: true, stopping: false };
+
+const app = new Hono<Env>({ strict: false });
+const secured = authenticate(async (authorization = '') => authorization, life);
+app.use(observe({ metrics, log, life, config: { CORS_ORIGIN: ['https://shop.example'] } }));
+app.onError(problems(log)).notFound(notFound(app));
+app.options('*', describeService(app, { name: 'things' }));
+app.get('/things', secured, (c) => {
+  const query = readQuery(c, things, LIST);
+  const total = preferred(c, 'count') && { total: 7 };
+  const page = { rows: 2, body: '[1,2]', more: true, next: 'abc', ...total } as never;
+  return sendPage(c, typeFor(c, [JSON_TYPE, CSV]), query, page);
+});
+for (const method of ['POST', 'PATCH', 'PUT'])
+  app.on(method, '/things', secured, async (c) => {
+    const { rows } = await readRows(c, things.part, 1000);
+    return sendJson(c, { rows, sub: c.var.call.sub });
+  });
+app.get('/things/:key', secured, (c) => {
+  preferred(c, 'return');
+  throw Object.assign(new Error(`column "${c.req.param('key')}" is not there`), {
+    code: c.req.header('code'),
+  });
+});
+
+type Fields = Record<string, string | string[]>;
+
+/** The answer to a request, as Node's server would give it to the application. */
+async function ask(method: string, url: string, fields: Fields = {}, body = '') {
+  const given: Fields = { host: 'x', ...fields };
+  const rawHeaders = Object.entries(given).flatMap(([name, value]) =>
+    [value].flat().flatMap((one) => [name, one]),
+  );
+  const headers = Object.fromEntries(
+    Object.entries(given).map(([name, one]) => [name, [one].flat()[0] ?? '']),
+  );
+  const headersDistinct = Object.fromEntries(
+    Object.entries(given).map(([name, one]) => [name, [one].flat()]),
+  );
+  const incoming = Object.assign(Readable.from([Buffer.from(body)]), {
+    ...{ method, url, headers, headersDistinct, rawHeaders, httpVersion: '1.1' },
+  });
+  const bindings = { incoming, outgoing: { destroyed: false } };
+  const reply = await app.request(`http://x${url}`, { method, headers }, bindings as never);
+  const text = await reply.text();
+  const json = /json/.test(reply.headers.get('content-type') ?? '') && text ? JSON.parse(text) : {};
+  return { status: reply.status, headers: reply.headers, text, json };
+}
+
+describe('a request', () => {
+  const refused: [string, string, Fields, number, string][] = [
+    ['without Host', '/things', { host: '' }, 400, 'PGRST100'],
+    ['with two Authorization headers', '/things', { authorization: ['a', 'b'] }, 400, 'PGRST100'],
+    ['of another schema', '/things', { 'accept-profile': 'other' }, 406, 'PGRST106'],
+    ['with a long URI', `/things?${'x'.repeat(140_000)}`, {}, 414, 'PGRST100'],
+    ['with long headers', '/things', { x: 'x'.repeat(140_000) }, 431, 'PGRST100'],
+    ['of an unknown type', '/things', { accept: 'text/html' }, 406, 'PGRST107'],
+    ['of an unknown preference', '/things', { prefer: 'handling=strict, x' }, 400, 'PGRST122'],
+    ['of a reversed range', '/things', { range: '5-2' }, 416, 'PGRST103'],
+    ['for no path', '/nope', {}, 404, 'PGRST125'],
+    ['for no table', '/rest/v1/nope', {}, 404, 'PGRST205'],
+    ['for no procedure', '/rest/v1/rpc/nope', {}, 404, 'PGRST202'],
+    ['for no text', '/nope%zz', {}, 400, 'PGRST100'],
+  ];
+  for (const [name, url, fields, status, code] of refused)
+    test(`${name} is ${status} with a problem`, async () => {
+      const { json, headers, ...reply } = await ask('GET', url, fields);
+      assert.deepEqual([reply.status, json.status, json.code], [status, status, code]);
+      assert.equal(json.message, json.detail);
+      assert.equal(headers.get('content-type'), 'application/problem+json');
+      assert.match(headers.get('x-request-id') ?? '', /^[0-9a-f-]{36}$/);
+      assert.equal(headers.get('preference-applied'), null);
+    });
+
+  test('of another method is 405 with Allow', async () => {
+    const { status, headers, json } = await ask('DELETE', '/things');
+    assert.deepEqual([status, json.code], [405, 'PGRST117']);
+    assert.equal(headers.get('allow'), 'GET, HEAD, POST, PUT, PATCH, OPTIONS');
+  });
+
+  test('is counted by the pattern of its route', async () => {
+    await ask('GET', '/things/7');
+    await ask('GET', '/nope');
+    assert.deepEqual(
+      counted.slice(-2).map((one) => one.slice(0, 3)),
+      [
+        ['GET', '/things/:key', 500],
+        ['GET', 'unmatched', 404],
+      ],
+    );
+  });
+
+  test('keeps its id when that is sane', async () => {
+    const kept = await ask('GET', '/things', { 'x-request-id': 'a-b_c:1' });
+    assert.equal(kept.headers.get('x-request-id'), 'a-b_c:1');
+    const replaced = await ask('GET', '/things', { 'x-request-id': '<script>' });
+    assert.match(replaced.headers.get('x-request-id') ?? '', /^[0-9a-f-]{36}$/);
+  });
+
+  test('answers the same with a slash at the end', async () => {
+    assert.deepEqual((await ask('GET', '/things/')).json, [1, 2]);
+  });
+});
+
+describe('errors of the database', () => {
+  const errors: [string, number, string, RegExp][] = [
+    ['42703', 503, '08006', /A table is not as it was declared/],
+    ['42P01', 503, '08006', /A table is not as it was declared/],
+    ['0A000', 501, '0A000', /is not there/],
+    ['22P02', 400, '22P02', /is not there/],
+    ['54000', 400, '54000', /is not there/],
+    ['42501', 403, '42501', /role lacks/],
+    ['57014', 504, '57014', /too long/],
+    ['40001', 503, '08006', /not available/],
+    ['XX000', 500, 'XX000', /Internal error/],
+  ];
+  for (const [code, status, shown, message] of errors)
+    test(`${code} is ${status}`, async () => {
+      const { headers, json } = await ask('GET', '/things/age', { code, prefer: 'return=minimal' });
+      assert.deepEqual([json.status, json.code], [status, shown]);
+      assert.match(json.message, message);
+      assert.equal(headers.get('retry-after'), status === 503 ? '1' : null);
+      assert.equal(headers.get('preference-applied'), null);
+    });
+
+  test('the log names the column that is missing', async () => {
+    const { headers } = await ask('GET', '/things/age', { code: '42703' });
+    const id = headers.get('x-request-id');
+    assert.deepEqual(lines.at(-1), { id, code: '42703', error: 'column "age" is not there' });
+  });
+});
+
+describe('Preference-Applied', () => {
+  const preferences: [string, string | null][] = [
+    ['count=exact', 'count=exact'],
+    ['count=exact, return=minimal', 'count=exact'],
+    ['max-affected=1, handling=strict', 'handling=strict'],
+    ['return=minimal, tx=commit, nope', null],
+  ];
+  for (const [prefer, expected] of preferences)
+    test(`of ${prefer} is ${expected}`, async () => {
+      const { headers } = await ask('GET', '/things', { prefer });
+      assert.equal(headers.get('preference-applied'), expected);
+    });
+});
+
+describe('a page', () => {
+  const pages: [string, Fields, number, string][] = [
+    ['', {}, 200, '0-1/*'],
+    ['?offset=3', {}, 200, '3-4/*'],
+    ['', { prefer: 'count=exact' }, 206, '0-1/7'],
+    ['', { range: '3-4' }, 200, '3-4/*'],
+    ['', { range: 'items=3-4', 'range-unit': 'items' }, 200, '3-4/*'],
+    ['?offset=4', { range: '3-9' }, 200, '4-5/*'],
+    ['', { range: 'bytes=3-4' }, 200, '0-1/*'],
+  ];
+  for (const [query, fields, status, range] of pages)
+    test(`${query} ${JSON.stringify(fields)} is ${range}`, async () => {
+      const { headers, ...reply } = await ask('GET', `/things${query}`, fields);
+      assert.deepEqual([reply.status, headers.get('content-range')], [status, range]);
+    });
+
+  test('has a link to the next, unless that is longer than 4 KiB', async () => {
+    const { headers } = await ask('GET', '/things?limit=2&offset=2');
+    assert.equal(headers.get('link'), '</things?limit=2&after=abc>; rel="next"');
+    const long = await ask('GET', `/things?order=${Array(1700).fill('age')}`);
+    assert.deepEqual([long.status, long.headers.get('link')], [200, null]);
+  });
+
+  test('past the counted end is 416', async () => {
+    const { status, headers } = await ask('GET', '/things?offset=8', { prefer: 'count=exact' });
+    assert.deepEqual([status, headers.get('content-range')], [416, '*/7']);
+  });
+
+  const ranges: [string, string, number, number | undefined][] = [
+    ['', '2-5', 2, 4],
+    ['limit=2', '2-5', 2, 0],
+    ['limit=4', '2-5', 2, 2],
+    ['offset=3', '2-5', 3, 3],
+    ['offset=3&limit=1', '2-', 3, 1],
+    ['offset=1', '2-', 2, undefined],
+  ];
+  for (const [query, range, offset, limit] of ranges)
+    test(`?${query} and Range: ${range} are intersected`, () => {
+      const c = { env: { incoming: { url: `/?${query}` } }, req: { header: () => range } };
+      const found = readQuery(c as never, things, LIST);
+      assert.deepEqual([found.offset, found.limit], [offset, limit]);
+    });
+});
+
+describe('a body', () => {
+  const types: [string, string, string | null][] = [
+    ['POST', 'accept-post', 'application/json, text/csv'],
+    ['PATCH', 'accept-patch', 'application/json, application/merge-patch+json'],
+    ['PUT', 'accept-put', null],
+  ];
+  for (const [method, header, expected] of types)
+    test(`of ${method} without a type is 415 with ${header}`, async () => {
+      const { status, headers, json } = await ask(method, '/things', {}, '{}');
+      assert.deepEqual([status, headers.get(header)], [415, expected]);
+      assert.equal(json.message, 'The Content-Type is missing.');
+    });
+
+  test('is read, with its caller', async () => {
+    const fields = { 'content-type': 'application/merge-patch+json', authorization: 'ann' };
+    const { json } = await ask('PATCH', '/things', fields, '{"age":1}');
+    assert.deepEqual(json, { rows: [{ age: 1 }], sub: 'ann' });
+  });
+});
+
+describe('OPTIONS', () => {
+  test('names the service and the methods', async () => {
+    const { json, headers } = await ask('OPTIONS', '/things?x');
+    const methods = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'OPTIONS'];
+    assert.deepEqual(json, { name: 'things', uri: '/things?x', methods });
+    assert.equal(headers.get('allow'), methods.join(', '));
+    const nowhere = await ask('OPTIONS', '/nope');
+    assert.deepEqual([nowhere.json.methods, nowhere.headers.get('allow')], [[], 'OPTIONS']);
+  });
+
+  test('of a preflight is 204 with what an allowed origin may', async () => {
+    const fields = { origin: 'https://shop.example', 'access-control-request-method': 'PATCH' };
+    const { status, headers } = await ask('OPTIONS', '/things', fields);
+    assert.equal(status, 204);
+    assert.equal(headers.get('access-control-allow-origin'), 'https://shop.example');
+    for (const name of ['Prefer', 'apikey', 'x-client-info', 'accept-profile', 'Idempotency-Key'])
+      assert.match(headers.get('access-control-allow-headers') ?? '', new RegExp(name, 'i'));
+  });
+
+  test('another origin gets Vary alone', async () => {
+    const { headers } = await ask('GET', '/things', { origin: 'https://evil.example' });
+    assert.equal(headers.get('access-control-allow-origin'), null);
+    assert.equal(headers.get('vary'), 'Origin');
+  });
+});
+
+test('before the tables were checked, the answer is 503', async () => {
+  life.prepared = false;
+  const { status, headers } = await ask('GET', '/things');
+  life.prepared = true;
+  assert.deepEqual([status, headers.get('retry-after')], [503, '1']);
+});
