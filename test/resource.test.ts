@@ -4,16 +4,16 @@
  */
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
-import { once } from 'node:events';
-import { createServer } from 'node:http';
-import type { AddressInfo } from 'node:net';
 import { after, before, describe, test } from 'node:test';
-import { getRequestListener } from '@hono/node-server';
 import fc from 'fast-check';
-import { pino } from 'pino';
 import { z } from 'zod';
-import * as app from '../app.ts';
-import { client, type Row } from './deployment.ts';
+import { connect, createApp } from '../app.ts';
+import * as kinds from '../lib/columns.ts';
+import { readConfig } from '../lib/config.ts';
+import { openLog } from '../lib/log.ts';
+import { serve } from '../lib/server.ts';
+import { ensureTable } from '../lib/table.ts';
+import { client, openTables, type Row } from './deployment.ts';
 import { bearer, lint, startDatabase, type TestDatabase } from './harness.ts';
 
 const SECRET = 'a-secret-of-32-bytes-or-of-more-than-that';
@@ -25,33 +25,29 @@ before(async () => {
 });
 after(() => database?.stop());
 
-type Served = Awaited<ReturnType<typeof serve>>;
+type Served = Awaited<ReturnType<typeof open>>;
 
 /** The resource on a port of its own, in this process, with its table in the test's database. */
-async function serve(resource: app.Resource, environment = {}) {
-  const config = app.readConfig({ DATABASE_URL: database.url, POOL_SIZE: '2', ...environment });
-  const log = pino({ level: 'silent' });
-  const db = new app.Database(config, log);
-  await app.ensureTable(resource, db).catch(async (error) => {
-    await db.end();
+async function open(resource: kinds.Resource, environment = {}) {
+  const fixed = { DATABASE_URL: database.url, POOL_SIZE: '2', PORT: '0' };
+  const config = readConfig({ ...fixed, ...environment });
+  const log = openLog('silent');
+  const service = connect(config, { resources: [resource] }, log);
+  const close = () => service.pool.end();
+  await ensureTable(resource, service.pool).catch(async (error) => {
+    await close();
     throw error;
   });
-  const { fetch } = app.createApp({
-    ...{ config, resource, log, life: { stopping: false, prepared: true } },
-    store: new app.Store(resource, db),
-    metrics: app.createMetrics(config, db),
-    authorize: app.createAuth(config, log, resource),
-  });
-  const server = createServer(getRequestListener(fetch)).listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const request = client(`http://127.0.0.1:${(server.address() as AddressInfo).port}`);
+  const { fetch } = createApp(service);
+  const { url, stop } = await serve(
+    config,
+    { ...service, fetch, prepare: async () => {}, close },
+    log,
+  );
+  const request = client(url);
   const send = (method: string, path: string, body?: unknown, headers = {}) =>
     request(method, path, { body, headers });
-  const stop = async () => {
-    server.close().closeAllConnections();
-    await db.end();
-  };
-  return { send, stop };
+  return { url, send, stop };
 }
 
 // --- Any declaration ------------------------------------------------------------------
@@ -74,39 +70,39 @@ const DRAWN = fc.record({
 type Drawn = ReturnType<typeof DRAWN.generate>['value'];
 
 /** A column, the values that fit, and values that do not. */
-type Sample = [column: app.Column, good: fc.Arbitrary<unknown>, bad: unknown[]];
+type Sample = [column: kinds.Column, good: fc.Arbitrary<unknown>, bad: unknown[]];
 
 /** Every kind, by the name of the kind. */
 const KINDS: Record<string, (drawn: Drawn) => Sample> = {
-  boolean: ({ options }) => [app.boolean(options), fc.boolean(), ['true', 1, [], {}]],
+  boolean: ({ options }) => [kinds.boolean(options), fc.boolean(), ['true', 1, [], {}]],
   integer: ({ options, bounds: [min, range] }) => [
-    app.integer(min, min + range, options),
+    kinds.integer(min, min + range, options),
     fc.integer({ min, max: min + range }),
     [min - 1, min + range + 1, min + 0.5, '1', 2 ** 31, true],
   ],
   number: ({ options, bounds: [min, range] }) => [
-    app.number(min, min + range, options),
+    kinds.number(min, min + range, options),
     fc.double({ min, max: min + range, noNaN: true }),
     [min - 1, min + range + 1, '1', true],
   ],
   text: ({ options, length }) => [
-    app.text(length, options),
+    kinds.text(length, options),
     TEXT.filter((text) => [...text].length <= length),
     ['', ' ', 'x'.repeat(length + 1), 'a\0', '\ud800', 7, ['x']],
   ],
   oneOf: ({ options, words }) => [
-    app.oneOf(words, options),
+    kinds.oneOf(words, options),
     fc.constantFrom(...words),
     [`${words.join('')}x`, '', 7],
   ],
-  uuid: ({ options }) => [app.uuid(options), fc.uuid(), ['x', '', randomUUID().slice(1), 7]],
+  uuid: ({ options }) => [kinds.uuid(options), fc.uuid(), ['x', '', randomUUID().slice(1), 7]],
   date: ({ options }) => [
-    app.date({ to: '9999-12-30', ...options }),
+    kinds.date({ to: '9999-12-30', ...options }),
     MOMENT.map((text) => text.slice(0, 10)),
     ['2026-02-30', '0000-01-01', '9999-12-31', 'today', 'infinity', '2026-1-1', '', 20260101],
   ],
   timestamp: ({ options }) => [
-    app.timestamp(options),
+    kinds.timestamp(options),
     MOMENT,
     [
       ...['2026-02-30T00:00:00Z', '2026-01-01', '2026-01-01T00:00:00', 'now', '', 0],
@@ -115,7 +111,7 @@ const KINDS: Record<string, (drawn: Drawn) => Sample> = {
     ],
   ],
   jsonb: ({ options }) => [
-    app.jsonb(z.array(ITEM).min(1), [{ id: 1, tags: [] }], options),
+    kinds.jsonb(z.array(ITEM).min(1), [{ id: 1, tags: [] }], options),
     fc.array(fc.record({ id: fc.nat(), tags: fc.array(TEXT) }), { minLength: 1 }),
     [[], {}, 'x', [{ id: 1 }], [{ id: -1, tags: [] }], [{ id: 1, tags: ['\0'] }]],
   ],
@@ -124,13 +120,15 @@ const KINDS: Record<string, (drawn: Drawn) => Sample> = {
 /** A declaration of all kinds in some order, with rows that fit. */
 const DECLARATION = fc
   .shuffledSubarray(Object.entries(KINDS), { minLength: 9 })
-  .chain((kinds) =>
+  .chain((all) =>
     fc.tuple(
-      ...kinds.map(([kind, make]) => DRAWN.map((drawn) => [`the${kind}`, ...make(drawn)] as const)),
+      ...all.map(([kind, make]) => DRAWN.map((drawn) => [`the${kind}`, ...make(drawn)] as const)),
     ),
   )
   .chain((columns) => {
     const row = fc.record(Object.fromEntries(columns.map(([name, , good]) => [name, good])));
+    const print = () => columns.map(([name, { expects }]) => `${name}: ${expects}`).join('; ');
+    Object.assign(columns, { [fc.toStringMethod]: print });
     return fc.record({ columns: fc.constant(columns), rows: fc.tuple(row, row, row) });
   });
 
@@ -172,8 +170,8 @@ test('any declaration makes a table, takes what fits, refuses what does not, fil
     runs += 1;
     const declared = Object.fromEntries(columns.map(([name, column]) => [name, column]));
     const table = `t"${runs}`;
-    const resource = app.resource({ path: 'things', table, key: 'id', columns: declared });
-    const served = await serve(resource);
+    const resource = kinds.resource({ path: 'things', table, key: 'id', columns: declared });
+    const served = await open(resource);
     try {
       const made: Row[] = [];
       for (const row of rows) {
@@ -184,14 +182,15 @@ test('any declaration makes a table, takes what fits, refuses what does not, fil
       }
       for (const [name, { nullable }, , bad] of columns)
         await tryColumn(served.send, name, nullable ? bad : [...bad, null], made);
-      const document = (await served.send('GET', '/openapi.json')).json;
+      const [table] = await openTables(served.url);
       const wanted = columns.filter(([, { nullable }]) => !nullable).map(([name]) => name);
-      assert.deepEqual(document.components.schemas.NewRow.required ?? [], wanted);
-      if (runs === 1) assert.deepEqual(await lint(document), []);
+      assert.deepEqual(table?.required, wanted);
+      const { json } = await served.send('GET', '/openapi.json');
+      if (runs === 1) assert.deepEqual(await lint(json), []);
     } finally {
       await served.stop();
     }
-    await (await serve(resource)).stop(); // the table is as declared
+    await (await open(resource)).stop(); // the table is as declared
     await database.sql.unsafe(`drop table "t""${runs}"`);
   });
   const seed = process.env.FC_SEED ? { seed: Number(process.env.FC_SEED) } : {};
@@ -203,29 +202,29 @@ test('any declaration makes a table, takes what fits, refuses what does not, fil
 // --- Options of columns ---------------------------------------------------------------
 
 describe('A column', () => {
-  const resource = app.resource({
+  const resource = kinds.resource({
     ...{ path: 'things', table: 'things', key: 'id' },
     columns: {
-      slug: app.text(20, { unique: true }),
-      'a/"B': app.integer(0, 9, { unique: true, nullable: true, csv: 'AB' }),
-      at: app.timestamp({ default: app.now, csv: 'At' }),
-      day: app.date({ from: '2020-01-01', to: '2020-12-31', default: '2020-06-01' }),
-      tags: app.jsonb(z.array(z.string()), ['x'], { default: ["it's"] }),
-      made: app.timestamp({ generated: app.now }),
-      token: app.uuid({ generated: () => 'gen_random_uuid()', unique: true }),
+      slug: kinds.text(20, { unique: true }),
+      'a/"B': kinds.integer(0, 9, { unique: true, nullable: true, csv: 'AB' }),
+      at: kinds.timestamp({ default: kinds.now, csv: 'At' }),
+      day: kinds.date({ from: '2020-01-01', to: '2020-12-31', default: '2020-06-01' }),
+      tags: kinds.jsonb(z.array(z.string()), ['x'], { default: ["it's"] }),
+      made: kinds.timestamp({ generated: kinds.now }),
+      token: kinds.uuid({ generated: () => 'gen_random_uuid()', unique: true }),
     },
   });
   let send: Served['send'];
   let stop: Served['stop'] | undefined;
   before(async () => {
-    ({ send, stop } = await serve(resource));
+    ({ send, stop } = await open(resource));
   });
   after(() => stop?.());
   let count = 0;
   const thing = (values: Row = {}): Row => ({ slug: `s${++count}`, ...values });
   const create = (values?: Row) => send('POST', '/things', thing(values));
-  const plain = (columns: Record<string, app.Column>) =>
-    app.resource({ path: 'plain', table: 'plain', key: 'id', columns });
+  const plain = (columns: Record<string, kinds.Column>) =>
+    kinds.resource({ path: 'plain', table: 'plain', key: 'id', columns });
 
   test('with a default is filled, also by an expression of the database', async () => {
     const { json } = await create();
@@ -265,15 +264,15 @@ describe('A column', () => {
   }
 
   test('that is unique needs its index in a table that exists', async () => {
-    await (await serve(plain({ a: app.integer(0, 9) }))).stop();
-    const unique = plain({ a: app.integer(0, 9, { unique: true }) });
-    await assert.rejects(serve(unique), { message: /a has no unique index/ });
+    await (await open(plain({ a: kinds.integer(0, 9) }))).stop();
+    const unique = plain({ a: kinds.integer(0, 9, { unique: true }) });
+    await assert.rejects(open(unique), { message: /a has no unique index/ });
   });
 
   for (const name of ['', 'select', 'order', 'columns', 'on_conflict', 'not', 'id']) {
     test(`cannot have the name "${name}" of a parameter or of the key`, () => {
       const message = /cannot be the name of a column/;
-      assert.throws(() => plain({ [name]: app.boolean() }), { message });
+      assert.throws(() => plain({ [name]: kinds.boolean() }), { message });
     });
   }
 
@@ -300,13 +299,13 @@ describe('A column', () => {
     assert.deepEqual([generated.status, generated.json.code], [400, 'PGRST204']);
   });
 
-  const ANY = app.resource({
+  const ANY = kinds.resource({
     ...{ path: 'any', table: 'anything', key: 'id' },
-    columns: { value: app.jsonb(z.unknown(), 1) },
+    columns: { value: kinds.jsonb(z.unknown(), 1) },
   });
   const NESTED = '['.repeat(5000) + ']'.repeat(5000);
   test('of any JSON takes what PostgreSQL can hold and refuses the rest by 422', async (t) => {
-    const { send, stop } = await serve(ANY);
+    const { send, stop } = await open(ANY);
     t.after(stop);
     for (const value of ['[1e999]', '{"\\u0000":1}', '["\\ud800"]', NESTED]) {
       const { status, json } = await send('POST', '/any', `{"value":${value}}`);
@@ -320,14 +319,14 @@ describe('A column', () => {
     assert.equal((await send('GET', '/any?value=like.x')).json.code, '42883');
   });
 
-  const NOTES = app.resource({
+  const NOTES = kinds.resource({
     ...{ path: 'notes', table: 'notes', key: 'id' },
-    columns: { note: app.text(50), by: app.owner(/^[\s\S]+$/) },
+    columns: { note: kinds.text(50), by: kinds.owner(/^[\s\S]+$/) },
   });
   const ODD = ['a', '日本', 'a,b', '"a"', 'a\nb', 'a\r\n', "a'b", 'a\\b', ' a', '\\.', 'NULL'];
   for (const by of ODD) {
     test(`that is the owner is the caller ${JSON.stringify(by)} for rows of CSV`, async (t) => {
-      const { send, stop } = await serve(NOTES, { JWT_SECRET: SECRET });
+      const { send, stop } = await open(NOTES, { JWT_SECRET: SECRET });
       t.after(stop);
       const own = await bearer(SECRET, by);
       const text = 'note\n"one, ""two"""\nthrée\n';
