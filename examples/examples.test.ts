@@ -7,6 +7,9 @@ import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
+import { decodeJwt } from 'jose';
+import { main } from '../app.ts';
+import { StartError } from '../lib/problem.ts';
 import { checks } from '../test/contract.ts';
 import { openTables, type Table } from '../test/deployment.ts';
 import {
@@ -31,6 +34,7 @@ const DECLARATIONS: [file: string, environment: Record<string, string>][] = [
   ['app.ts', {}],
   ['examples/orders.ts', SHOP],
   ['examples/cities.ts', { BASE_PATH: '/ws/cities' }],
+  ['examples/shop.ts', {}],
   ['README.md', {}],
 ];
 
@@ -90,15 +94,6 @@ for (const [file, environment] of DECLARATIONS) {
   });
 }
 
-/** The exit code of `node app.ts …args` and what it printed. */
-async function run(args: string[], environment: Record<string, string> = {}) {
-  const options = { env: { ...inherited(), ...environment }, cwd: ROOT, timeout: 30_000 };
-  const command = [...nodeArguments, 'app.ts', ...args];
-  const ended = promisify(execFile)(process.execPath, command, options);
-  const { code = 0, stdout } = await ended.catch((error) => error);
-  return { code, stdout };
-}
-
 describe('Another program', () => {
   const ORDERS = 'examples/orders.ts';
   const WAYS: [way: string, args: string[], environment: Record<string, string>][] = [
@@ -119,8 +114,10 @@ describe('Another program', () => {
   }
 
   test('can be named before token', async () => {
-    const { stdout } = await run([ORDERS, 'token', '--sub', USER], SHOP);
-    const { sub, aud } = JSON.parse(Buffer.from(stdout.split('.')[1], 'base64url').toString());
+    const command = [...nodeArguments, 'app.ts', ORDERS, 'token', '--sub', USER];
+    const options = { env: { ...inherited(), ...SHOP }, cwd: ROOT };
+    const { stdout } = await promisify(execFile)(process.execPath, command, options);
+    const { sub, aud } = decodeJwt(stdout.trim());
     assert.deepEqual([sub, aud], [USER, SHOP.JWT_AUDIENCE]);
   });
 
@@ -131,27 +128,25 @@ describe('Another program', () => {
     ['throws', "throw new Error('by itself')", /cannot be imported: by itself/],
     ['exports nothing', 'export const a = 1;', /no default export that resource\(\) made/],
     ['exports no resource', 'export default { path: 1 };', /no default export that resource\(\)/],
+    ['exports no tables', 'export default [];', /no default export that resource\(\)/],
     ['declares a bad name', `export default resource(${BAD_NAME});`, /"id" cannot be the name/],
   ];
   for (const [at, [fault, text, message]] of WRONG.entries()) {
-    test(`exits with 2 and names the file that ${fault}`, async () => {
+    test(`does not start and names the file that ${fault}`, async () => {
       const file = join(directory, `wrong-${at}.ts`);
-      const imports = "import { boolean, resource } from '../app.ts';\n";
+      const imports = "import { boolean, resource } from '../lib/columns.ts';\n";
       if (text) await write(`wrong-${at}.ts`, imports + text);
-      const { code, stdout } = await run([file], { DATABASE_URL: database.url });
-      const { msg } = JSON.parse(stdout);
-      assert.equal(code, 2, msg);
-      assert.ok(msg.startsWith(`RESOURCE ${file} `), msg);
-      assert.match(msg, message);
+      await assert.rejects(main([file], {}), (error: Error) => {
+        assert.ok(error instanceof StartError && error.message.startsWith(`RESOURCE ${file} `));
+        return message.test(error.message);
+      });
     });
   }
 
-  const WITHOUT_USERS = [{}, { AUTH: 'none' }, { JWT_SECRET: SECRET, AUTH: 'write' }];
-  for (const environment of WITHOUT_USERS) {
-    test(`with an owner exits with 2 by ${Object.keys(environment)}`, async () => {
-      const { code, stdout } = await run([ORDERS], { DATABASE_URL: database.url, ...environment });
-      assert.equal(code, 2);
-      assert.match(stdout, /AUTH=all with JWT_SECRET or JWKS_URL is required/);
+  for (const environment of [{}, { AUTH: 'none' }, { JWT_SECRET: SECRET, AUTH: 'write' }]) {
+    test(`with an owner does not start by ${JSON.stringify(environment)}`, async () => {
+      const message = /^AUTH=all with JWT_SECRET or JWKS_URL is required/;
+      await assert.rejects(main([join(ROOT, ORDERS)], environment), { message });
     });
   }
 });
