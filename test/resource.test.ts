@@ -50,11 +50,10 @@ async function open(resource: kinds.Resource, environment = {}) {
   return { url, send, stop };
 }
 
-// --- Any declaration ------------------------------------------------------------------
-
-const TEXT = fc.string({ unit: 'grapheme', minLength: 1, maxLength: 20 }).filter((text) => {
-  return !text.includes('\0') && text === text.trim() && text !== '';
-});
+const TEXT = fc
+  .string({ unit: 'grapheme', minLength: 1, maxLength: 20 })
+  .filter((text) => !text.includes('\0') && text === text.trim() && text !== '');
+const MIXED = z.union([z.string(), z.number(), z.boolean(), z.array(z.array(z.string()))]);
 const ITEM = z.strictObject({ id: z.int().min(0), tags: z.array(z.string()) });
 const MOMENT = fc
   .date({ min: new Date('0001-01-02'), max: new Date('9999-12-30'), noInvalidDate: true })
@@ -115,11 +114,16 @@ const KINDS: Record<string, (drawn: Drawn) => Sample> = {
     fc.array(fc.record({ id: fc.nat(), tags: fc.array(TEXT) }), { minLength: 1 }),
     [[], {}, 'x', [{ id: 1 }], [{ id: -1, tags: [] }], [{ id: 1, tags: ['\0'] }]],
   ],
+  mixedjsonb: ({ options }) => [
+    kinds.jsonb(MIXED, 1, options),
+    fc.oneof(TEXT, fc.integer(), fc.boolean(), fc.array(fc.array(TEXT))),
+    [{}, 'a\0', [['\0']], [['\ud800']]],
+  ],
 };
 
 /** A declaration of all kinds in some order, with rows that fit. */
 const DECLARATION = fc
-  .shuffledSubarray(Object.entries(KINDS), { minLength: 9 })
+  .shuffledSubarray(Object.entries(KINDS), { minLength: 10 })
   .chain((all) =>
     fc.tuple(
       ...all.map(([kind, make]) => DRAWN.map((drawn) => [`the${kind}`, ...make(drawn)] as const)),
@@ -139,10 +143,6 @@ function comparable(row: Row): Row {
   return JSON.parse(JSON.stringify({ ...row, thetimestamp: moment }));
 }
 
-function idsIn(rows: Row[]): unknown[] {
-  return rows.map(({ id }) => id).sort();
-}
-
 /** Asserts what every column of a declaration does with its values. */
 async function tryColumn(send: Served['send'], name: string, bad: unknown[], made: Row[]) {
   const [{ id: _, ...row } = {}] = made;
@@ -156,15 +156,15 @@ async function tryColumn(send: Served['send'], name: string, bad: unknown[], mad
   assert.equal(without.status, isNullable ? 201 : 422, without.text);
   if (isNullable) await send('DELETE', `/things/${without.json.id}`);
   const value = JSON.stringify(row[name]);
-  const text = typeof row[name] === 'string' ? row[name] : value;
+  const text = typeof row[name] === 'string' && !/jsonb/.test(name) ? row[name] : value;
   const found = await send('GET', `/things?${new URLSearchParams({ [name]: `eq.${text}` })}`);
   const same = made.filter((one) => JSON.stringify(one[name]) === value);
-  assert.deepEqual(idsIn(found.json), idsIn(same), `${name}=eq.${text}`);
+  assert.deepEqual(found.json, same, `${name}=eq.${text}`);
   assert.deepEqual((await send('GET', `/things?${name}=is.null`)).json, []);
   assert.equal((await send('GET', `/things?order=${name}.desc&limit=2`)).json.length, 2);
 }
 
-test('any declaration makes a table, takes what fits, refuses what does not, filters, describes itself', async (t) => {
+test('any declaration makes a table, takes what fits, refuses what does not, filters, describes itself', async () => {
   let runs = 0;
   const property = fc.asyncProperty(DECLARATION, async ({ columns, rows }) => {
     runs += 1;
@@ -196,10 +196,7 @@ test('any declaration makes a table, takes what fits, refuses what does not, fil
   const seed = process.env.FC_SEED ? { seed: Number(process.env.FC_SEED) } : {};
   const numRuns = Number(process.env.RUNS ?? 8);
   await fc.assert(property, { numRuns, ...seed, endOnFailure: true });
-  t.diagnostic(`${runs} declarations`);
 });
-
-// --- Options of columns ---------------------------------------------------------------
 
 describe('A column', () => {
   const resource = kinds.resource({
@@ -223,8 +220,6 @@ describe('A column', () => {
   let count = 0;
   const thing = (values: Row = {}): Row => ({ slug: `s${++count}`, ...values });
   const create = (values?: Row) => send('POST', '/things', thing(values));
-  const plain = (columns: Record<string, kinds.Column>) =>
-    kinds.resource({ path: 'plain', table: 'plain', key: 'id', columns });
 
   test('with a default is filled, also by an expression of the database', async () => {
     const { json } = await create();
@@ -234,17 +229,16 @@ describe('A column', () => {
     assert.equal(Date.parse(at), Date.parse('2001-02-03T02:05:06Z'));
   });
 
-  for (const name of ['made', 'token']) {
-    test(`that is generated is set by no body and kept by PUT: ${name}`, async () => {
-      const { json } = await create();
-      for (const [method, path] of Object.entries({ POST: '', PATCH: `/${json.id}` })) {
-        const reply = await send(method, `/things${path}`, thing({ [name]: json[name] }));
-        assert.deepEqual([reply.status, reply.json.errors[0].pointer], [422, `/${name}`]);
-      }
-      const put = await send('PUT', `/things/${json.id}`, thing());
-      assert.deepEqual([put.status, put.json[name]], [200, json[name]]);
-    });
-  }
+  test('that is generated is set by no body and kept by PUT', async () => {
+    const { made, token, id } = (await create()).json;
+    for (const [method, path] of Object.entries({ POST: '', PATCH: `/${id}` })) {
+      const { json } = await send(method, `/things${path}`, thing({ made, token }));
+      const pointers = json.errors.map(({ pointer }: { pointer: string }) => pointer);
+      assert.deepEqual(pointers, ['/made', '/token']);
+    }
+    const { json } = await send('PUT', `/things/${id}`, thing());
+    assert.deepEqual([json.made, json.token], [made, token]);
+  });
 
   const TAKEN: [method: string, body: Row | Row[], pointer: string][] = [
     ['POST', { slug: 'taken' }, '/slug'],
@@ -260,19 +254,6 @@ describe('A column', () => {
       const reply = await send(method, `/things${path}`, body);
       assert.deepEqual([reply.status, reply.json.code], [409, '23505'], reply.text);
       assert.deepEqual(reply.json.errors, [{ pointer, detail: 'is taken' }]);
-    });
-  }
-
-  test('that is unique needs its index in a table that exists', async () => {
-    await (await open(plain({ a: kinds.integer(0, 9) }))).stop();
-    const unique = plain({ a: kinds.integer(0, 9, { unique: true }) });
-    await assert.rejects(open(unique), { message: /a has no unique index/ });
-  });
-
-  for (const name of ['', 'select', 'order', 'columns', 'on_conflict', 'not', 'id']) {
-    test(`cannot have the name "${name}" of a parameter or of the key`, () => {
-      const message = /cannot be the name of a column/;
-      assert.throws(() => plain({ [name]: kinds.boolean() }), { message });
     });
   }
 
@@ -293,30 +274,6 @@ describe('A column', () => {
     const [row] = (await send('GET', '/things?slug=eq.csv')).json;
     assert.deepEqual([row['a/"B'], row.day, row.tags], [9, '2020-02-29', ["it's"]]);
     assert.equal(Date.parse(row.at), Date.parse(at));
-    const late = await send('POST', '/things', 'slug,day\nlate,2021-01-01\n', CSV);
-    assert.match(late.json.message, /^line 2, column day: day must be a day/);
-    const generated = await send('POST', '/things', 'slug,made\na,b\n', CSV);
-    assert.deepEqual([generated.status, generated.json.code], [400, 'PGRST204']);
-  });
-
-  const ANY = kinds.resource({
-    ...{ path: 'any', table: 'anything', key: 'id' },
-    columns: { value: kinds.jsonb(z.unknown(), 1) },
-  });
-  const NESTED = '['.repeat(5000) + ']'.repeat(5000);
-  test('of any JSON takes what PostgreSQL can hold and refuses the rest by 422', async (t) => {
-    const { send, stop } = await open(ANY);
-    t.after(stop);
-    for (const value of ['[1e999]', '{"\\u0000":1}', '["\\ud800"]', NESTED]) {
-      const { status, json } = await send('POST', '/any', `{"value":${value}}`);
-      assert.deepEqual([status, json.errors?.[0].pointer], [422, '/value'], value.slice(0, 20));
-    }
-    for (const value of [1, 'x', true, { a: [null] }, [[]]]) {
-      assert.deepEqual((await send('POST', '/any', { value })).json.value, value);
-      const query = new URLSearchParams({ value: `eq.${JSON.stringify(value)}` });
-      assert.equal((await send('GET', `/any?${query}`)).json.length, 1);
-    }
-    assert.equal((await send('GET', '/any?value=like.x')).json.code, '42883');
   });
 
   const NOTES = kinds.resource({
@@ -332,11 +289,8 @@ describe('A column', () => {
       const text = 'note\n"one, ""two"""\nthrée\n';
       assert.equal((await send('POST', '/notes', text, { ...CSV, ...own })).status, 201);
       const { json } = await send('GET', '/notes?order=note', undefined, own);
-      const rows = json.map((row: Row) => [row.note, row.by]);
-      assert.deepEqual(
-        rows,
-        ['one, "two"', 'thrée'].map((note) => [note, by]),
-      );
+      const rows = json.map((row: Row) => `${row.note} ${row.by}`);
+      assert.deepEqual(rows, [`one, "two" ${by}`, `thrée ${by}`]);
       const foreign = `id,note\n${json[0].id},theirs\n`;
       const other = await bearer(SECRET, `${by}x`);
       const reply = await send('POST', '/notes', foreign, { ...CSV, ...other });
