@@ -113,6 +113,26 @@ describe('Another program', () => {
     });
   }
 
+  test('adds endpoints to the tables of app.ts, before /:key', async (t) => {
+    const file = await write(
+      'stats.ts',
+      `import { sql } from '../lib/sql.ts';
+      export { default } from '../app.ts';
+      export function endpoints(app, { pool, secured }) {
+        app.get('/passengers/stats', secured, async (c) =>
+          c.json(await pool.json(sql\`select min(survived::int) as least from titanic where false\`)));
+        app.get('/passengers/fault', () => { throw new Error('not for a client'); });
+      }`,
+    );
+    const service = await startReady({ DATABASE_URL: database.url, RESOURCE: file });
+    t.after(() => service.stop());
+    assert.deepEqual((await service.get('/passengers/stats')).json, [{ least: null }]);
+    const { status, json } = await service.get('/passengers/fault');
+    assert.deepEqual([status, json.code, json.status], [500, 'XX000', 500]);
+    assert.equal((await service.get('/passengers/others')).json.code, '22P02');
+    assert.equal((await service.get('/passengerlist')).status, 404); // an endpoint of app.ts alone
+  });
+
   test('can be named before token', async () => {
     const command = [...nodeArguments, 'app.ts', ORDERS, 'token', '--sub', USER];
     const options = { env: { ...inherited(), ...SHOP }, cwd: ROOT };
