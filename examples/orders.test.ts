@@ -133,41 +133,35 @@ test('own and foreign rows that are changed in one group: the own rows alone cha
   await assertGrouped('delete');
 });
 
-/** `{uuid}`, `{sub}` and `{tag}` stand for the other caller's row, its owner and its ETag. */
+/** Writes of another caller than USER, who has the row THEIRS; its ETag is put in for TAG. */
+const THEIRS = randomUUID();
+const TAG = { 'if-match': 'TAG' };
+const MERGE = { prefer: 'resolution=merge-duplicates,return=representation' };
+const IGNORE = { prefer: 'resolution=ignore-duplicates,return=representation' };
 const WRITES: [method: string, path: string, body: unknown, headers: object, status: number][] = [
-  ['PATCH', '?uuid=in.({uuid})', { fulfilled: true }, SHOWN, 200],
-  ['PATCH', '?user=eq.{sub}', { fulfilled: true }, SHOWN, 200],
-  ['PATCH', '', [{ uuid: '{uuid}', fulfilled: true }], SHOWN, 200],
-  ['DELETE', '?uuid=in.({uuid})', undefined, SHOWN, 200],
-  ['DELETE', '?or=(user.eq.{sub},user.is.null)', undefined, SHOWN, 200],
-  ['POST', '', [order({ uuid: '{uuid}' })], resolution('merge'), 200],
-  ['POST', '', [order({ uuid: '{uuid}' })], resolution('ignore'), 200],
-  ['POST', '', order({ uuid: '{uuid}' }), SHOWN, 409],
-  ['POST', '', [order({ uuid: '{uuid}' })], SHOWN, 409],
-  ['PATCH', '/{uuid}', { fulfilled: true }, { 'if-match': '{tag}' }, 404],
-  ['DELETE', '/{uuid}', undefined, { 'if-match': '{tag}' }, 404],
-  ['PUT', '/{uuid}', order(), { 'if-match': '{tag}' }, 412],
-  ['PUT', '/{uuid}', order(), { 'if-none-match': '*' }, 412],
+  ['PATCH', `?uuid=in.(${THEIRS})`, { fulfilled: true }, SHOWN, 200],
+  ['PATCH', `?user=eq.${USER}`, { fulfilled: true }, SHOWN, 200],
+  ['PATCH', '', [{ uuid: THEIRS, fulfilled: true }], SHOWN, 200],
+  ['DELETE', `?or=(user.eq.${USER},user.is.null)`, undefined, SHOWN, 200],
+  ['POST', '', [order({ uuid: THEIRS })], MERGE, 200],
+  ['POST', '', [order({ uuid: THEIRS })], IGNORE, 200],
+  ['POST', '', [order({ uuid: THEIRS })], SHOWN, 409],
+  ['POST', '', order({ uuid: THEIRS }), SHOWN, 409],
+  ['PATCH', `/${THEIRS}`, { fulfilled: true }, TAG, 404],
+  ['DELETE', `/${THEIRS}`, undefined, TAG, 404],
+  ['PUT', `/${THEIRS}`, order(), TAG, 412],
+  ['PUT', `/${THEIRS}`, order(), { 'if-none-match': '*' }, 412],
 ];
-function resolution(what: string): object {
-  return { prefer: `resolution=${what}-duplicates,return=representation` };
-}
-for (const [at, write] of WRITES.entries()) {
-  const [what, path] = write;
-  test(`${at}: ${what} ${path} changes nothing of another's and shows nothing`, async () => {
-    const [victim, caller] = await callers(1, 2);
-    const uuid = String(victim.rows[0]?.uuid);
-    const tag = String((await victim.send('GET', `/${uuid}`)).headers.get('etag'));
-    const filled = JSON.stringify(write)
-      .replaceAll('{uuid}', uuid)
-      .replaceAll('{sub}', victim.sub)
-      .replaceAll('{tag}', tag.replaceAll('"', '\\"'));
-    const [method, target, body, headers, status] = JSON.parse(filled);
-    const reply = await caller.send(method, target, body ?? undefined, headers);
+for (const [at, [method, path, body, headers, status]] of WRITES.entries()) {
+  test(`${at}: ${method} ${path} changes nothing of another's and shows nothing`, async () => {
+    const [victim, caller] = [await call(0, service, USER), await call(1)];
+    const theirs = await victim.send('PUT', `/${THEIRS}`, order());
+    const preconditions = headers === TAG && { 'if-match': theirs.headers.get('etag') };
+    const reply = await caller.send(method, path, body, { ...headers, ...preconditions });
     assert.equal(reply.status, status, reply.text);
     if (status === 200) assert.equal(reply.text, '[]');
     else assert.doesNotMatch(reply.text, /quantity|user:/);
-    await assertUntouched([victim, caller]);
+    await assertUntouched([{ ...victim, rows: [theirs.json] }, caller]);
   });
 }
 
@@ -180,10 +174,8 @@ for (const method of ['PUT', 'POST']) {
     const refusals = Array(CALLERS - 1).fill(method === 'PUT' ? 404 : 409);
     assert.deepEqual(statuses, [201, ...refusals]);
     for (const [at, { status, text }] of replies.entries()) {
-      assert.equal(
-        (await all[at]?.send('GET', path || `/${uuid}`))?.status,
-        status === 201 ? 200 : 404,
-      );
+      const read = await all[at]?.send('GET', `/${uuid}`);
+      assert.equal(read?.status, status === 201 ? 200 : 404);
       if (status !== 201) assert.doesNotMatch(text, /quantity|user:/);
     }
   });
@@ -236,8 +228,8 @@ for (const sub of [USER.replace('user', 'bot'), USER.slice(5), `${USER}\n`, `x${
     const own = await bearer(SECRET, sub, AUDIENCE);
     for (const path of [
       '/orders?uuid=in.()',
-      `/orders/${randomUUID()}`,
       '/rest/v1/orders?uuid=in.()',
+      `/orders/${randomUUID()}`,
     ])
       for (const [method, body] of [['GET'], ['PATCH', {}], ['DELETE']] as const)
         assert.equal((await service.request(method, path, body, own)).status, 403);

@@ -39,11 +39,8 @@ async function open(resource: kinds.Resource, environment = {}) {
     throw error;
   });
   const { fetch } = createApp(service);
-  const { url, stop } = await serve(
-    config,
-    { ...service, fetch, prepare: async () => {}, close },
-    log,
-  );
+  const opened = { ...service, fetch, prepare: async () => {}, close };
+  const { url, stop } = await serve(config, opened, log);
   const request = client(url);
   const send = (method: string, path: string, body?: unknown, headers = {}) =>
     request(method, path, { body, headers });
@@ -295,6 +292,8 @@ describe('A column', () => {
       const other = await bearer(SECRET, `${by}x`);
       const reply = await send('POST', '/notes', foreign, { ...CSV, ...other });
       assert.deepEqual([reply.status, /one|two/.test(reply.text)], [409, false]);
+      const owned = await send('POST', '/notes', 'note,by\na,b\n', { ...CSV, ...own });
+      assert.deepEqual([owned.status, owned.json.code], [400, 'PGRST204']);
     });
   }
 });
