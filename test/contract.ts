@@ -373,7 +373,7 @@ check('an Idempotency-Key makes one row of many requests', always, async (t) => 
 type Terms = Parameters<Table['ask']>[3];
 type Refusal = [name: string, method: string, path: string, status: number, terms?: Terms];
 
-/** `{list}` and `{key}` stand for the path and the key of the table. */
+/** `{list}` and `{key}` are the path and the key of the table. */
 const REFUSALS: Refusal[] = [
   ['an unknown path', 'GET', '/nothing/here', 404, { code: 'PGRST125' }],
   ['another method on a known path', 'DELETE', '/hello', 405],
