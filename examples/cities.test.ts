@@ -45,22 +45,14 @@ test('counts are paged', async () => {
   assert.deepEqual((await service.get(next)).json, [{ city: 'Zürich', count: 1 }]);
 });
 
-for (const path of ['/healthz', '/readyz', '/metrics']) {
-  test(`${path} answers with and without the prefix`, async () => {
+for (const path of ['', '/healthz', '/readyz', '/metrics']) {
+  test(`"${path}" answers with and without the prefix`, async () => {
     for (const base of ['', '/ws/cities'])
       assert.equal((await service.get(base + path)).status, 200);
   });
 }
 
-for (const path of [
-  '/',
-  '/events',
-  '/hello',
-  '/openapi.json',
-  '/docs',
-  '/ws',
-  '/ws/citiesx/events',
-]) {
+for (const path of ['/events', '/hello', '/openapi.json', '/docs', '/ws', '/ws/citiesx/events']) {
   test(`${path} outside the prefix is 404`, async () => {
     const { status, json } = await service.get(path);
     assert.deepEqual([status, json.code], [404, 'PGRST125']);

@@ -36,13 +36,14 @@ check('/hello, /zero, /healthz and /readyz answer 200', always, async (t) => {
   for (const path of ['/healthz', '/readyz']) await t.ask('GET', path, 200);
 });
 
-check('OPTIONS answers what runs and Allow; 204 to a CORS preflight', always, async (t) => {
-  const methods = ['GET', 'HEAD', 'POST', 'PATCH', 'DELETE', 'OPTIONS'];
+check('OPTIONS and GET / answer what runs; a CORS preflight gets 204', always, async (t) => {
   const reply = await t.ask('OPTIONS', t.list, 200);
-  header(reply, 'allow', methods.join(', '));
-  const { name, version, branch, commit, ...others } = reply.json;
+  const expected = ['GET', 'HEAD', 'POST', 'PATCH', 'DELETE', 'OPTIONS'];
+  header(reply, 'allow', expected.join(', '));
+  const { uri, methods, name, version, branch, commit } = reply.json;
+  assert.deepEqual({ uri, methods }, { uri: t.base + t.list, methods: expected });
   for (const text of [name, version, branch, commit]) assert.equal(typeof text, 'string');
-  assert.deepEqual(others, { uri: t.base + t.list, methods });
+  assert.equal((await t.get('')).version, version);
   const headers = { origin: 'https://example.org', 'access-control-request-method': 'POST' };
   await t.ask('OPTIONS', t.list, 204, { headers });
 });
