@@ -11,17 +11,18 @@
  * Whatever a service prints or answers to request() or hear()s is searched for its secrets and for
  * SQL; stop() rejects where any is found.
  */
-import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process';
+import { type ChildProcess, execFile, type SpawnOptions, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { EventEmitter, once } from 'node:events';
 import { rmSync } from 'node:fs';
-import { chmod, mkdtemp, readdir, readFile, rm, stat } from 'node:fs/promises';
+import { chmod, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { type AddressInfo, createServer, connect as dial, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
 import { SignJWT } from 'jose';
 import postgres from 'postgres';
 import { startEmbedded } from '../lib/embedded.ts';
@@ -482,4 +483,18 @@ function ignore(action: () => void): void {
   } catch {
     // it has ended already
   }
+}
+
+/** The faults and warnings that the linter of OpenAPI finds in a document. */
+export async function lint(document: object): Promise<string[]> {
+  const directory = await mkdtemp(join(tmpdir(), 'lint-'));
+  const file = join(directory, 'openapi.json');
+  await writeFile(file, JSON.stringify(document));
+  const cli = fileURLToPath(import.meta.resolve('@redocly/cli/bin/cli.js'));
+  const env = { ...process.env, REDOCLY_TELEMETRY: 'off', REDOCLY_SUPPRESS_UPDATE_NOTICE: 'true' };
+  const args = [cli, 'lint', file, '--extends=recommended', '--format=json'];
+  const ended = promisify(execFile)(process.execPath, args, { env, cwd: directory });
+  const { stdout } = await ended.catch((error) => error); // a fault makes the exit code 1
+  await rm(directory, { recursive: true });
+  return JSON.parse(stdout).problems.map((problem: object) => JSON.stringify(problem));
 }
