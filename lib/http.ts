@@ -96,12 +96,12 @@ export function observe({ metrics, log, life, config }: Observers): MiddlewareHa
     if (url.length > MAX_HEAD) throw new Problem(414, 'PGRST100', 'The URI is too long.');
     if (bytes > MAX_HEAD) throw new Problem(431, 'PGRST100', 'The header is too large.');
     await next();
-    const ms = performance.now() - c.var.started;
+    const ms = performance.now() - c.get('started');
     const { status } = c.res === RESPONSE_ALREADY_SENT ? { status: 200 } : c.res;
     metrics.observe(c.req.method, routeOf(c), status, ms);
     if (log.isLevelEnabled('debug'))
-      log.debug({ id: c.var.id, method: c.req.method, url, status, ms }, 'answered');
-    if (c.var.complete) return;
+      log.debug({ id: c.get('id'), method: c.req.method, url, status, ms }, 'answered');
+    if (c.get('complete')) return;
     for (const [name, value] of Object.entries(standing(c))) c.res.headers.set(name, value);
   };
 }
@@ -124,10 +124,10 @@ const CORS = {
 
 /** The headers of every answer. */
 function standing(c: C): Headers {
-  const { call, started, id, life, origins, applied } = c.var;
-  const ms = performance.now() - started;
+  const [call, applied, origins] = [c.get('call'), c.get('applied'), c.get('origins')];
+  const ms = performance.now() - c.get('started');
   const headers: Headers = {
-    'X-Request-Id': id,
+    'X-Request-Id': c.get('id'),
     'Server-Timing': `db;dur=${call.ms.toFixed(1)}, total;dur=${ms.toFixed(1)}`,
   };
   const { origin } = c.env.incoming.headers;
@@ -135,7 +135,7 @@ function standing(c: C): Headers {
   if (origin) headers.Vary = 'Origin';
   if (allowed) Object.assign(headers, CORS, { 'Access-Control-Allow-Origin': allowed });
   if (applied.size > 0) headers['Preference-Applied'] = [...applied].join(', ');
-  if (life.stopping) headers.Connection = 'close';
+  if (c.get('life').stopping) headers.Connection = 'close';
   return headers;
 }
 
@@ -150,7 +150,7 @@ export function authenticate(authorize: Authorize, life?: Life): MiddlewareHandl
     if (authorization && headersDistinct.authorization?.length !== 1)
       throw new Problem(400, 'PGRST100', 'There is more than one Authorization header.');
     const writes = !['GET', 'HEAD'].includes(c.req.method);
-    c.var.call.sub = await authorize(authorization, writes);
+    c.get('call').sub = await authorize(authorization, writes);
     if (life && !life.prepared) throw unavailable();
     if (prefer) c.set('prefer', parsePrefer(String(prefer)));
     preferred(c, 'handling');
@@ -160,8 +160,8 @@ export function authenticate(authorize: Authorize, life?: Life): MiddlewareHandl
 
 /** A preference of the request. Whoever reads it honours it: Preference-Applied lists it. */
 export function preferred(c: C, name: string): string | undefined {
-  const value = c.var.prefer[name];
-  if (value !== undefined) c.var.applied.add(`${name}=${value}`);
+  const value = c.get('prefer')[name];
+  if (value !== undefined) c.get('applied').add(`${name}=${value}`);
   return value;
 }
 
@@ -171,7 +171,7 @@ export function problems(log: Logger): ErrorHandler<Env> {
     const found = toProblem(error);
     const problem = c.env.outgoing.destroyed && found.status !== 500 ? clientLeft() : found;
     const code = codeOf(error);
-    const line = { id: c.var.id, code, ...(UNDECLARED.test(code) && { error: error.message }) };
+    const line = { id: c.get('id'), code, ...(UNDECLARED.test(code) && { error: error.message }) };
     const stack = error.stack?.replace(error.message, '');
     if (problem.status === 500) log.error({ ...line, stack }, 'failed');
     else if (problem.status > 500) log.warn(line, 'failed');
@@ -181,7 +181,7 @@ export function problems(log: Logger): ErrorHandler<Env> {
 
 function sendProblem(c: C, problem: Problem): Response {
   const { status, headers, body } = problemAnswer(problem);
-  c.var.applied.clear();
+  c.get('applied').clear();
   return send(c, status, body, headers);
 }
 
