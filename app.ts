@@ -415,7 +415,7 @@ export function createApp(service: ReturnType<typeof connect>): Hono<Env> {
   const links = Object.fromEntries(linked.map((to) => [to, `${base}/${to}`]));
   const secured = authenticate(authorize, life);
 
-  const root = new Hono<Env>({ strict: false }); // a slash at the end changes nothing; root has no BASE_PATH: probes and Prometheus do not know it
+  const root = new Hono<Env>({ strict: false }); // without BASE_PATH, which probes do not know
   root.use(observe({ metrics, log, life, config }));
   root.onError(problems(log)).notFound(notFound(root));
   root.options('*', describe(root, about));
@@ -424,8 +424,11 @@ export function createApp(service: ReturnType<typeof connect>): Hono<Env> {
   for (const prefix of new Set(['', base])) {
     root.get(prefix || '/', describe(root, { ...about, links }));
     root.get(`${prefix}/healthz`, (c) => c.json({ status: 'alive' }));
-    root.get(`${prefix}/readyz`, async (c) => {
-      if (life.stopping || !life.prepared) throw unavailable();
+    root.get(`${prefix}/readyz`, (c) => {
+      if (life.stopping || !life.prepared) throw unavailable('The service starts or stops.');
+      return c.json({ status: 'ready' }); // an outage of the shared database makes no replica unready
+    });
+    root.get(`${prefix}/healthz/database`, async (c) => {
       await within(1000, pool.ping());
       return c.json({ status: 'ready' });
     });

@@ -21,7 +21,7 @@ const rules: Rule[] = groups[0].rules;
 const skip = !process.env.CI && spawnSync('promtool', ['--version']).error && 'promtool is missing';
 
 /** Not exported by the service: of Prometheus, of kube-state-metrics, and of its next release. */
-const ELSEWHERE = /^(up|kube_\w+|db_up)$/;
+const ELSEWHERE = /^(up|kube_\w+)$/;
 
 const NAMESPACE = { namespace: 'passengers' };
 const POD = { ...NAMESPACE, pod: 'passengers-0' };

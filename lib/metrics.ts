@@ -30,6 +30,7 @@ export function createMetrics(
   const { counts, queue } = pool;
   gauge('db_statements_in_flight', 'Requests that wait for the database.', () => counts.inFlight);
   gauge('db_statements_waiting', 'Statements without a connection.', () => queue.size);
+  gauge('db_up', 'Whether a connection to the database is open.', () => Number(pool.isUp()));
   gauge('db_streams', 'Lists that are streamed now.', () => counts.streams);
   const build = { version: APP_VERSION, branch: APP_BRANCH, commit: APP_COMMIT };
   const labelNames = Object.keys(build);

@@ -46,7 +46,11 @@ const SERVICE: Record<string, Operation> = {
   '/hello': { summary: 'Answer ok', answer: { example: { message: 'ok' } } },
   '/zero': { summary: 'Answer an empty text', answer: { example: { '0': '' } } },
   '/healthz': { summary: 'Whether the process answers', answer: { example: { status: 'alive' } } },
-  '/readyz': { summary: 'Whether the database answers', answer: { example: { status: 'ready' } } },
+  '/readyz': { summary: 'Whether requests are served', answer: { example: { status: 'ready' } } },
+  '/healthz/database': {
+    summary: 'Whether the database answers',
+    answer: { example: { status: 'ready' } },
+  },
   '/metrics': { summary: 'Metrics for Prometheus', answer: { 'text/plain': {} }, secured: true },
   '/openapi.json': { summary: 'This document', answer: { [JSON_TYPE]: {} } },
   '/docs': { summary: 'This document as a page', answer: { 'text/html': {} } },

@@ -185,8 +185,8 @@ export class Pool {
         this.change('up');
         await closed;
       } catch (error) {
-        const refused = !LOST.test(codeOf(error)) && ![...this.clients].some(({ open }) => open);
-        if (refused) this.change('down', codeOf(error));
+        const others = [...this.clients].some(({ open }) => open);
+        if (!others) this.change('down', codeOf(error));
       }
       client.open = false;
       this.clients.delete(client);
@@ -213,6 +213,10 @@ export class Pool {
     if (this.state !== to) this.log[to === 'up' ? 'info' : 'warn']({ code }, `database ${to}`);
     this.state = to;
     this.advance();
+  }
+
+  isUp(): boolean {
+    return this.state === 'up';
   }
 
   private leastBusy(): Client | undefined {
