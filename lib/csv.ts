@@ -5,12 +5,12 @@ import { kindOf, type Resource, type Row, typeOf } from './columns.ts';
 import { parseJson } from './dialect.ts';
 import { type Fault, Problem, toFaults, tooLarge, unprocessable } from './problem.ts';
 
-const MAX_RECORD = 2 ** 20; // bytes
+const MAX_RECORD = 2 ** 20; // bytes; csv-parse 7 counts no empty fields
+const MAX_COLUMNS = 1600; // of a table of PostgreSQL
 const MAX_FAULTS = 100;
 const OPTIONS: Options = {
   bom: true,
   skip_empty_lines: true,
-  max_record_size: MAX_RECORD,
   info: true,
 };
 
@@ -96,6 +96,7 @@ function readHeader(resource: Resource, titles: string[], columns?: string[]): N
   const known = [key, ...settable];
   const refuse = (what: string, hint = `Its columns are ${known.join(',')}.`) =>
     new Problem(400, 'PGRST204', `The header of the CSV ${what}.`, hint);
+  if (titles.length > MAX_COLUMNS) throw refuse(`has more than ${MAX_COLUMNS} columns`);
   const names = titles.map((title) => {
     const text = title.trim();
     const isNamed = (name: string) =>
@@ -124,14 +125,18 @@ async function* readRecords(bytes: AsyncIterable<Buffer>, limit: number): AsyncG
   const decoder = new TextDecoder('utf-8', { fatal: true });
   parser.on('error', () => {}); // `errored` has it at once
   let size = 0;
+  let open = 0; // bytes since the last record
   try {
     for await (const chunk of bytes) {
       size += chunk.length;
       if (size > limit) throw tooLarge(limit, 'CSV');
       parser.write(decoder.decode(chunk, { stream: true }));
       if (parser.errored) throw parser.errored;
+      open += chunk.length;
+      if (open > MAX_RECORD) throw tooLarge(MAX_RECORD, 'record of the CSV');
       const records: Record[] = [];
       for (let one = parser.read(); one !== null; one = parser.read()) records.push(one);
+      if (records.length > 0) open = 0;
       if (records.length > 0) yield records;
     }
     parser.end(decoder.decode());
