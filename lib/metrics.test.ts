@@ -6,7 +6,7 @@ import type { Pool } from './pool.ts';
 const pool = { counts: { inFlight: 3, streams: 2 }, queue: new Set([1]), observe: () => {} };
 const about = { APP_VERSION: '1.2.3', APP_BRANCH: 'main', APP_COMMIT: 'abc' };
 const metrics = createMetrics(about, pool as unknown as Pool);
-metrics.observe('GET', '/passengers/:key', 200, 3);
+metrics.observe('GET', '/things/:key', 200, 3);
 (pool.observe as Pool['observe'])('read', 5);
 
 const expected = [
@@ -14,10 +14,10 @@ const expected = [
   'db_statements_waiting 1',
   'db_streams 2',
   'build_info{version="1.2.3",branch="main",commit="abc"} 1',
-  'http_request_duration_seconds_count{method="GET",route="/passengers/:key",status="200"} 1',
-  'http_request_duration_seconds_sum{method="GET",route="/passengers/:key",status="200"} 0.003',
-  'http_request_duration_seconds_bucket{le="0.0025",method="GET",route="/passengers/:key",status="200"} 0',
-  'http_request_duration_seconds_bucket{le="0.005",method="GET",route="/passengers/:key",status="200"} 1',
+  'http_request_duration_seconds_count{method="GET",route="/things/:key",status="200"} 1',
+  'http_request_duration_seconds_sum{method="GET",route="/things/:key",status="200"} 0.003',
+  'http_request_duration_seconds_bucket{le="0.0025",method="GET",route="/things/:key",status="200"} 0',
+  'http_request_duration_seconds_bucket{le="0.005",method="GET",route="/things/:key",status="200"} 1',
   'db_batch_size_sum{work="read"} 5',
   'db_batch_size_count{work="read"} 1',
 ];
