@@ -9,31 +9,36 @@ import { once } from 'node:events';
 import { chmodSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { startEmbedded } from '../lib/embedded.ts';
 
 const FLAGS = ['--import', 'tsx', '--test', '--test-force-exit', '--test-reporter=spec'];
-const GRACE = 5000; // ms from the first signal to SIGKILL
+const GRACE = 5000; // ms from SIGTERM to SIGKILL
 
 const started = performance.now();
 const url = process.env.DATABASE_URL || (await startServer());
 const env = { ...process.env, DATABASE_URL: url };
 const args = [...FLAGS, '--test-concurrency=2', ...process.argv.slice(2)];
 const tests = spawn(process.execPath, args, { env, stdio: 'inherit', detached: true });
-const endGroup = (signal: NodeJS.Signals) => {
+
+/** Signals the tests and the services that they started; 0 asks whether any is there. */
+function signalAll(signal: NodeJS.Signals | 0): boolean {
   try {
-    process.kill(-(tests.pid ?? 0), signal); // the tests and the services that they started
+    return process.kill(-(tests.pid ?? 0), signal);
   } catch {
-    // all of them have ended
+    return false;
   }
-};
-for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-  process.on(signal, () => {
-    endGroup(signal);
-    setTimeout(() => endGroup('SIGKILL'), GRACE).unref();
-  });
 }
+
+async function end(): Promise<void> {
+  signalAll('SIGTERM');
+  for (let ms = 0; ms < GRACE && signalAll(0); ms += 50) await sleep(50);
+  signalAll('SIGKILL');
+}
+
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, end);
 const [code] = await once(tests, 'exit');
-endGroup('SIGKILL');
+await end();
 console.log(`${((performance.now() - started) / 1000).toFixed(1)} s`);
 process.exit(code ?? 1); // at which the server stops
 
