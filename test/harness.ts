@@ -148,7 +148,7 @@ let exitsOnSignal = false;
 
 /** SIGTERM, which Node's test runner sends at a timeout, runs the exit handlers that end all this. */
 function exitOnSignal(): void {
-  if (!exitsOnSignal) process.once('SIGTERM', () => process.exit(143));
+  if (!exitsOnSignal) process.on('SIGTERM', () => process.exit(143));
   exitsOnSignal = true;
 }
 
