@@ -2,9 +2,8 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import fc from 'fast-check';
 import { z } from 'zod';
-import { boolean, integer, jsonb, now, owner, resource, text, timestamp } from './columns.ts';
-import { badLine, csvLine, readCsv } from './csv.ts';
-import { Problem } from './problem.ts';
+import { boolean, date, integer, jsonb, now, resource, text, timestamp } from './columns.ts';
+import { readCsv } from './csv.ts';
 
 const things = resource({
   path: 'things',
@@ -13,131 +12,140 @@ const things = resource({
   columns: {
     name: text(20, { csv: 'Name, Full Name' }),
     size: integer(0, 9, { nullable: true }),
-    tags: jsonb(z.array(z.string()), [], { default: [] }),
+    good: boolean({ nullable: true }),
+    day: date({ nullable: true }),
+    tags: jsonb(z.array(z.string()), [], { nullable: true }),
     made: timestamp({ generated: now }),
   },
 });
-const mine = resource({ ...things, columns: { good: boolean(), user: owner(/./) } });
-const KEY = /^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}$/;
+type Row = Record<string, unknown>;
+const UNSET = { size: null, good: null, day: null, tags: null };
 
-/** The columns and the text for COPY. */
-async function read(chunks: Buffer[], { of = things, limit = 1e6, sub = '' } = {}) {
-  const source = (async function* () {
-    yield* chunks;
+/** All rows, and the columns of the header. */
+async function read(given: string | Buffer[], limit = 1e6, columns?: string[]) {
+  const bytes = (async function* () {
+    yield* typeof given === 'string' ? [Buffer.from(given)] : given;
   })();
-  const csv = await readCsv(of, source, limit, sub);
-  let text = '';
-  for await (const chunk of csv.lines) text += chunk;
-  return { columns: csv.columns, rows: csv.rows, text };
-}
-const readText = (text: string, options = {}) => read([Buffer.from(text)], options);
-
-const lines: [name: string, values: (string | null)[], line: string][] = [
-  ['null is nothing, an empty text is quoted', [null, '', 'a'], ',"",a\n'],
-  ['comma, quote and line break are quoted', ['a,b', 'c"d', 'e\nf'], '"a,b","c""d","e\nf"\n'],
-];
-for (const [name, values, line] of lines) {
-  test(`csvLine(): ${name}`, () => assert.equal(csvLine(values), line));
+  const all: { rows: Row[]; names: string[] } = { rows: [], names: [] };
+  for await (const { rows, names } of readCsv(things, things.row, bytes, limit, columns)) {
+    all.rows.push(...rows);
+    all.names = names;
+  }
+  return all;
 }
 
-describe('readCsv()', () => {
-  const headers: [header: string, columns: string[]][] = [
-    ['id,name,size', ['id', 'name', 'size']],
-    ['id,size,Full Name', ['id', 'size', 'name']],
-    ['\ufeffid,Name', ['id', 'name']],
-    [' "id" , "Name"', ['id', 'name']],
+describe('The header', () => {
+  const valid: [header: string, names: string[]][] = [
+    ['size,name', ['size', 'name']],
+    ['Full Name,good', ['name', 'good']],
+    ['\ufeffName', ['name']],
+    ['"name", tags ', ['name', 'tags']],
   ];
-  for (const [header, columns] of headers) {
-    test(`reads the header ${JSON.stringify(header)}`, async () => {
-      const expected = { columns, rows: 1, text: 'a,b,c\n' };
-      assert.deepEqual(await readText(`${header}\na,b,c`), expected);
+  for (const [header, names] of valid) {
+    test(`${JSON.stringify(header)} names ${names}`, async () => {
+      assert.deepEqual(await read(`${header}\n`), { rows: [], names });
     });
   }
 
-  const refused: [header: string, message: string][] = [
-    ['name,extra', 'The header of the CSV has "extra", which is no column.'],
-    ['name,tags', 'The header of the CSV has "tags", which is no column.'],
-    ['name,made', 'The header of the CSV has "made", which is no column.'],
-    ['name,Name', 'The header of the CSV has name twice.'],
-    ['size', 'The header of the CSV lacks name.'],
-    ['', 'The header of the CSV has "", which is no column.'],
+  const refused: [header: string, what: string][] = [
+    ['name,extra', 'has "extra", which is no column'],
+    ['name,made', 'has "made", which is no column'],
+    ['name,', 'has "", which is no column'],
+    ['name;size', 'has "name;size", which is no column'],
+    ['sep=,', 'begins with sep='],
+    ['name,Name', 'has name twice'],
+    ['size', 'lacks name'],
+    ['', 'lacks name'],
   ];
-  for (const [header, message] of refused) {
-    test(`refuses the header ${JSON.stringify(header)}`, async () => {
-      const hint = 'It names columns: id,name,size';
-      const expected = { status: 400, code: 'PGRST204', message, hint };
-      await assert.rejects(readText(`${header}\na,b\n`), expected);
+  for (const [header, what] of refused) {
+    test(`${JSON.stringify(header)} is refused: it ${what}`, async () => {
+      const message = `The header of the CSV ${what}.`;
+      await assert.rejects(read(`${header}\n`), { status: 400, code: 'PGRST204', message });
     });
   }
 
-  test('adds a UUIDv7 to each row without a key', async () => {
-    const { columns, text, rows } = await readText('name\na\nb\n');
-    assert.deepEqual([columns, rows], [['id', 'name'], 2]);
-    const fields = text.split('\n').map((line) => line.split(','));
-    assert.deepEqual(fields.map(([, name]) => name).slice(0, 2), ['a', 'b']);
-    for (const [key] of fields.slice(0, 2)) assert.match(key ?? '', KEY);
-  });
-
-  test('adds the caller as owner, quoted', async () => {
-    const csv = await readText('id,good\nk,true\n', { of: mine, sub: 'ünï,"x"' });
-    assert.deepEqual(csv.columns, ['user', 'id', 'good']);
-    assert.equal(csv.text, '"ünï,""x""",k,true\n');
-  });
-
-  const line = fc.constantFrom('k,a', 'k,"b\nc"', 'k,"d""e,"\r', 'k,🚢', '', ',');
-  test('finds the records in chunks of any size', async () => {
-    const property = fc.asyncProperty(
-      fc.array(line),
-      fc.infiniteStream(fc.nat(7)),
-      async (all, sizes) => {
-        const bytes = Buffer.from(['id,name', ...all, ''].join('\n'));
-        const chunks: Buffer[] = [];
-        for (let at = 0; at < bytes.length; ) {
-          const size = Number(sizes.next().value);
-          chunks.push(bytes.subarray(at, at + size));
-          at += size;
-        }
-        const { rows, text } = await read(chunks);
-        assert.equal(rows, all.length);
-        assert.equal(text, all.map((one) => `${one.replace(/\r$/, '')}\n`).join(''));
-      },
-    );
-    await fc.assert(property);
-  });
-
-  test('refuses more bytes than the limit with 413', async () => {
-    await assert.rejects(readText(`id,name\n${'k,a\n'.repeat(9)}`, { limit: 30 }), {
-      status: 413,
-      message: 'The CSV is larger than 30 bytes.',
-    });
+  test('may have other columns where `columns` excludes them', async () => {
+    const { rows, names } = await read('extra,name,size\nx,a,1\n', 1e6, ['name']);
+    assert.deepEqual([rows, names], [[{ name: 'a', ...UNSET }], ['name']]);
   });
 });
 
-describe('badLine()', () => {
-  const failure = (code: string, message: string, where: string) =>
-    Object.assign(new Error(message), { code, where });
+describe('A field', () => {
+  const valid: [column: string, field: string, value: unknown][] = [
+    ['size', '7', 7],
+    ['size', ' +7.0e0 ', 7],
+    ['size', '', null],
+    ['good', 'TRUE', true],
+    ['good', 'f', false],
+    ['good', '1', true],
+    ['day', '2026-01-31', '2026-01-31'],
+    ['tags', '"[""a,b""]"', ['a,b']],
+  ];
+  for (const [column, field, value] of valid) {
+    test(`${column} ${JSON.stringify(field)} is ${JSON.stringify(value)}`, async () => {
+      const { rows } = await read(`name,${column}\nx,${field}\n`);
+      assert.deepEqual(rows, [{ name: 'x', ...UNSET, [column]: value }]);
+    });
+  }
 
-  test('counts the header, and says what a value of the column is', () => {
-    const message = 'invalid input syntax for type integer: "!size"';
-    const found = badLine(things, failure('22P02', message, 'COPY things, line 2'));
-    assert.ok(found instanceof Problem);
-    const detail = 'line 3, column size: size must be a whole number from 0 to 9';
-    assert.deepEqual(
-      [found.status, found.message, found.hint],
-      [400, detail, 'Nothing was stored.'],
-    );
-    assert.deepEqual(found.extras.errors, [{ pointer: '/size', detail }]);
-  });
+  const invalid: [column: string, field: string, detail: string][] = [
+    ['size', '10', 'must be a whole number from 0 to 9'],
+    ['size', 'old', 'must be a whole number from 0 to 9'],
+    ['size', '0x1', 'must be a whole number from 0 to 9'],
+    ['good', 'maybe', 'must be true or false'],
+    ['tags', '[', 'Invalid input: expected array, received string'],
+  ];
+  for (const [column, field, detail] of invalid) {
+    test(`${column} ${field} is 422 with its line and column`, async () => {
+      const text = `line 3, column ${column}: ${detail}`;
+      const errors = [{ pointer: `/${column}`, detail: text }];
+      await assert.rejects(read(`name,${column}\na,\nb,${field}\n`), {
+        ...{ status: 422, message: `/${column} ${text}`, extras: { errors } },
+      });
+    });
+  }
 
-  test('keeps the text of PostgreSQL for other errors', () => {
-    const where = 'COPY things, line 2, column name: "x"';
-    const found = badLine(things, failure('22001', 'value too long', where));
-    assert.ok(found instanceof Problem);
-    assert.equal(found.message, 'line 3, column name: value too long');
+  test('that is empty is a missing value where null is none', async () => {
+    const message = /line 2, column name: is missing; it must be text/;
+    await assert.rejects(read('name,size\n,1\n'), { status: 422, message });
   });
+});
 
-  test('returns an error without a line as it is', () => {
-    const error = failure('57P01', 'terminating', 'PL/pgSQL function');
-    assert.equal(badLine(things, error), error);
+const texts: [name: string, text: string | Buffer[], status: number][] = [
+  ['a field too few', 'name,size\na\n', 400],
+  ['a field too many', 'name\na,b\n', 400],
+  ['an open quote', 'name\n"a\n', 400],
+  ['a quote within a field', 'name\na"b\n', 400],
+  ['bytes that are not UTF-8', [Buffer.from([0x6e, 0xff])], 400],
+  ['more bytes than the limit', `name\n${'a\n'.repeat(60)}`, 413],
+];
+for (const [name, text, status] of texts) {
+  test(`CSV with ${name} is ${status}`, async () => {
+    await assert.rejects(read(text, 100), { status, code: 'PGRST102' });
   });
+}
+
+const fields = fc.constantFrom('a', '"b\nc"', '"d""e,"', '🚢');
+test('The rows are found in chunks of any size', async () => {
+  const property = fc.asyncProperty(
+    fc.array(fields),
+    fc.constantFrom('\n', '\r\n'),
+    fc.infiniteStream(fc.nat(7)),
+    async (all, end, sizes) => {
+      const bytes = Buffer.from(['name', ...all, ''].join(end));
+      const chunks: Buffer[] = [];
+      for (let at = 0; at < bytes.length; ) {
+        const size = Number(sizes.next().value);
+        chunks.push(bytes.subarray(at, at + size));
+        at += size;
+      }
+      const { rows } = await read(chunks);
+      const values = all.map((field) => field.replace(/^"|"$/g, '').replaceAll('""', '"'));
+      assert.deepEqual(
+        rows.map(({ name }) => name),
+        values,
+      );
+    },
+  );
+  await fc.assert(property);
 });

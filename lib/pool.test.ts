@@ -46,14 +46,10 @@ describe('json()', () => {
 test('run() answers all rows after a statement that failed between its rows', async () => {
   const failing = sql`select 1 / (3 - n) as n from generate_series(${1}::int, 5) n`;
   const next = sql`select n::text as n from generate_series(${1}::int, 2) n`;
-  for (const raw of [false, true]) {
-    await assert.rejects(pool.run('read', ownCall(), failing), { code: '22012' });
-    const rows = await pool.run('read', ownCall(), next, performance.now(), raw);
-    assert.deepEqual(
-      Array.from(rows, (row) => String(Object.values(row ?? {}))),
-      ['1', '2'],
-    );
-  }
+  await assert.rejects(pool.run('read', ownCall(), failing), { code: '22012' });
+  const rows = await pool.run('read', ownCall(), next);
+  assert.deepEqual([...rows], [['1'], ['2']]);
+  assert.equal(rows.count, 2);
 });
 
 describe('stream()', () => {
@@ -62,7 +58,7 @@ describe('stream()', () => {
     const seen: unknown[] = [];
     for await (const batch of pool.stream(NUMBERS)) {
       sizes.push(batch.length);
-      seen.push(...batch.map(({ n }) => Number(n)));
+      seen.push(...batch.map(([n]) => Number(n)));
       assert.equal(pool.counts.streams, 1);
     }
     assert.deepEqual(sizes, [200, 200, 200, 200, 200]);

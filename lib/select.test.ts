@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { boolean, integer, resource, text } from './columns.ts';
+import { boolean, integer, resource, text, timestamp } from './columns.ts';
 import { parseQuery } from './dialect.ts';
-import { arrayOf, cursorOf, jsonOf, memberValue, rowsOf } from './select.ts';
+import { countOf, cursorColumns, cursorOf, selectOf, shownOf } from './select.ts';
 import { numbered, type Sql, sql } from './sql.ts';
 
 const HOSTILE = 'x"; drop table t; --';
@@ -10,8 +10,15 @@ const things = resource({
   path: 'things',
   table: 'ta"ble',
   key: 'id',
-  columns: { name: text(20), size: integer(0, 9), good: boolean(), [HOSTILE]: integer(0, 9) },
+  columns: {
+    name: text(20),
+    size: integer(0, 9),
+    good: boolean(),
+    at: timestamp(),
+    [HOSTILE]: integer(0, 9),
+  },
 });
+things.notNull.add('id').add('good'); // as ensureTable() does
 const parse = (query: string) => parseQuery(things, new URLSearchParams(query));
 /** The text with each run of white space as one blank, then the values. */
 const written = ({ text, values }: Sql) => [numbered(text).replace(/\s+/g, ' ').trim(), ...values];
@@ -43,105 +50,131 @@ describe('The conditions of a list', () => {
     ['size=gt.1&name=neq.a', 't."size" > $1 and t."name" <> $2', '1', 'a'],
     [`name=eq.${HOSTILE}`, 't."name" = $1', HOSTILE],
     [`"${HOSTILE.replace('"', '\\"')}"=eq.1`, 't."x""; drop table t; --" = $1', '1'],
-    // Keyset pagination: one condition for each column of the order, the key is the last.
-    [cursor(), '(t."id" > $1 or (t."id" = $2 and false))', ID, ID],
+    // Keyset pagination: after the row with these values. No other condition lets an index be used.
+    [cursor(), 't."id" > $1', ID],
     [
-      `order=size.desc&${cursor('7')}`,
-      '(t."size" < $1 or (t."size" = $2 and (t."id" > $3 or (t."id" = $4 and false))))',
-      ...['7', '7', ID, ID],
+      `order=good.desc&${cursor('t')}`, // good is never null
+      't."good" <= $1 and (t."good" < $2 or (t."good" = $3 and t."id" > $4))',
+      ...['t', 't', 't', ID],
     ],
     [
-      `order=size&${cursor('7')}`,
-      '(t."size" > $1 or t."size" is null or (t."size" = $2 and (t."id" > $3 or (t."id" = $4 and false))))',
-      ...['7', '7', ID, ID],
+      `order=size.desc&${cursor('7')}`, // nulls are first
+      't."size" <= $1 and (t."size" < $2 or (t."size" = $3 and t."id" > $4))',
+      ...['7', '7', '7', ID],
+    ],
+    [
+      `order=size&${cursor('7')}`, // nulls are last
+      '(t."size" >= $1 or t."size" is null) and ((t."size" > $2 or t."size" is null) or (t."size" = $3 and t."id" > $4))',
+      ...['7', '7', '7', ID],
     ],
     [
       `order=size.desc&${cursor(null)}`,
-      '(t."size" is not null or (t."size" is null and (t."id" > $1 or (t."id" = $2 and false))))',
-      ...[ID, ID],
+      '(not t."size" is null or (t."size" is null and t."id" > $1))',
+      ID,
     ],
-    [
-      `order=size&${cursor(null)}`,
-      '(false or (t."size" is null and (t."id" > $1 or (t."id" = $2 and false))))',
-      ...[ID, ID],
-    ],
+    [`order=size&${cursor(null)}`, '(t."size" is null and t."id" > $1)', ID],
   ];
   for (const [query, where, ...values] of cases) {
     test(decodeURIComponent(query), () => {
-      const limits = { limit: null, offset: 0, tests: [] };
-      const [text, ...bound] = written(rowsOf(things, parse(query), limits));
-      const [, found] = /where (.*) order by/.exec(String(text)) ?? [];
+      const [text, ...bound] = written(selectOf(things, parse(query), [sql`1`], []));
+      const [, found] = / t where (.*) order by/.exec(String(text)) ?? [];
       assert.deepEqual([found, ...bound], [where, ...values]);
     });
   }
 });
 
-describe('rowsOf()', () => {
-  const ALL = '"id", "name", "size", "good", "x""; drop table t; --"';
-  const mine = [sql`t.owner = ${'me'}`];
-  const cases: [query: string, limits: Parameters<typeof rowsOf>[2], sql: unknown[]][] = [
+const mine = [sql`t.owner = ${'me'}`];
+const FROM = 'from "ta""ble" t';
+const selects: [query: string, tests: Sql[], limit: number | undefined, sql: unknown[]][] = [
+  [
+    '',
+    mine,
+    3,
     [
-      '',
-      { limit: 3, offset: 0, tests: mine },
-      [
-        `( select ${ALL} from "ta""ble" t where t.owner = $1 order by t."id" asc nulls last limit 3 )`,
-        'me',
-      ],
+      `select t."id", t."name", t."size", t."good", to_json(t."at"), t."x""; drop table t; --" ${FROM} where t.owner = $1 order by t."id" asc nulls last limit 3`,
+      'me',
     ],
+  ],
+  [
+    'select=id&order=size.desc,name.nullsfirst&offset=5',
+    [],
+    undefined,
     [
-      'order=size.desc,name.nullsfirst',
-      { limit: null, offset: 5, tests: [] },
-      [
-        `( select ${ALL} from "ta""ble" t order by t."size" desc nulls first, t."name" asc nulls first, t."id" asc nulls last offset $1)`,
-        5,
-      ],
+      `select t."id" ${FROM} order by t."size" desc nulls first, t."name" asc nulls first, t."id" asc nulls last offset $1`,
+      5,
     ],
+  ],
+  [
+    'select=good,n:count(),size.sum()::int',
+    [],
+    2,
     [
-      'select=good,n:count(),size.sum()::int',
-      { limit: 2, offset: 0, tests: [] },
-      [
-        '( select t."good" as "c0", count(*) as "c1", sum(t."size")::int as "c2" from "ta""ble" t group by t."good" order by t."good" asc nulls last limit 2 )',
-      ],
+      `select t."good", count(*), sum(t."size")::int ${FROM} group by t."good" order by t."good" asc nulls last limit 2`,
     ],
-    [
-      'select=size::text.max()',
-      { limit: null, offset: 0, tests: [] },
-      ['( select max(t."size"::text) as "c0" from "ta""ble" t )'],
-    ],
-  ];
-  for (const [query, limits, expected] of cases) {
-    test(query || 'without parameters', () => {
-      assert.deepEqual(written(rowsOf(things, parse(query), limits)), expected);
-    });
-  }
-});
-
-describe('The JSON of a row', () => {
-  test('without select is the row', () => {
-    assert.deepEqual(written(jsonOf(parse('limit=1'), things)), [
-      '(select row_to_json(r) from (select t."id", t."name", t."size", t."good", t."x""; drop table t; --") r)::text',
-    ]);
-    assert.deepEqual(written(arrayOf(parse('limit=1'), things)), ['json_agg(t)']);
+  ],
+  ['select=size::text.max()', [], undefined, [`select max(t."size"::text) ${FROM}`]],
+];
+for (const [query, tests, limit, expected] of selects) {
+  test(`selectOf() ${query || 'without parameters'}`, () => {
+    const parsed = parse(query);
+    const { columns } = shownOf(things, parsed.select);
+    assert.deepEqual(written(selectOf(things, parsed, columns, tests, limit)), expected);
   });
+}
 
-  test('binds an alias', () => {
-    const query = parse(`select="${HOSTILE.replace('"', '\\"')}":size,good::text`);
-    const object = 'json_build_object($1::text, t."size", $2::text, t."good"::text)::text';
-    assert.deepEqual(written(jsonOf(query, things)), [object, HOSTILE, 'good']);
-    const array = `'[' || string_agg(${object}, E', ') || ']'`;
-    assert.deepEqual(written(arrayOf(query, things)), [array, HOSTILE, 'good']);
+const counts: [query: string, sql: unknown[]][] = [
+  [
+    'size=eq.1&limit=1&offset=2&order=name',
+    [`select count(*) ${FROM} where t.owner = $1 and t."size" = $2`, 'me', '1'],
+  ],
+  [cursor(), [`select count(*) ${FROM} where t.owner = $1`, 'me']],
+  [
+    'select=good,count()',
+    [`select count(*) from (select 1 ${FROM} where t.owner = $1 group by t."good" ) t`, 'me'],
+  ],
+];
+for (const [query, expected] of counts) {
+  test(`countOf() ${query}`, () => {
+    assert.deepEqual(written(countOf(things, parse(query), mine)), expected);
   });
+}
 
-  test('takes groups from the columns of rowsOf()', () => {
-    const query = parse('select=good,count()');
-    const [, count] = query.select ?? [];
-    assert.deepEqual(written(memberValue(query, count ?? assert.fail(), 1)), ['t."c1"']);
+const kinds: [select: string, kind: string][] = [
+  ['id', 'text'],
+  ['size', 'number'],
+  ['good', 'boolean'],
+  ['at', 'time'],
+  ['at::text', 'text'],
+  ['at::date', 'time'],
+  ['size::text', 'text'],
+  ['count()', 'number'],
+  ['size.avg()', 'number'],
+  ['at.max()', 'time'],
+  ['name.min()', 'text'],
+  ['size::text.max()', 'text'],
+  ['size.sum()::text', 'text'],
+  ['name::jsonb', 'json'],
+];
+for (const [select, kind] of kinds) {
+  test(`shownOf() ${select} is ${kind}`, () => {
+    const { fields } = shownOf(things, parse(`select=a:${select}`).select);
+    assert.deepEqual(fields, [{ name: 'a', kind }]);
   });
-});
+}
 
-test('cursorOf() has the values of the order, which parseQuery() reads', () => {
-  const query = parse('order=size.desc,name');
-  const after = cursorOf(query, { size: 7, name: null, good: true, id: ID });
-  const next = parse(`order=size.desc,name&after=${after}`);
-  assert.deepEqual(next.after, ['7', null, ID]);
-});
+const cursors: [query: string, row: (string | null)[], after: (string | null)[] | undefined][] = [
+  ['order=size.desc,at', [ID, 'x', '7', 't', '"2026-01-31"', '1'], ['7', '2026-01-31', ID]],
+  ['order=size', [ID, 'x', null, 't', null, '1'], [null, ID]],
+  ['select=good&order=size', ['t', '7', ID], ['7', ID]], // behind the fields
+  ['select=good,count()', ['t', '7'], undefined],
+];
+for (const [query, row, after] of cursors) {
+  test(`cursorOf() ${query} is read by parseQuery()`, () => {
+    const parsed = parse(query);
+    const found = cursorOf(things, parsed, shownOf(things, parsed.select), row);
+    if (after) assert.deepEqual(parse(`${query}&after=${found}`).after, after);
+    else assert.equal(found, '');
+    const columns = cursorColumns(parsed).map((column) => numbered(column.text));
+    assert.deepEqual(columns, query.startsWith('select=good&') ? ['t."size"', 't."id"'] : []);
+  });
+}

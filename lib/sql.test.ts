@@ -41,6 +41,11 @@ const texts: [name: string, text: string, expected: string][] = [
   ['toText() of a number', toText(1e21), '1e+21'],
   ['toText() of JSON', toText({ a: [null] }), '{"a":[null]}'],
   ['arrayLiteral() of nothing', arrayLiteral([]), '{}'],
+  [
+    'arrayLiteral() of JSON',
+    arrayLiteral([1.5, true, null, { a: '"' }]),
+    '{1.5,true,NULL,"{\\"a\\":\\"\\\\\\"\\"}"}',
+  ],
   ['arrayLiteral() escapes', arrayLiteral(['a', 'b,"c"', '\\', '']), '{"a","b,\\"c\\"","\\\\",""}'],
 ];
 for (const [name, text, expected] of texts) {
