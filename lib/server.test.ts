@@ -42,7 +42,6 @@ describe('A request that is not for the application', () => {
     ['CONNECT', `CONNECT x:1 HTTP/1.1\r\n${HOST}\r\n`, 405],
     ['a line that is not HTTP', 'GET hello\r\n\r\n', 400],
     ['an invalid Host', 'GET / HTTP/1.1\r\nHost: a b\r\nConnection: close\r\n\r\n', 400],
-    ['no Host', 'GET / HTTP/1.1\r\nConnection: close\r\n\r\n', 400],
     [
       'Content-Length with Transfer-Encoding',
       `POST / HTTP/1.1\r\n${HOST}Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n`,
