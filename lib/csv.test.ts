@@ -18,7 +18,6 @@ const things = resource({
     made: timestamp({ generated: now }),
   },
 });
-type Row = Record<string, unknown>;
 const UNSET = { size: null, good: null, day: null, tags: null };
 
 /** All rows, and the columns of the header. */
@@ -26,12 +25,9 @@ async function read(given: string | Buffer[], limit = 1e6, columns?: string[]) {
   const bytes = (async function* () {
     yield* typeof given === 'string' ? [Buffer.from(given)] : given;
   })();
-  const all: { rows: Row[]; names: string[] } = { rows: [], names: [] };
-  for await (const { rows, names } of readCsv(things, things.row, bytes, limit, columns)) {
-    all.rows.push(...rows);
-    all.names = names;
-  }
-  return all;
+  const { rows, names, rest = [] } = await readCsv(things, bytes, limit, columns);
+  for await (const batch of rest) rows.push(...batch);
+  return { rows, names };
 }
 
 describe('The header', () => {

@@ -45,7 +45,8 @@ describe('toProblem()', () => {
     test(`${code} is ${status} ${problemCode}`, () => {
       const problem = toProblem(failure(code));
       assert.deepEqual([problem.status, problem.code], [status, problemCode]);
-      if (status >= 502 || status === 403 || status === 500) assert.doesNotMatch(problem.message, /text of/);
+      if (status >= 502 || status === 403 || status === 500)
+        assert.doesNotMatch(problem.message, /text of/);
     });
   }
 

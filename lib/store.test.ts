@@ -439,10 +439,11 @@ test('What the database makes is made once, and no replacement changes it', asyn
 describe('copy()', () => {
   const at = { at: '2026-01-31T12:00:00+00:00' };
   beforeEach(clear);
-  const copy = (...batches: Row[][]) =>
+  const copy = (first: Row[], ...rest: Row[][]) =>
     store.copy(
+      first,
       (async function* () {
-        yield* batches;
+        yield* rest;
       })(),
       call(),
     );
@@ -451,7 +452,7 @@ describe('copy()', () => {
     const name = 'a, "b"\n\\c \\.';
     const given = [{ name, sex: 'male', size: 1.5, good: false, tags: ['x,"y"'] }, { name: '\\.' }];
     const rows = given.map((one) => rowOf({ ...one, ...at }));
-    await copy(rows.slice(0, 1), [], rows.slice(1));
+    assert.equal(await copy(rows.slice(0, 1), [], rows.slice(1)), 2);
     const found = await list(
       'order=size&select=id,name,sex,size,good,a/"B,tags,at'.replace('a/"B', '"a/\\"B"'),
     );
@@ -473,7 +474,7 @@ describe('copy()', () => {
       yield [rowOf(at)];
       throw new Error('cut off');
     })();
-    await assert.rejects(store.copy(source, call()), { message: 'cut off' });
+    await assert.rejects(store.copy([], source, call()), { message: 'cut off' });
     assert.equal(await count(), 0);
   });
 });
