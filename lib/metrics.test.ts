@@ -3,7 +3,8 @@ import { test } from 'node:test';
 import { createMetrics } from './metrics.ts';
 import type { Pool } from './pool.ts';
 
-const pool = { counts: { inFlight: 3, streams: 2 }, queue: new Set([1]), observe: () => {} };
+const counts = { inFlight: 3, streams: 2 };
+const pool = { counts, queue: new Set([1]), isUp: () => true, observe: () => {} };
 const about = { APP_VERSION: '1.2.3', APP_BRANCH: 'main', APP_COMMIT: 'abc' };
 const metrics = createMetrics(about, pool as unknown as Pool);
 metrics.observe('GET', '/things/:key', 200, 3);
@@ -13,6 +14,7 @@ const expected = [
   'db_statements_in_flight 3',
   'db_statements_waiting 1',
   'db_streams 2',
+  'db_up 1',
   'build_info{version="1.2.3",branch="main",commit="abc"} 1',
   'http_request_duration_seconds_count{method="GET",route="/things/:key",status="200"} 1',
   'http_request_duration_seconds_sum{method="GET",route="/things/:key",status="200"} 0.003',
