@@ -173,7 +173,7 @@ export function oneOf(values: string[], options?: Options): Column {
 /** A UUID in any form that PostgreSQL accepts. */
 export function uuid(options?: Options): Column {
   const schema: MakeSchema = (message) =>
-    z.string(message).transform(toUuid).refine(Boolean, message).meta({ format: 'uuid' });
+    z.string(message).refine(toUuid, message).transform(toUuid).meta({ format: 'uuid' });
   const example = 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11';
   return column('uuid', 'a UUID', schema, isKnown, { example, ...options });
 }

@@ -38,6 +38,7 @@ export type TestDatabase = {
 /** A new database on `given`, the server of DATABASE_URL; without one, on a new embedded server. */
 export async function startDatabase(given = process.env.DATABASE_URL): Promise<TestDatabase> {
   if (given) return createDatabase(given, async () => {});
+  exitOnSignal();
   const directory = await mkdtemp(join(tmpdir(), 'passengers test-'));
   await chmod(directory, 0o755);
   const embedded = await startEmbedded(join(directory, 'data'));
@@ -132,6 +133,7 @@ type Started = { file?: string; args?: string[] };
  * leaves no process behind. Where all passed, one that was forgotten fails the file.
  */
 export function leash<Child extends ChildProcess>(child: Child): Child {
+  exitOnSignal();
   if (leashed.size === 0) process.on('exit', killLeashed);
   leashed.add(child);
   child.once('exit', () => {
@@ -141,6 +143,14 @@ export function leash<Child extends ChildProcess>(child: Child): Child {
   return child;
 }
 const leashed = new Set<ChildProcess>();
+
+let exitsOnSignal = false;
+
+/** SIGTERM, which Node's test runner sends at a timeout, runs the exit handlers that end all this. */
+function exitOnSignal(): void {
+  if (!exitsOnSignal) process.on('SIGTERM', () => process.exit(143));
+  exitsOnSignal = true;
+}
 
 function killLeashed(): void {
   for (const child of leashed) {

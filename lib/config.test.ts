@@ -1,0 +1,56 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { type Config, readConfig } from './config.ts';
+import { StartError } from './problem.ts';
+
+const SECRET = 'x'.repeat(32);
+const DATABASE_URL = 'postgres://h/d';
+
+const refused: [name: string, environment: Record<string, string>, message: RegExp][] = [
+  ['PORT that is no number', { PORT: 'abc' }, /^PORT expected a whole number from 0 to 65535$/],
+  ['PORT above 65535', { PORT: '65536' }, /^PORT expected/],
+  ['PORT with a blank', { PORT: ' 80' }, /^PORT expected/],
+  ['BASE_PATH with a slash at the end', { BASE_PATH: '/a/' }, /^BASE_PATH expected \/a\/b/],
+  ['POOL_SIZE of 0', { POOL_SIZE: '0' }, /^POOL_SIZE expected/],
+  ['MAX_ROWS in hexadecimal', { MAX_ROWS: '0x10' }, /^MAX_ROWS expected/],
+  ['DB_PREPARE that is neither', { DB_PREPARE: 'yes' }, /^DB_PREPARE /],
+  ['LOG_LEVEL that pino lacks', { LOG_LEVEL: 'loud' }, /^LOG_LEVEL /],
+  ['DATABASE_URL of another scheme', { DATABASE_URL: 'mysql://x/y' }, /^DATABASE_URL expected/],
+  ['JWKS_URL that is no URL', { JWKS_URL: 'keys' }, /^JWKS_URL expected https/],
+  ['AUTH that is none of the three', { AUTH: 'some' }, /^AUTH /],
+  ['AUTH=all without a key', { AUTH: 'all' }, /^AUTH=all needs JWT_SECRET or JWKS_URL$/],
+  ['a secret of 31 bytes', { JWT_SECRET: 'x'.repeat(31) }, /^JWT_SECRET is empty or has less/],
+  ['a second secret too short', { JWT_SECRET: `${SECRET},short` }, /^JWT_SECRET /],
+  ['an empty secret', { JWT_SECRET: '' }, /^JWT_SECRET is empty or has less/],
+  ['two kinds of key', { JWT_SECRET: SECRET, JWKS_URL: 'https://x.example' }, /exclude/],
+  ['production without a key', { NODE_ENV: 'production', DATABASE_URL }, /AUTH=none is required/],
+  ['production without a database', { NODE_ENV: 'production', AUTH: 'none' }, /^DATABASE_URL is/],
+  ['two bad values, by both names', { PORT: 'a', POOL_SIZE: 'b' }, /^PORT .*; POOL_SIZE /],
+];
+for (const [name, environment, message] of refused) {
+  test(`readConfig() refuses ${name}`, () => {
+    assert.throws(
+      () => readConfig(environment),
+      (error: Error) => {
+        assert.match(error.message, message);
+        return error instanceof StartError;
+      },
+    );
+  });
+}
+
+const accepted: [name: string, Record<string, string>, Partial<Config>][] = [
+  ['nothing', {}, { PORT: 8000, HOST: '127.0.0.1', POOL_SIZE: 8, MAX_ROWS: 1000, BASE_PATH: '' }],
+  ['an empty variable as unset', { PORT: '', AUTH: '' }, { PORT: 8000 }],
+  ['an unknown variable', { PATH: '/bin' }, { PORT: 8000 }],
+  ['two secrets', { JWT_SECRET: `${SECRET}, ${SECRET}` }, { JWT_SECRET: [SECRET, SECRET] }],
+  ['origins', { CORS_ORIGIN: 'https://a.example, *' }, { CORS_ORIGIN: ['https://a.example', '*'] }],
+  ['a path', { BASE_PATH: '/ws/rows' }, { BASE_PATH: '/ws/rows' }],
+  ['PGHOST in production', { NODE_ENV: 'production', PGHOST: 'h', AUTH: 'none' }, { PGHOST: 'h' }],
+];
+for (const [name, environment, expected] of accepted) {
+  test(`readConfig() accepts ${name}`, () => {
+    for (const [key, value] of Object.entries(expected))
+      assert.deepEqual(readConfig(environment)[key as keyof Config], value);
+  });
+}

@@ -1,0 +1,111 @@
+/** What needs a database; test/promises.test.ts has the faults: deadlines, retries, the limit. */
+import assert from 'node:assert/strict';
+import { after, before, describe, test } from 'node:test';
+import { pino } from 'pino';
+import { startDatabase, type TestDatabase } from '../test/harness.ts';
+import { ownCall, Pool, within } from './pool.ts';
+import { sql } from './sql.ts';
+
+let database: TestDatabase;
+let pool: Pool;
+const open = (DB_PREPARE: 'true' | 'false' = 'true') =>
+  new Pool({ DATABASE_URL: database.url, POOL_SIZE: 1, DB_PREPARE }, pino({ level: 'silent' }));
+before(async () => {
+  database = await startDatabase();
+  pool = open();
+});
+after(async () => {
+  await pool?.end();
+  await database?.stop();
+});
+
+const NUMBERS = sql`select n::text as n from generate_series(1, ${1000}::int) n`;
+
+describe('json()', () => {
+  test('answers rows as parsed JSON, numbers as numbers', async () => {
+    const rows = await pool.json(
+      sql`select 1.5::float as number, 2 as count, null as nothing, ${"it's"}::text as text,
+        true as good, array[1, 2] as list, '{"a": [1]}'::jsonb as json`,
+    );
+    const values = { number: 1.5, count: 2, nothing: null, text: "it's", good: true };
+    assert.deepEqual(rows, [{ ...values, list: [1, 2], json: { a: [1] } }]);
+  });
+
+  test('answers no row as []', async () => {
+    assert.deepEqual(await pool.json(sql`select 1 as a where false`), []);
+  });
+
+  test('rejects with the error of PostgreSQL, and adds its time to the call', async () => {
+    const call = ownCall();
+    await assert.rejects(pool.json(sql`select 1 / ${0}::int as a`, call), { code: '22012' });
+    assert.ok(call.ms > 0);
+    assert.equal(pool.counts.inFlight, 0);
+  });
+});
+
+test('run() answers all rows after a statement that failed between its rows', async () => {
+  const failing = sql`select 1 / (3 - n) as n from generate_series(${1}::int, 5) n`;
+  const next = sql`select n::text as n from generate_series(${1}::int, 2) n`;
+  await assert.rejects(pool.run('read', ownCall(), failing), { code: '22012' });
+  const rows = await pool.run('read', ownCall(), next);
+  assert.deepEqual([...rows], [['1'], ['2']]);
+  assert.equal(rows.count, 2);
+});
+
+describe('stream()', () => {
+  test('yields all rows in batches of 200', async () => {
+    const sizes: number[] = [];
+    const seen: unknown[] = [];
+    for await (const batch of pool.stream(NUMBERS)) {
+      sizes.push(batch.length);
+      seen.push(...batch.map(([n]) => Number(n)));
+      assert.equal(pool.counts.streams, 1);
+    }
+    assert.deepEqual(sizes, [200, 200, 200, 200, 200]);
+    assert.deepEqual(
+      seen,
+      Array.from({ length: 1000 }, (_, at) => at + 1),
+    );
+    assert.equal(pool.counts.streams, 0);
+  });
+
+  test('rejects after the batches before an error', async () => {
+    const batches = pool.stream(sql`select 1 / (500 - n) as n from generate_series(1, 1000) n`);
+    for (const _ of [1, 2]) assert.equal((await batches.next()).value?.length, 200);
+    await assert.rejects(batches.next(), { code: '22012' });
+    assert.equal(pool.counts.streams, 0);
+  });
+
+  test('gives its connection back when its reader stops', async () => {
+    for await (const _ of pool.stream(NUMBERS)) break;
+    assert.equal(pool.counts.streams, 0);
+  });
+
+  test('is refused with 503 while four are open', async () => {
+    const open = [1, 2, 3, 4].map(() => pool.stream(NUMBERS));
+    for (const one of open) await one.next();
+    await assert.rejects(pool.stream(NUMBERS).next(), { status: 503 });
+    for (const one of open) await one.return(undefined);
+  });
+});
+
+const sessions: [prepare: 'true' | 'false', prepared: boolean, timeout: string, lock: string][] = [
+  ['true', true, '3s', '1s'],
+  ['false', false, '0', '0'],
+];
+for (const [prepare, prepared, timeout, lock] of sessions) {
+  test(`DB_PREPARE=${prepare}: statements ${prepared ? '' : 'not '}prepared, statement_timeout ${timeout}`, async () => {
+    const own = open(prepare);
+    await own.json(sql`select 1 as a`);
+    const [session] = await own.json(sql`select current_setting('lock_timeout') as lock,
+      current_setting('statement_timeout') as timeout,
+      exists (select from pg_prepared_statements) as prepared`);
+    assert.deepEqual(session, { lock, timeout, prepared });
+    await own.end();
+  });
+}
+
+test('within() rejects with 503 after its ms, else answers as the promise', async () => {
+  assert.equal(await within(1000, Promise.resolve(7)), 7);
+  await assert.rejects(within(1, new Promise(() => {})), { status: 503 });
+});

@@ -1,0 +1,145 @@
+import assert from 'node:assert/strict';
+import { EventEmitter, once } from 'node:events';
+import { connect } from 'node:net';
+import { after, before, describe, test } from 'node:test';
+import { pino } from 'pino';
+import { until } from '../test/harness.ts';
+import { Problem, StartError } from './problem.ts';
+import { LIMITS, type Running, type Service, serve, urlOf } from './server.ts';
+
+const log = pino({ level: 'silent' });
+const OPTIONS = { PORT: 0, HOST: '127.0.0.1', SHUTDOWN_GRACE: 0 };
+
+function serviceOf(members: Partial<Service> = {}): Service {
+  const life = { prepared: false, stopping: false };
+  const nothing = async () => {};
+  return { fetch: () => new Response('ok'), life, prepare: nothing, close: nothing, ...members };
+}
+
+/** What comes back for these bytes until the connection is closed. */
+async function send({ url }: Running, bytes: string): Promise<string> {
+  const { hostname, port } = new URL(url);
+  const socket = connect(Number(port), hostname);
+  let answer = '';
+  socket.on('data', (data) => {
+    answer += data;
+  });
+  socket.write(bytes);
+  await once(socket, 'close');
+  return answer;
+}
+
+describe('A request that is not for the application', () => {
+  let running: Running;
+  before(async () => {
+    running = await serve(OPTIONS, serviceOf(), log);
+  });
+  after(() => running?.stop());
+
+  const HOST = 'Host: x\r\n';
+  const refused: [name: string, bytes: string, status: number][] = [
+    ['an unknown method', `FOO / HTTP/1.1\r\n${HOST}\r\n`, 405],
+    ['CONNECT', `CONNECT x:1 HTTP/1.1\r\n${HOST}\r\n`, 405],
+    ['a line that is not HTTP', 'GET hello\r\n\r\n', 400],
+    ['an invalid Host', 'GET / HTTP/1.1\r\nHost: a b\r\nConnection: close\r\n\r\n', 400],
+    [
+      'Content-Length with Transfer-Encoding',
+      `POST / HTTP/1.1\r\n${HOST}Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n`,
+      400,
+    ],
+    [
+      'two values of Content-Length',
+      `POST / HTTP/1.1\r\n${HOST}Content-Length: 3\r\nContent-Length: 4\r\n\r\nabc`,
+      400,
+    ],
+    ['an unknown expectation', `POST / HTTP/1.1\r\n${HOST}Expect: magic\r\n\r\n`, 417],
+    ['a header of 400 kB', `GET / HTTP/1.1\r\n${HOST}X: ${'x'.repeat(400_000)}\r\n\r\n`, 431],
+  ];
+  for (const [name, bytes, status] of refused) {
+    test(`with ${name} is a problem of ${status}`, async () => {
+      const answer = await send(running, bytes);
+      assert.match(answer, new RegExp(`^HTTP/1\\.1 ${status} `));
+      assert.match(answer, /\r\ncontent-type: application\/problem\+json\r\n/i);
+      assert.match(answer, /\r\nx-request-id: [\w-]+\r\n/i);
+      assert.match(answer, new RegExp(`"status":${status},"detail":"[^"]+"`));
+    });
+  }
+
+  test('with an unknown expectation has no body in the answer to HEAD', async () => {
+    const answer = await send(running, `HEAD / HTTP/1.1\r\n${HOST}Expect: magic\r\n\r\n`);
+    assert.match(answer, /^HTTP\/1\.1 417 [\s\S]*\r\n\r\n$/);
+  });
+
+  test('that does not arrive in time is a problem of 408', async (t) => {
+    const { headersTimeout, connectionsCheckingInterval } = LIMITS;
+    Object.assign(LIMITS, { headersTimeout: 50, connectionsCheckingInterval: 20 });
+    const slow = await serve(OPTIONS, serviceOf(), log);
+    Object.assign(LIMITS, { headersTimeout, connectionsCheckingInterval });
+    t.after(slow.stop);
+    assert.match(await send(slow, 'GET / HTTP/1.1\r\n'), /^HTTP\/1\.1 408 [\s\S]*"status":408/);
+  });
+});
+
+describe('serve()', () => {
+  test('refuses a port in use', async (t) => {
+    const first = await serve(OPTIONS, serviceOf(), log);
+    t.after(first.stop);
+    const PORT = Number(new URL(first.url).port);
+    await assert.rejects(serve({ ...OPTIONS, PORT }, serviceOf(), log), (error: Error) => {
+      assert.match(error.message, /^Cannot listen on PORT \d+ of HOST 127\.0\.0\.1 \(EADDRINUSE\)/);
+      return error instanceof StartError;
+    });
+  });
+
+  test('tries again to prepare until the database is available', async (t) => {
+    let tries = 0;
+    const prepare = async () => {
+      tries += 1;
+      if (tries < 3) throw new Problem(503, '08006', 'not yet');
+    };
+    const service = serviceOf({ prepare });
+    const running = await serve(OPTIONS, service, log);
+    t.after(running.stop);
+    await until(() => service.life.prepared);
+    assert.equal(tries, 3);
+  });
+
+  test('rejects when the table is not as declared', async () => {
+    const prepare = async () => {
+      throw new StartError('table things: name is missing');
+    };
+    await assert.rejects(serve(OPTIONS, serviceOf({ prepare }), log), /name is missing/);
+  });
+
+  test('stop() answers what is in flight, closes idle connections, then the service', async () => {
+    const events = new EventEmitter();
+    const order: string[] = [];
+    const fetch = async () => {
+      events.emit('arrived');
+      await once(events, 'release');
+      order.push('answered');
+      return new Response('late');
+    };
+    const close = async () => {
+      order.push('closed');
+    };
+    const running = await serve(OPTIONS, serviceOf({ fetch, close }), log);
+    const silent = send(running, '');
+    const asked = send(running, 'GET / HTTP/1.1\r\nHost: x\r\n\r\n');
+    await once(events, 'arrived');
+    const stopped = running.stop();
+    assert.equal(await silent, '');
+    events.emit('release');
+    assert.match(await asked, /^HTTP\/1\.1 200 [\s\S]*late/);
+    await stopped;
+    assert.deepEqual(order, ['answered', 'closed']);
+  });
+});
+
+const addresses: [address: string, url: string][] = [
+  ['127.0.0.1', 'http://127.0.0.1:80'],
+  ['::1', 'http://[::1]:80'],
+];
+for (const [address, url] of addresses) {
+  test(`urlOf() of ${address} is ${url}`, () => assert.equal(urlOf({ address, port: 80 }), url));
+}

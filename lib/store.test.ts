@@ -1,0 +1,480 @@
+/** The statements on one table, against a real PostgreSQL. RUNS=10000 compares more random filters. */
+import assert from 'node:assert/strict';
+import { randomUUID } from 'node:crypto';
+import { after, before, beforeEach, describe, test } from 'node:test';
+import fc from 'fast-check';
+import { pino } from 'pino';
+import { z } from 'zod';
+import { startDatabase, type TestDatabase } from '../test/harness.ts';
+import { boolean, jsonb, now, number, oneOf, resource, text, timestamp, uuid } from './columns.ts';
+import { parseQuery } from './dialect.ts';
+import { JSON_TYPE } from './headers.ts';
+import { ownCall, Pool } from './pool.ts';
+import { sql } from './sql.ts';
+import { Store } from './store.ts';
+import { ensureTable } from './table.ts';
+
+const RUNS = Number(process.env.RUNS ?? 500);
+
+const things = resource({
+  path: 'things',
+  table: 'thi"ngs',
+  key: 'id',
+  columns: {
+    name: text(60),
+    sex: oneOf(['male', 'female'], { nullable: true }),
+    size: number(0, 1000, { nullable: true }),
+    good: boolean({ nullable: true }),
+    'a/"B': text(20, { unique: true, nullable: true }),
+    tags: jsonb(z.array(z.string()), [], { default: ["it's"] }),
+    at: timestamp({ default: now }),
+    made: uuid({ generated: () => 'gen_random_uuid()' }),
+  },
+});
+
+let database: TestDatabase;
+let pool: Pool;
+let store: Store;
+before(async () => {
+  database = await startDatabase();
+  const options = { DATABASE_URL: database.url, POOL_SIZE: 4, DB_PREPARE: 'true' } as const;
+  pool = new Pool(options, pino({ level: 'silent' }));
+  store = new Store(things, pool);
+  await ensureTable(things, pool);
+});
+after(async () => {
+  await pool?.end();
+  await database?.stop();
+});
+
+type Row = Record<string, unknown>;
+const call = ownCall;
+const parse = (query: string) => parseQuery(things, new URLSearchParams(query));
+const clear = () => database.sql`truncate "thi""ngs"`;
+/** A whole row, as the endpoints give it to the store. */
+const rowOf = (values: Row = {}): Row =>
+  ({ id: randomUUID(), ...things.row.parse({ name: 'x', ...values }), ...values }) as Row;
+
+/** The rows of a list, and the cursor of the next page. */
+async function list(query: string, limit = 100): Promise<{ rows: Row[]; next: string }> {
+  const page = await store.page(parse(query), { limit, count: false, format: JSON_TYPE }, call());
+  return { rows: JSON.parse(page.body), next: page.next };
+}
+
+const count = async () => Number((await list('select=n:count()')).rows[0]?.n);
+
+// --- Filters and selects ----------------------------------------------------------
+
+describe('A list', () => {
+  before(async () => {
+    await clear();
+    const one = rowOf({ name: 'Miss. Test', sex: 'male', size: 40.5, good: true });
+    const two = rowOf({ name: 'Miss. Test', sex: 'female', size: 7, good: false });
+    const none = rowOf({ name: 'Mr. Null' });
+    await store.createMany([one, two, none], {}, call());
+  });
+
+  // What test/contract.ts does not ask of every table: sizes of the rows that are found.
+  const found: [query: string, sizes: (number | null)[]][] = [
+    ['size=eq.4.05e1', [40.5]],
+    ['size=eq. 7 ', [7]],
+    ['size=not.gt.7', [7]],
+    ['size=isdistinct.7', [40.5, null]],
+    ['size=not.isdistinct.7', [7]],
+    ['size=is.null', [null]],
+    ['size=is.not_null', [7, 40.5]],
+    ['good=is.unknown', [null]],
+    ['good=is.FALSE', [7]],
+    ['good=not.is.true', [7, null]],
+    ['sex=like.m_le', [40.5]],
+    ['sex=like.MALE', []],
+    ['sex=match.^(fe)?male$', [7, 40.5]],
+    ['size=in.("7","9")', [7]],
+    ['size=in.()', []],
+    ['size=not.in.()', [7, 40.5, null]],
+    ['size=neq(all).{7,8}', [40.5]],
+    ['size=not.eq(any).{7,8}', [40.5]],
+    ['sex=like(any).{fe*,x*}', [7]],
+    ['sex=ilike(all).{*MALE,FE*}', [7]],
+    ['sex=match(any).{^f,^x}', [7]],
+    ['name=fts.test', [7, 40.5]],
+    ['name=fts(english).tests', [7, 40.5]],
+    ['name=fts(simple).tests', []],
+    ['name=plfts.miss test', [7, 40.5]],
+    ['name=phfts.test miss', []],
+    ['name=wfts.test -miss', []],
+    ['name=not.wfts(simple).nobody', [7, 40.5, null]],
+    ['or=(size.eq.7,and(size.gt.8,not.or(sex.eq.female,sex.is.null)))', [7, 40.5]],
+    ['or=(sex.eq."female",sex.eq."a,b)")', [7]],
+    ['or=(sex.eq.female)&or=(size.eq.8)', []],
+    ['tags=eq.["it\'s"]&size=eq.7', [7]],
+  ];
+  for (const [query, sizes] of found) {
+    test(`?${query} finds ${sizes.join(' and ') || 'none'}`, async () => {
+      const { rows } = await list(`${query}&order=size`);
+      assert.deepEqual(
+        rows.map(({ size }) => size),
+        sizes,
+      );
+    });
+  }
+
+  const selected: [query: string, rows: Row[]][] = [
+    ['select=years:size', [{ years: 7 }, { years: 40.5 }, { years: null }]],
+    ['select=s:size::text', [{ s: '7' }, { s: '40.5' }, { s: null }]],
+    [`select="it's \\"1\\"":size&limit=1`, [{ 'it\'s "1"': 7 }]],
+    ['select=count()::text', [{ count: '3' }]],
+    ['select=t:size.sum(),size.avg(),size.max()', [{ t: 47.5, avg: 23.75, max: 40.5 }]],
+    ['select=size::int.sum()', [{ sum: 47 }]],
+    ['select=size.sum()::int', [{ sum: 48 }]],
+    [
+      'select=sex,size.max()&order=sex.desc.nullslast',
+      [
+        { sex: 'male', max: 40.5 },
+        { sex: 'female', max: 7 },
+        { sex: null, max: null },
+      ],
+    ],
+    ['select=sex,count()&limit=1', [{ sex: 'female', count: 1 }]],
+  ];
+  for (const [query, expected] of selected) {
+    test(`?${query}`, async () => {
+      const order = /count|sum|max/.test(query) ? '' : '&order=size';
+      const limit = Number(/limit=(\d)/.exec(query)?.[1] ?? 100);
+      assert.deepEqual((await list(query + order, limit)).rows, expected);
+    });
+  }
+
+  const refused: [query: string, sqlstate: string][] = [
+    ['size=eq.abc', '22P02'],
+    ['good=eq.maybe', '22P02'],
+    ['id=eq.x', '22P02'],
+    ['size=gt.', '22P02'],
+    ['size=eq(any).{x}', '22P02'],
+    ['sex=match.(', '2201B'],
+    ['sex=fts(nolanguage).x', '42704'],
+    ['select=sex.sum()', '42883'],
+    ['select=count(),size&order=name', '42803'],
+  ];
+  for (const [query, code] of refused) {
+    test(`?${query} is refused by PostgreSQL with ${code}`, async () => {
+      await assert.rejects(list(query), { code });
+    });
+  }
+});
+
+describe('Random filters and selects', () => {
+  const SEXES = ['male', 'female', null];
+  before(async () => {
+    await clear();
+    const names = ["O'Neil, (x)", 'a\\b"c', '🚢', '%_*', 'x'];
+    const rows = Array.from({ length: 120 }, (_, at) =>
+      rowOf({
+        name: names[at % 5],
+        sex: SEXES[at % 3],
+        size: at % 7 ? at % 11 : null,
+        good: at % 2 > 0,
+      }),
+    );
+    await store.createMany(rows, {}, call());
+  });
+
+  const literal = (value: string) => `'${value.replaceAll("'", "''")}'`;
+  const quoted = (value: string) => `"${value.replace(/["\\]/g, '\\$&')}"`;
+  const comparisons = { eq: '=', neq: '<>', gt: '>', gte: '>=', lt: '<', lte: '<=' };
+  const word = fc.oneof(
+    fc.constantFrom('x', "O'", 'male', 'female', '%', '_', '*', '', 'a,b', '(x)', '"', '\\', '🚢'),
+    fc.string({ maxLength: 6 }).filter((text) => !text.includes('\0')),
+  );
+
+  /** A condition of a tree, and the same in SQL. */
+  type Pair = [condition: string, sql: string];
+  const operator = (of: object) => fc.constantFrom(...(Object.entries(of) as Pair[]));
+  const numeric = fc
+    .tuple(operator(comparisons), fc.constantFrom('0', '1', '7.25', '10', '-1', '1e1'))
+    .map(
+      ([[name, sql], value]): Pair => [`size.${name}.${value}`, `size ${sql} ${literal(value)}`],
+    );
+  const textual = fc
+    .tuple(
+      fc.constantFrom('name', 'sex'),
+      operator({ ...comparisons, like: 'like', ilike: 'ilike' }),
+      word,
+    )
+    .filter(([, [name], value]) => !/like/.test(name) || !/\\$/.test(value))
+    .map(([column, [name, sql], value]): Pair => {
+      const pattern = /like/.test(name) ? value.replaceAll('*', '%') : value;
+      return [`${column}.${name}.${quoted(value)}`, `${column} ${sql} ${literal(pattern)}`];
+    });
+  const listed = fc.array(word, { maxLength: 3 }).map((values): Pair => {
+    const array = `array[${values.map(literal)}]::text[]`;
+    return [`name.in.(${values.map(quoted)})`, `name = any(${array})`];
+  });
+  const known = fc
+    .constantFrom('null', 'true', 'false')
+    .map((value): Pair => [`good.is.${value}`, `good is ${value}`]);
+  const plain = fc.oneof(numeric, textual, listed, known);
+  const negated = plain.map(
+    ([condition, sql]): Pair => [condition.replace('.', '.not.'), `not (${sql})`],
+  );
+  const { tree } = fc.letrec<{ tree: Pair; node: Pair }>((tie) => {
+    const branches = fc.array(tie('tree'), { minLength: 1, maxLength: 3 });
+    const node = fc.tuple(fc.constantFrom('', 'not.'), fc.constantFrom('and', 'or'), branches);
+    return {
+      tree: fc.oneof({ depthSize: 'small' }, plain, negated, tie('node')),
+      node: node.map(([not, by, parts]) => [
+        `${not}${by}(${parts.map(([condition]) => condition)})`,
+        `${not ? 'not ' : ''}(${parts.map(([, sql]) => sql).join(` ${by} `)})`,
+      ]),
+    };
+  });
+  const selects: [select: string, json: string, grouped: boolean][] = [
+    ['id', `json_build_object('id', id)`, false],
+    ['name,s:size::text', `json_build_object('name', name, 's', size::text)`, false],
+    ['n:count(),size.sum()::int', `json_build_object('n', count(*), 'sum', sum(size)::int)`, true],
+  ];
+
+  test(`${RUNS} of them answer what the same query in SQL answers`, async (t) => {
+    let rows = 0;
+    const property = fc.asyncProperty(
+      fc.array(tree, { minLength: 1, maxLength: 2 }),
+      fc.constantFrom(...selects),
+      async (parts, [select, json, grouped]) => {
+        const parameters = parts.map(([condition]) => ['and', `(${condition})`]);
+        const query = new URLSearchParams([...parameters, ['select', select]]);
+        const where = parts.map(([, sql]) => `(${sql})`).join(' and ');
+        const order = grouped ? '' : 'order by id limit 20';
+        const expected = await database.sql.unsafe(
+          `select ${json} as row from (select * from "thi""ngs" where ${where} ${order}) t`,
+        );
+        const found = await list(String(query), 20);
+        assert.deepEqual(
+          found.rows,
+          expected.map(({ row }) => row),
+          String(query),
+        );
+        rows += expected.length;
+      },
+    );
+    await fc.assert(property, { numRuns: RUNS });
+    t.diagnostic(`${rows} rows compared`);
+  });
+});
+
+// --- Pages ------------------------------------------------------------------------
+
+describe('Pages', () => {
+  beforeEach(clear);
+
+  const orders: [order: string, sizes: (number | null)[]][] = [
+    ['size', [1, 3, 5, null, null, null]],
+    ['size.desc', [null, null, null, 5, 3, 1]],
+    ['size.nullsfirst', [null, null, null, 1, 3, 5]],
+    ['size.desc.nullslast', [5, 3, 1, null, null, null]],
+    ['good,size', [1, 3, 5, null, null, null]],
+  ];
+  for (const [order, sizes] of orders) {
+    test(`in the order ${order} have every row once, nulls in place`, async () => {
+      const rows = [null, 5, null, 1, 3, null].map((size) => rowOf({ size }));
+      await store.createMany(rows, {}, call());
+      for (const limit of [1, 2, 4]) {
+        const found: unknown[] = [];
+        for (let after: string | undefined = ''; after !== undefined; ) {
+          const { rows, next } = await list(`order=${order}${after && `&after=${after}`}`, limit);
+          found.push(...rows.map(({ size }) => size));
+          after = next || undefined;
+        }
+        assert.deepEqual(found, sizes, `pages of ${limit}`);
+      }
+    });
+  }
+
+  test('go on after a row that was deleted', async () => {
+    const [one, two, three] = [1, 2, 3].map((size) => rowOf({ size })) as [Row, Row, Row];
+    await store.createMany([one, two, three], {}, call());
+    const { next } = await list('order=size', 2);
+    await store.remove(String(two.id), {}, call());
+    const { rows } = await list(`order=size&after=${next}`, 2);
+    assert.deepEqual(
+      rows.map(({ id }) => id),
+      [three.id],
+    );
+  });
+
+  test('a page, a row and its removal are planned once, however large the table', async () => {
+    await database.sql`insert into "thi""ngs" (id, name, made, size)
+      select gen_random_uuid(), 'x', gen_random_uuid(), n % 1000 from generate_series(1, 50000) n`;
+    await database.sql`analyze "thi""ngs"`;
+    const [row] = (await list('', 1)).rows;
+    const { next } = await list('', 1);
+    const own = new Pool(
+      { DATABASE_URL: database.url, POOL_SIZE: 1, DB_PREPARE: 'true' },
+      pino({ level: 'silent' }),
+    );
+    const planned = new Store(things, own);
+    const wanted = { limit: 20, count: false, format: JSON_TYPE } as const;
+    for (let round = 0; round < 20; round += 1) {
+      for (const query of ['size=neq.7', `after=${next}`])
+        assert.equal((await planned.page(parse(query), wanted, call())).rows, 20);
+      assert.ok(await planned.read(String(row?.id), call()));
+      await planned.remove(randomUUID(), { match: '*' }, call());
+    }
+    const [plans] = await own.json(
+      sql`select max(custom_plans) as most from pg_prepared_statements`,
+    );
+    await own.end();
+    assert.equal(plans?.most, 5, 'PostgreSQL plans five times before it keeps the plan');
+  });
+});
+
+// --- Writes -----------------------------------------------------------------------
+
+describe('Requests that arrive together', () => {
+  const batches = new Map<string, number>();
+  before(async () => {
+    await clear();
+    pool.observe = (work, requests) =>
+      batches.set(work, Math.max(batches.get(work) ?? 0, requests));
+  });
+
+  for (const clients of [1, 8, 200]) {
+    test(`${clients} clients read what they wrote, in rows and in lists`, async () => {
+      const query = `select=name&name=like.${clients} *`;
+      const names = async () => (await list(query, 1000)).rows.map(({ name }) => name);
+      const client = async (_: unknown, at: number) => {
+        const row = rowOf({ name: `${clients} ${at}` });
+        const read = async () => (await store.read(String(row.id), call())).body;
+        assert.equal((await store.create(row, call())).created, true);
+        assert.equal(JSON.parse(await read()).name, row.name);
+        assert.ok((await names()).includes(row.name));
+        const renamed = { ...row, name: `${clients} again ${at}` };
+        assert.equal((await store.replace(renamed, {}, call())).created, false);
+        assert.equal(JSON.parse(await read()).name, renamed.name);
+        assert.equal((await store.remove(String(row.id), {}, call())).rows, 1);
+        assert.equal(await read(), '');
+      };
+      await Promise.all(Array.from({ length: clients }, client));
+      assert.deepEqual(await names(), []);
+    });
+
+    test(`of ${clients} creates and replaces the invalid ones alone fail`, async (t) => {
+      await clear();
+      await database.sql`alter table "thi""ngs" add constraint no_evil check (name not like 'evil%')`;
+      t.after(() => database.sql`alter table "thi""ngs" drop constraint no_evil`);
+      const rows = Array.from({ length: clients }, (_, at) =>
+        rowOf({ name: at % 3 ? 'good' : 'evil' }),
+      );
+      const write = (row: Row, at: number) =>
+        at % 2 ? store.create(row, call()) : store.replace(row, {}, call());
+      const outcomes = await Promise.allSettled(rows.map(write));
+      for (const [at, outcome] of outcomes.entries()) {
+        if (at % 3) assert.equal(outcome.status, 'fulfilled');
+        else assert.equal(outcome.status === 'rejected' && outcome.reason.code, '23514');
+      }
+      assert.equal(await count(), rows.filter(({ name }) => name === 'good').length);
+    });
+  }
+
+  test('share statements, which the pool observes', () => {
+    for (const work of ['read', 'create', 'replace', 'delete', 'list'])
+      assert.ok(Number(batches.get(work)) > 1, work);
+  });
+
+  test('of 50 equal creates of one key one makes the row; the others see it is the same', async () => {
+    const row = rowOf({ name: 'once', at: undefined });
+    const made = await Promise.all(Array.from({ length: 50 }, () => store.create(row, call())));
+    assert.equal(made.filter(({ created }) => created).length, 1);
+    assert.ok(made.filter(({ created }) => !created).every(({ same }) => same));
+    const other = await store.create({ ...row, name: 'other' }, call());
+    assert.deepEqual([other.created, other.same], [false, false]);
+  });
+
+  test('of 20 writers with one version one wins', async () => {
+    const row = rowOf();
+    const { version } = await store.create(row, call());
+    const merge = (_: unknown, size: number) =>
+      store.merge(String(row.id), { size }, { match: [version] }, call()).then(
+        ({ rows }) => rows,
+        ({ status }) => status,
+      );
+    const made = await Promise.all(Array.from({ length: 20 }, merge));
+    assert.deepEqual(made.sort(), [1, ...Array(19).fill(412)]);
+  });
+});
+
+describe('A unique value that exists', () => {
+  const taken = { 'a/"B': 'taken' };
+  let row: Row;
+  before(async () => {
+    await clear();
+    row = rowOf();
+    await store.createMany([rowOf(taken), row], {}, call());
+  });
+  const writes: [name: string, write: () => Promise<unknown>][] = [
+    ['create()', () => store.create(rowOf(taken), call())],
+    ['createMany()', () => store.createMany([rowOf(), rowOf(taken)], {}, call())],
+    ['upsert()', () => store.upsert([rowOf(taken)], ['id'], [], {}, call())],
+    ['replace()', () => store.replace({ ...row, ...taken }, {}, call())],
+    ['merge()', () => store.merge(String(row.id), taken, {}, call())],
+  ];
+  for (const [name, write] of writes) {
+    test(`makes ${name} reject with the column`, async () => {
+      const detail = 'Key ("a/""B")=(taken) already exists.';
+      await assert.rejects(write(), { code: '23505', detail });
+      assert.equal(await count(), 2);
+    });
+  }
+});
+
+test('What the database makes is made once, and no replacement changes it', async () => {
+  const row = rowOf({ name: 'made' });
+  const first = JSON.parse((await store.create(row, call())).body);
+  assert.ok(Math.abs(Date.parse(first.at) - Date.now()) < 60_000);
+  const second = JSON.parse((await store.replace({ ...row, name: 'again' }, {}, call())).body);
+  assert.deepEqual([second.made, second.name], [first.made, 'again']);
+});
+
+// --- COPY -------------------------------------------------------------------------
+
+describe('copy()', () => {
+  const at = { at: '2026-01-31T12:00:00+00:00' };
+  beforeEach(clear);
+  const copy = (first: Row[], ...rest: Row[][]) =>
+    store.copy(
+      first,
+      (async function* () {
+        yield* rest;
+      })(),
+      call(),
+    );
+
+  test('stores the rows of all batches, whatever is in a text', async () => {
+    const name = 'a, "b"\n\\c \\.';
+    const given = [{ name, sex: 'male', size: 1.5, good: false, tags: ['x,"y"'] }, { name: '\\.' }];
+    const rows = given.map((one) => rowOf({ ...one, ...at }));
+    assert.equal(await copy(rows.slice(0, 1), [], rows.slice(1)), 2);
+    const found = await list(
+      'order=size&select=id,name,sex,size,good,a/"B,tags,at'.replace('a/"B', '"a/\\"B"'),
+    );
+    assert.deepEqual(
+      found.rows.map((row) => ({ ...row, at: undefined })),
+      rows.map((row) => ({ 'a/"B': null, ...row, at: undefined })),
+    );
+  });
+
+  test('stores nothing when a key is taken', async () => {
+    const [one, row] = [rowOf(at), rowOf(at)];
+    await store.create(row, call());
+    await assert.rejects(copy([one], [row]), { code: '23505' });
+    assert.equal(await count(), 1);
+  });
+
+  test('stores nothing when its source fails', async () => {
+    const source = (async function* () {
+      yield [rowOf(at)];
+      throw new Error('cut off');
+    })();
+    await assert.rejects(store.copy([], source, call()), { message: 'cut off' });
+    assert.equal(await count(), 0);
+  });
+});

@@ -1,0 +1,182 @@
+import assert from 'node:assert/strict';
+import { after, before, beforeEach, test } from 'node:test';
+import { pino } from 'pino';
+import { z } from 'zod';
+import { startDatabase, type TestDatabase } from '../test/harness.ts';
+import {
+  boolean,
+  type Column,
+  date,
+  integer,
+  jsonb,
+  number,
+  oneOf,
+  resource,
+  text,
+  timestamp,
+  uuid,
+} from './columns.ts';
+import { Pool } from './pool.ts';
+import { StartError } from './problem.ts';
+import { ensureTable } from './table.ts';
+
+let database: TestDatabase;
+let pool: Pool;
+const open = (DATABASE_URL: string) =>
+  new Pool({ DATABASE_URL, POOL_SIZE: 1, DB_PREPARE: 'true' }, pino({ level: 'silent' }));
+before(async () => {
+  database = await startDatabase();
+  pool = open(database.url);
+});
+after(async () => {
+  await pool?.end();
+  await database?.stop();
+});
+beforeEach(() => database.sql`drop table if exists "thi""ngs"`);
+
+const declare = (columns: Record<string, Column>) =>
+  resource({ path: 'things', table: 'thi"ngs', key: 'id', columns });
+const KINDS = {
+  name: text(3),
+  sex: oneOf(['male', 'female']),
+  size: integer(0, 9),
+  fare: number(0, Number.MAX_VALUE),
+  good: boolean(),
+  other: uuid(),
+  day: date({ from: '2020-01-01' }),
+  at: timestamp(),
+  tags: jsonb(z.array(z.unknown()), []),
+};
+const things = declare(KINDS);
+const EXAMPLE = {
+  ...{ id: 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', name: 'x', sex: 'male', size: 1, fare: 1 },
+  ...{ good: true, other: 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', day: '2026-01-31' },
+  ...{ at: '2026-01-31T12:00:00Z', tags: [] },
+};
+
+/** Resolves to whether the table stores the row. */
+const isStored = (row: object) =>
+  database.sql`insert into "thi""ngs"
+    select * from json_populate_record(null::"thi""ngs", ${JSON.stringify(row)}::text::json)`.then(
+    () => true,
+    () => false,
+  );
+
+test('makes the table that is declared, with its key', async () => {
+  await ensureTable(things, pool);
+  const rows = await database.sql`select attname as name, attnotnull as filled,
+      format_type(atttypid, atttypmod) as type from pg_attribute
+    where attrelid = '"thi""ngs"'::regclass and attnum > 0 order by attnum`;
+  assert.ok(rows.every(({ filled }) => filled));
+  assert.deepEqual(
+    rows.map(({ name, type }) => `${name} ${type}`),
+    [
+      ...['id uuid', 'name character varying(3)', 'sex character varying(6)', 'size integer'],
+      ...['fare double precision', 'good boolean', 'other uuid', 'day date'],
+      ...['at timestamp with time zone', 'tags jsonb'],
+    ],
+  );
+  await isStored(EXAMPLE);
+  assert.equal(await isStored(EXAMPLE), false, 'a second row with the key');
+});
+
+test('changes nothing in a table as declared, so that a role without DDL will do', async (t) => {
+  await ensureTable(things, pool);
+  const reader = await limited(t);
+  await ensureTable(things, reader);
+});
+
+test('names what its role may not add', async (t) => {
+  await ensureTable(things, pool);
+  const more = declare({ ...KINDS, more: integer(0, 9, { nullable: true }) });
+  const message = 'table thi"ngs: more is missing; the database role may not add it';
+  await assert.rejects(ensureTable(more, await limited(t)), new StartError(message));
+});
+
+/** A pool of a role that may do anything with the rows and nothing with the table. */
+async function limited(t: { after: (end: () => Promise<void>) => void }): Promise<Pool> {
+  await database.sql.unsafe(`create role limited login password 'limited';
+    grant select, insert, update, delete on "thi""ngs" to limited`);
+  const url = new URL(database.url);
+  url.username = 'limited';
+  url.password = 'limited';
+  const own = open(url.href);
+  t.after(async () => {
+    await own.end();
+    await database.sql.unsafe('drop owned by limited; drop role limited');
+  });
+  return own;
+}
+
+const added: [name: string, column: Column, value: unknown][] = [
+  ['nullable', integer(0, 9, { nullable: true }), null],
+  ['default', integer(0, 9, { default: 7 }), 7],
+  ['generated', integer(0, 9, { generated: () => '2 + 3' }), 5],
+];
+for (const [name, column, value] of added) {
+  test(`adds a column that is ${name}, also to existing rows`, async () => {
+    await ensureTable(things, pool);
+    await isStored(EXAMPLE);
+    await ensureTable(declare({ ...KINDS, more: column }), pool);
+    assert.deepEqual([...(await database.sql`select more from "thi""ngs"`)], [{ more: value }]);
+  });
+}
+
+const refused: [ddl: string, fault: string][] = [
+  ['alter table "thi""ngs" drop fare', 'fare is missing'],
+  ['alter table "thi""ngs" alter fare type int', 'fare is integer, declared double precision'],
+  ['alter table "thi""ngs" drop constraint "thi""ngs_pkey"', 'id has no unique index'],
+  ['alter table "thi""ngs" add x int not null', 'x is required by the table, not declared'],
+  ['alter table "thi""ngs" drop fare, drop size', 'size is missing; fare is missing'],
+];
+for (const [ddl, fault] of refused) {
+  test(`refuses a table after ${ddl}`, async () => {
+    await ensureTable(things, pool);
+    await database.sql.unsafe(ddl);
+    await assert.rejects(ensureTable(things, pool), new StartError(`table thi"ngs: ${fault}`));
+  });
+}
+
+const accepted: [ddl: string, name: string][] = [
+  ['alter table "thi""ngs" add x int', 'a nullable column'],
+  ['alter table "thi""ngs" add x int not null default 1', 'a column with a default'],
+  ['alter table "thi""ngs" alter fare drop not null', 'a column that may be null'],
+  ['alter table "thi""ngs" drop constraint "thi""ngs_fare_check"', 'no CHECK'],
+];
+for (const [ddl, name] of accepted) {
+  test(`accepts a table with ${name} that is not declared`, async () => {
+    await ensureTable(things, pool);
+    await database.sql.unsafe(ddl);
+    await ensureTable(things, pool);
+  });
+}
+
+test('refuses a unique column without its index', async () => {
+  await ensureTable(things, pool);
+  const unique = declare({ ...KINDS, size: integer(0, 9, { unique: true }) });
+  const message = 'table thi"ngs: size has no unique index';
+  await assert.rejects(ensureTable(unique, pool), new StartError(message));
+});
+
+const values: [column: keyof typeof KINDS, valid: unknown[], invalid: unknown[]][] = [
+  ['name', ['x', '🚢🚢🚢', `'"\\`], ['', ' ', '\u00a0', '\u3000', '\ufeff', '\u000b', '🚢🚢🚢🚢']],
+  ['sex', ['male', 'female'], ['', 'Female', 'man']],
+  ['size', [0, 9], [-1, 10, 2 ** 31]],
+  ['fare', [0, 7.25, 1e308], [-0.01]],
+  ['good', [true, false], ['']],
+  ['day', ['2020-01-01', '9999-12-31'], ['2019-12-31', '2026-02-30']],
+  ['at', ['0001-01-01T00:00:00Z', '2026-01-31T12:00:00.5+15:59'], ['2026-01-01T00:00:00+16:00']],
+  ['tags', [[], [1, { a: null }]], [{}, 'x', ['\0']]],
+];
+for (const [column, valid, invalid] of values) {
+  test(`${column}: validator and CHECK accept and refuse the same`, async () => {
+    await ensureTable(things, pool);
+    for (const value of [...valid, ...invalid, null]) {
+      const row = { ...EXAMPLE, [column]: value };
+      const expected = valid.includes(value);
+      await database.sql`delete from "thi""ngs"`;
+      assert.equal(things.row.safeParse(row).success, expected, `validator: ${value}`);
+      assert.equal(await isStored(row), expected, `CHECK: ${value}`);
+    }
+  });
+}
