@@ -95,6 +95,7 @@ describe('a request', () => {
     ['of an unknown preference', '/things', { prefer: 'handling=strict, x' }, 400, 'PGRST122'],
     ['of a reversed range', '/things', { range: '5-2' }, 416, 'PGRST103'],
     ['for no path', '/nope', {}, 404, 'PGRST125'],
+    ['for the schema', '/rest/v1/', {}, 404, 'PGRST126'],
     ['for no table', '/rest/v1/nope', {}, 404, 'PGRST205'],
     ['for no procedure', '/rest/v1/rpc/nope', {}, 404, 'PGRST202'],
     ['for no text', '/nope%zz', {}, 400, 'PGRST100'],
