@@ -22,6 +22,7 @@ import {
   typeFor,
 } from './http.ts';
 import type { Metrics } from './metrics.ts';
+import { toProblem } from './problem.ts';
 
 const things = resource({
   path: 'things',
@@ -166,6 +167,30 @@ describe('errors of the database', () => {
     const id = headers.get('x-request-id');
     assert.deepEqual(lines.at(-1), { id, code: '42703', error: 'column "age" is not there' });
   });
+});
+
+describe('conflicts', () => {
+  const missing = 'Key (age)=(is still "x") is not present in table "ages".';
+  const referenced = 'Key ("odd ""id")=(7) is still referenced from table "orders".';
+  const conflicts: [string, string, string, object[]][] = [
+    ['23503', missing, missing, [{ pointer: '/age', detail: missing }]],
+    ['23503', referenced, referenced, [{ pointer: '/odd "id', detail: referenced }]],
+    ['23001', referenced, referenced, [{ pointer: '/odd "id', detail: referenced }]],
+    ['23505', 'Key (age)=(7) already exists.', 'words', [{ pointer: '/age', detail: 'is taken' }]],
+    [
+      '23505',
+      'Schlüssel »(age)=(7)« existiert',
+      'words',
+      [{ pointer: '/age', detail: 'is taken' }],
+    ],
+    ['23505', 'Key (lower(age))=((b)=(c)) already exists.', 'words', []],
+  ];
+  for (const [code, detail, message, errors] of conflicts)
+    test(`${code}: ${detail}`, () => {
+      const problem = toProblem(Object.assign(new Error('words'), { code, detail }));
+      assert.deepEqual([problem.status, problem.message], [409, message]);
+      assert.deepEqual(problem.extras, { details: detail, errors });
+    });
 });
 
 describe('Preference-Applied', () => {
