@@ -142,12 +142,14 @@ function standing(c: C): Headers {
 /** Lets in who may; with `life`, once the tables were checked. Reads what routes of tables share. */
 export function authenticate(authorize: Authorize, life?: Life): MiddlewareHandler<Env> {
   return async (c, next) => {
-    const { headers, headersDistinct } = c.env.incoming;
+    const { incoming } = c.env;
+    const { headers } = incoming;
     const profile = headers['accept-profile'] ?? headers['content-profile'] ?? 'public';
     if (profile !== 'public')
       throw new Problem(406, 'PGRST106', 'Invalid schema', 'The only schema is public.');
     const { authorization, prefer } = headers;
-    if (authorization && headersDistinct.authorization?.length !== 1)
+    if (authorization && incoming.headersDistinct.authorization?.length !== 1)
+      // made when read
       throw new Problem(400, 'PGRST100', 'There is more than one Authorization header.');
     const writes = !['GET', 'HEAD'].includes(c.req.method);
     c.get('call').sub = await authorize(authorization, writes);
