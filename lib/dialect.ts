@@ -95,7 +95,8 @@ type Reader = { resource: Resource; parameter: string; text: string; at: number 
 
 /** Throws PGRST100, PostgREST's error for what its grammar does not have. */
 function expected({ parameter, text, at, resource }: Reader, what: string): never {
-  if (text.startsWith('->', at)) throw noPath(resource);
+  if (text.startsWith('->', at))
+    throw unsupported('42883', `operator does not exist: -> of ${resource.table}`);
   const found = at < text.length ? JSON.stringify(text.slice(at, at + 12)) : 'end';
   const details = `unexpected ${found} at position ${at + 1} of ${text.slice(0, 200)}`;
   const detail = `The parameter ${shorten(parameter)} could not be read.`;
@@ -106,14 +107,9 @@ function checkCount(reader: Reader, count: number, most: number, what: string): 
   if (count > most) expected(reader, `at most ${most} ${what}`);
 }
 
-function noPath({ table }: Resource): Problem {
-  const detail = `operator does not exist: -> in a list of ${table}`;
-  return new Problem(400, '42883', detail, 'Name a column alone.');
-}
-
-function noEmbedding(code: string, detail: string): Problem {
-  const hint = 'This service embeds nothing; each table has a path of its own.';
-  return new Problem(400, code, detail, hint);
+/** PostgREST's error for what its language has and this one lacks. */
+function unsupported(code: string, detail: string): Problem {
+  return new Problem(400, code, detail, 'Name columns alone: no embedding, no JSON paths.');
 }
 
 function shorten(text: string): string {
@@ -198,9 +194,8 @@ function columnNamed(resource: Resource, text: string, code = '42703'): string {
   const { table, names } = resource;
   const name = unquoted(text.trim());
   if (names.includes(name)) return name;
-  if (text.includes('->')) throw noPath(resource);
-  const [first = '', more] = name.split(/[.(]/, 2);
-  if (more !== undefined) throw notEmbedded(first);
+  if (text.includes('->')) throw unsupported('42883', `operator does not exist: -> of ${table}`);
+  if (/[.(]/.test(name)) throw notEmbedded(name.replace(/[.(].*/s, ''));
   const right = ELSEWHERE.find(([pattern]) => pattern.test(name))?.[1];
   const hint = `${right ? `Here it is ${right}. ` : ''}The columns are ${names.join(', ')}.`;
   const detail = `column ${table}.${shorten(name)} does not exist`;
@@ -208,8 +203,7 @@ function columnNamed(resource: Resource, text: string, code = '42703'): string {
 }
 
 function notEmbedded(name: string): Problem {
-  const detail = `'${shorten(name)}' is not an embedded resource in this request`;
-  return noEmbedding('PGRST108', detail);
+  return unsupported('PGRST108', `'${shorten(name)}' is not an embedded resource in this request`);
 }
 
 function unquoted(text: string): string {
@@ -270,7 +264,7 @@ function readMember(reader: Reader): Member {
   const [, alias, count, name = '', inner, of, cast] = found;
   const related = `'${reader.resource.table}' and '${shorten(name.replace(/!.*/, ''))}'`;
   if (spread || skip(reader, /\(/y))
-    throw noEmbedding('PGRST200', `Could not find a relationship between ${related}`);
+    throw unsupported('PGRST200', `Could not find a relationship between ${related}`);
   for (const type of [inner, cast])
     if (type && !CASTS.test(type)) expected(reader, `a type of ${CASTS.source}`);
   const column = count ? undefined : columnNamed(reader.resource, name);

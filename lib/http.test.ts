@@ -22,6 +22,7 @@ import {
   typeFor,
 } from './http.ts';
 import type { Metrics } from './metrics.ts';
+import { toProblem } from './problem.ts';
 
 const things = resource({
   path: 'things',
@@ -95,6 +96,7 @@ describe('a request', () => {
     ['of an unknown preference', '/things', { prefer: 'handling=strict, x' }, 400, 'PGRST122'],
     ['of a reversed range', '/things', { range: '5-2' }, 416, 'PGRST103'],
     ['for no path', '/nope', {}, 404, 'PGRST125'],
+    ['for the schema', '/rest/v1/', {}, 404, 'PGRST126'],
     ['for no table', '/rest/v1/nope', {}, 404, 'PGRST205'],
     ['for no procedure', '/rest/v1/rpc/nope', {}, 404, 'PGRST202'],
     ['for no text', '/nope%zz', {}, 400, 'PGRST100'],
@@ -165,6 +167,30 @@ describe('errors of the database', () => {
     const id = headers.get('x-request-id');
     assert.deepEqual(lines.at(-1), { id, code: '42703', error: 'column "age" is not there' });
   });
+});
+
+describe('conflicts', () => {
+  const missing = 'Key (age)=(is still "x") is not present in table "ages".';
+  const referenced = 'Key ("odd ""id")=(7) is still referenced from table "orders".';
+  const conflicts: [string, string, string, object[]][] = [
+    ['23503', missing, missing, [{ pointer: '/age', detail: missing }]],
+    ['23503', referenced, referenced, [{ pointer: '/odd "id', detail: referenced }]],
+    ['23001', referenced, referenced, [{ pointer: '/odd "id', detail: referenced }]],
+    ['23505', 'Key (age)=(7) already exists.', 'words', [{ pointer: '/age', detail: 'is taken' }]],
+    [
+      '23505',
+      'Schlüssel »(age)=(7)« existiert',
+      'words',
+      [{ pointer: '/age', detail: 'is taken' }],
+    ],
+    ['23505', 'Key (lower(age))=((b)=(c)) already exists.', 'words', []],
+  ];
+  for (const [code, detail, message, errors] of conflicts)
+    test(`${code}: ${detail}`, () => {
+      const problem = toProblem(Object.assign(new Error('words'), { code, detail }));
+      assert.deepEqual([problem.status, problem.message], [409, message]);
+      assert.deepEqual(problem.extras, { details: detail, errors });
+    });
 });
 
 describe('Preference-Applied', () => {

@@ -142,12 +142,14 @@ function standing(c: C): Headers {
 /** Lets in who may; with `life`, once the tables were checked. Reads what routes of tables share. */
 export function authenticate(authorize: Authorize, life?: Life): MiddlewareHandler<Env> {
   return async (c, next) => {
-    const { headers, headersDistinct } = c.env.incoming;
+    const { incoming } = c.env;
+    const { headers } = incoming;
     const profile = headers['accept-profile'] ?? headers['content-profile'] ?? 'public';
     if (profile !== 'public')
       throw new Problem(406, 'PGRST106', 'Invalid schema', 'The only schema is public.');
     const { authorization, prefer } = headers;
-    if (authorization && headersDistinct.authorization?.length !== 1)
+    if (authorization && incoming.headersDistinct.authorization?.length !== 1)
+      // made when read
       throw new Problem(400, 'PGRST100', 'There is more than one Authorization header.');
     const writes = !['GET', 'HEAD'].includes(c.req.method);
     c.get('call').sub = await authorize(authorization, writes);
@@ -205,7 +207,7 @@ function missing(c: C, methods: string[]): Problem {
   const detail = `${c.req.method} is not possible here.`;
   if (methods.length > 0)
     return new Problem(405, 'PGRST117', detail, `Use ${Allow}.`, { headers: { Allow } });
-  const [, below = '/'] = /\/rest\/v1\/(.*)$/s.exec(c.req.path) ?? [];
+  const [, below = '/'] = /\/rest\/v1(?:\/|$)(.*)$/s.exec(c.req.path) ?? [];
   const known = [/^$/, /^rpc\/[^/]+$/, /^[^/]+$/].findIndex((pattern) => pattern.test(below));
   return nothingHere(['PGRST126', 'PGRST202', 'PGRST205'][known]);
 }

@@ -13,7 +13,9 @@ import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { chromium, type Locator } from 'playwright-core';
-import { passengers } from '../app.ts';
+import program, { connect, createApp, endpoints, passengers } from '../app.ts';
+import { readConfig } from '../lib/config.ts';
+import { openLog } from '../lib/log.ts';
 import { startDatabase, startReady, type TestDatabase, type TestService } from './harness.ts';
 
 const ROW = passengers.example;
@@ -46,6 +48,22 @@ function withKey(json: object): object {
   if (Array.isArray(json)) return json.map(withKey);
   return 'uuid' in json ? { ...json, uuid: KEY } : json;
 }
+
+test('the document has the routes of the application, each and no other', async () => {
+  const config = readConfig({ DATABASE_URL: database.url });
+  const running = connect(config, { resources: program, endpoints }, openLog('silent'));
+  const { routes } = createApp(running);
+  await running.pool.end();
+  const routed = routes.flatMap(({ method, path }) => {
+    const described = `${method.toLowerCase()} ${path.replace(/:(\w+)/g, '{$1}')}`;
+    return /^(ALL|OPTIONS)$/.test(method) ? [] : [described];
+  });
+  const { paths } = (await service.get('/openapi.json')).json;
+  const described = Object.entries<object>(paths).flatMap(([path, methods]) =>
+    Object.keys(methods).map((method) => `${method} ${path}`),
+  );
+  assert.deepEqual(described.sort(), [...new Set(routed)].sort());
+});
 
 /** As much of a document as is looked at here. */
 type Media = { example?: unknown; examples?: Record<string, { value: unknown }> };
