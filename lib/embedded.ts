@@ -15,11 +15,14 @@ import { dirname, join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { StartError } from './problem.ts';
 
-type Binaries = Record<'initdb' | 'pg_ctl' | 'postgres', string>;
 /** As whom the server runs; undefined: as this process. */
 type Account = { uid: number; gid: number } | undefined;
-/** Where everything is; `interrupt` ends what is being started. */
-type Site = { home: string; cluster: string; binaries: Binaries; account: Account } & {
+/** Directories, `bin` that of the binaries; `interrupt` ends what is being started. */
+type Site = {
+  home: string;
+  cluster: string;
+  bin: string;
+  account: Account;
   interrupt?: () => void;
 };
 
@@ -55,20 +58,20 @@ export async function startEmbedded(directory: string, onCreate = (_home: string
 /** PostgreSQL refuses root, so root uses an account; what that cannot enter goes to /var/tmp. */
 async function findSite(directory: string): Promise<Site> {
   const name = `@embedded-postgres/${process.platform.replace('win32', 'windows')}-${process.arch}`;
-  let binaries: Binaries = await import(name).catch(() => {
+  const { postgres } = await import(name).catch(() => {
     throw new Error(`the npm package ${name} is missing, try "npm install"`);
   });
   const hash = createHash('sha256').update(directory).digest('hex').slice(0, 16);
   const outside = `/var/tmp/embedded-postgres-${hash}`;
-  let [home, account] = [makeOpen(directory), undefined as Account];
+  let [home, bin, account] = [makeOpen(directory), dirname(postgres), undefined as Account];
   if (process.getuid?.() === 0) {
     account = findAccount([directory, outside]);
     const canEnter = (path: string) =>
       spawnSync('test', ['-x', path], { cwd: '/', ...account }).status === 0;
     if (!canEnter(home)) home = makeOutside(outside);
-    if (!canEnter(binaries.postgres)) binaries = copyBinaries(binaries, makeOutside(outside));
+    if (!canEnter(postgres)) bin = copyBinaries(bin, makeOutside(outside));
   }
-  return { home, cluster: join(home, 'cluster'), binaries, account };
+  return { home, cluster: join(home, 'cluster'), bin, account };
 }
 
 /** The owner of existing data, else the user `nobody` or `postgres`. */
@@ -98,20 +101,19 @@ function makeOutside(outside: string): string {
 }
 
 /** The copy stays with its data: a cluster needs binaries of its own major version. */
-function copyBinaries({ postgres }: Binaries, outside: string): Binaries {
+function copyBinaries(bin: string, outside: string): string {
   const [copy, half] = [join(outside, 'native'), join(outside, `native-${process.pid}`)];
   if (!fs.existsSync(copy)) {
-    fs.cpSync(dirname(dirname(postgres)), half, { recursive: true, verbatimSymlinks: true });
+    fs.cpSync(dirname(bin), half, { recursive: true, verbatimSymlinks: true });
     spawnSync('chmod', ['-R', 'a+rX', half]); // they may have been installed with a umask of 077
     fs.renameSync(half, copy);
   }
-  const path = (name: string) => join(copy, 'bin', name);
-  return { initdb: path('initdb'), pg_ctl: path('pg_ctl'), postgres: path('postgres') };
+  return join(copy, 'bin');
 }
 
 /** Makes this process the owner. The result, called at exit at the latest, stops the server. */
 function claim(site: Site): () => void {
-  const { home, cluster, binaries, account } = site;
+  const { home, cluster, bin, account } = site;
   const file = join(home, 'owner');
   const owner = Number(read(file));
   const booted = Date.now() - uptime() * 1000; // an older pid belongs to another process now
@@ -124,7 +126,7 @@ function claim(site: Site): () => void {
     process.off('exit', stop);
     site.interrupt?.();
     const args = ['stop', '--mode=fast', '--silent', `--pgdata=${cluster}`];
-    spawnSync(binaries.pg_ctl, args, { ...APART, ...account });
+    spawnSync(join(bin, 'pg_ctl'), args, { ...APART, ...account });
     fs.rmSync(file, { force: true });
   };
   process.on('exit', stop);
@@ -145,7 +147,7 @@ function read(file: string): string {
 
 /** Makes it in another place and moves it, so that no kill leaves half a cluster. */
 async function createCluster(site: Site): Promise<void> {
-  const { home, cluster, binaries, account } = site;
+  const { home, cluster, account } = site;
   for (const name of fs.readdirSync(home))
     if (name.startsWith('new-')) fs.rmSync(join(home, name), REMOVE);
   const half = fs.mkdtempSync(join(home, 'new-'));
@@ -155,7 +157,7 @@ async function createCluster(site: Site): Promise<void> {
   const access = ['--auth=scram-sha-256', '--username=postgres', `--pwfile=${password}`];
   const text = ['--encoding=UTF8', '--locale-provider=builtin', '--locale=C.UTF-8'];
   const args = [...access, ...text, '--no-sync', `--pgdata=${made}`];
-  const child = await launch(site, binaries.initdb, args);
+  const child = await launch(site, 'initdb', args);
   site.interrupt = () => {
     if (child.pid && child.exitCode === null) process.kill(-child.pid, 'SIGKILL');
     fs.rmSync(half, REMOVE);
@@ -169,9 +171,9 @@ async function createCluster(site: Site): Promise<void> {
 }
 
 /** Runs one of the binaries; what it prints goes to server.log. */
-async function launch({ home, account }: Site, file: string, args: string[]) {
+async function launch({ home, bin, account }: Site, name: string, args: string[]) {
   const log = fs.openSync(join(home, 'server.log'), 'a', 0o600);
-  const child = spawn(file, args, { ...APART, ...account, stdio: ['ignore', log, log] });
+  const child = spawn(join(bin, name), args, { ...APART, ...account, stdio: ['ignore', log, log] });
   fs.closeSync(log);
   await once(child, 'spawn');
   return child;
@@ -191,12 +193,12 @@ async function runningPort(cluster: string): Promise<number | undefined> {
 }
 
 async function startServer(site: Site): Promise<number> {
-  const { home, cluster, binaries } = site;
+  const { home, cluster } = site;
   for (let attempt = 0; attempt < 20; attempt += 1) {
     const port = await freePort();
     const settings = ['listen_addresses=127.0.0.1', 'unix_socket_directories=', `port=${port}`];
     const args = ['-D', cluster, ...settings.flatMap((setting) => ['-c', setting])];
-    const server = await launch(site, binaries.postgres, args);
+    const server = await launch(site, 'postgres', args);
     server.unref();
     site.interrupt = () => server.kill('SIGINT'); // it may have no pid file yet
     while (server.exitCode === null && server.signalCode === null) {

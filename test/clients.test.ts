@@ -40,6 +40,7 @@ type Database<Tables = { passengers: Shape<Passenger> }> = {
   public: { Tables: Tables; Views: Record<never, never>; Functions: Record<never, never> };
 };
 type Rest = PostgrestClient<Database>;
+type Newer = Rest & { getOpenApiSpec: () => PromiseLike<Reply> };
 type Table = ReturnType<typeof tableOf>;
 type List = ReturnType<typeof listOf>;
 type Reply = { status: number; data?: unknown; error: unknown; count?: number | null };
@@ -380,7 +381,7 @@ const REFUSALS: Record<string, Refusal[]> = {
     ['an insert into it', (_, rest) => rest.from('cabins' as 'passengers').insert(NEW)],
     ['an update of it', (_, rest) => rest.from('cabins' as 'passengers').update({ age: 1 })],
   ],
-  '404 PGRST126': [['getOpenApiSpec', (_, rest) => rest.getOpenApiSpec() as PromiseLike<Reply>]],
+  '404 PGRST126': [['getOpenApiSpec', (_, rest) => (rest as Newer).getOpenApiSpec()]],
   '406 PGRST106': [
     ['another schema', (_, rest) => listOf(rest.schema('private' as 'public') as Rest)],
     ['an insert', (_, rest) => tableOf(rest.schema('private' as 'public') as Rest).insert(NEW)],
