@@ -205,8 +205,8 @@ function missing(c: C, methods: string[]): Problem {
   const detail = `${c.req.method} is not possible here.`;
   if (methods.length > 0)
     return new Problem(405, 'PGRST117', detail, `Use ${Allow}.`, { headers: { Allow } });
-  const [, below = '/'] = /\/rest\/v1\/(.*)$/s.exec(c.req.path) ?? [];
-  const known = [/^$/, /^rpc\/[^/]+$/, /^[^/]+$/].findIndex((pattern) => pattern.test(below));
+  const [, below = '/'] = /\/rest\/v1\/(.*)$/s.exec(c.req.path.replace(/\/?$/, '/')) ?? [];
+  const known = [/^$/, /^rpc\/[^/]+\/$/, /^[^/]+\/$/].findIndex((one) => one.test(below));
   return nothingHere(['PGRST126', 'PGRST202', 'PGRST205'][known]);
 }
 
