@@ -778,7 +778,7 @@ function testStatements(): void {
     ['/passengers', 'application/x-ndjson'],
     ['/passengerlist', 'application/json'],
   ] as const) {
-    test(`a slow GET ${path} as ${accept} costs 503 or 504, and leaves no statement`, async (t) => {
+    test(`a slow GET ${path} as ${accept} costs 503 or 504, and no statement goes on`, async (t) => {
       const { database, service } = await openScene(t);
       await slowReads(database, 20);
       const status = await statusOf(service, 'GET', path, undefined, { Accept: accept });
@@ -787,7 +787,7 @@ function testStatements(): void {
     });
   }
 
-  test('a slow INSERT costs 504, and leaves no statement and no row', async (t) => {
+  test('a slow INSERT costs 504, and neither statement nor row remains', async (t) => {
     const { database, service } = await openScene(t);
     await slowInserts(database, 20, 'slow%');
     assert.equal(await statusOf(service, 'POST', '/passengers', bodyOf('slow')), 504);
@@ -839,7 +839,7 @@ function testStreams(): void {
     });
   }
 
-  test('lists while connections end are whole, broken off or 503', async (t) => {
+  test('lists while connections end are complete, broken off or 503', async (t) => {
     const { database, service } = await openScene(t);
     await fill(database, 1000);
     const over = new AbortController();
