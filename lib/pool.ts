@@ -287,6 +287,7 @@ export class Pool {
     }
     task.call.repeated ||= LOST.test(code);
     if (query) client?.pending.delete(query);
+    delete task.query; // it waits again: past its deadline it is refused, not sent
     this.enqueue(task);
   }
 

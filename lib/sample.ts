@@ -1,5 +1,6 @@
 /** What `npm start` adds to an embedded PostgreSQL: the tables, sample rows, a greeting. */
-import { readFile } from 'node:fs/promises';
+import { existsSync, readFileSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
 import type { Logger } from 'pino';
 import { v5 as uuidv5 } from 'uuid';
 import type { Resource, Row } from './columns.ts';
@@ -14,9 +15,9 @@ import { ensureTable } from './table.ts';
 type TrialOptions = Pick<Config, 'DATABASE_URL' | 'DB_PREPARE' | 'DATA_DIR'>;
 
 /** An embedded PostgreSQL with the tables; `greet` makes a text for the terminal. */
-export type Trial = { url: string; greet: (url: string) => string; stop: () => Promise<void> };
+export type Trial = { url: string; greet: (url: string) => string; stop: () => void };
 
-/** Starts an embedded PostgreSQL; a new one gets the sample rows. Throws StartError. */
+/** Starts an embedded PostgreSQL and makes the tables; a new one gets the sample rows. */
 export async function startTrial(
   options: TrialOptions,
   resources: Resource[],
@@ -25,16 +26,21 @@ export async function startTrial(
   const { startEmbedded } = await import('./embedded.ts').catch(() => {
     throw new StartError('DATABASE_URL is required here');
   });
-  const { url, home, fresh, stop } = await startEmbedded(options.DATA_DIR);
+  const { url, home, stop } = await startEmbedded(options.DATA_DIR, (place) => {
+    process.stderr.write(`Creating a PostgreSQL in ${place} …\n`);
+  });
+  const fresh = join(home, 'fresh'); // until all rows are stored
   const pool = new Pool({ ...options, DATABASE_URL: url, POOL_SIZE: 1 }, log);
   const greetings: ((url: string) => string)[] = [];
   for (const resource of resources) {
     const store = new Store(resource, pool);
     await ensureTable(resource, pool);
-    if (fresh && resource.sample) await store.createMany(await readSample(resource), {}, ownCall());
+    if (existsSync(fresh) && resource.sample)
+      await store.upsert(readSample(resource), [resource.key], [], {}, ownCall());
     const example = await firstRow(resource, store);
     greetings.push((address) => greeting(address, resource, example));
   }
+  rmSync(fresh, { force: true });
   await pool.end();
   const place = `on an embedded PostgreSQL with its data in ${home}`;
   const greet = (address: string) =>
@@ -51,8 +57,8 @@ async function firstRow(resource: Resource, store: Store): Promise<Row | undefin
 }
 
 /** The rows of the sample file, values as text; the same keys whenever it is read. */
-export async function readSample({ key, sample = '', columns }: Resource): Promise<Row[]> {
-  const text = await readFile(new URL(`../${sample}`, import.meta.url), 'utf8');
+export function readSample({ key, sample = '', columns }: Resource): Row[] {
+  const text = readFileSync(new URL(`../${sample}`, import.meta.url), 'utf8');
   const [header = '', ...lines] = text.trim().split('\n');
   const names = header.split(',').map((title) => {
     const known = Object.entries(columns).find(([name, { csv = '' }]) =>

@@ -174,8 +174,14 @@ export class Store {
     const { statements } = this;
     const insert = statements.insert(rows.map((row) => this.askFor(row, call).row));
     const action = sql`${insert} ${statements.onConflict(target, set)}`;
-    const broken = brokenBy(terms.format === OBJECT, terms.most);
-    return this.write('write', action, terms, call, { created: CREATED, broken });
+    const single = terms.format === OBJECT;
+    const broken = brokenBy(single, terms.most);
+    const made = this.write('write', action, terms, call, { created: CREATED, broken });
+    return made.catch((error) => {
+      if (codeOf(error) !== BROKEN) throw error;
+      const changed = rows.length === 1 ? 0 : rows.length; // a lone row was ignored
+      throw single ? notOne(changed) : tooMany(changed);
+    });
   }
 
   /** Inserts the row, or replaces the one with its key; 0 rows: that is another caller's. */

@@ -1,23 +1,21 @@
 /**
- * What the tests share: a real PostgreSQL of their own and the real process on a free port.
+ * What the tests share: a PostgreSQL, the service as a process, a proxy and signals as faults.
  *
- *     const database = await startDatabase();          // embedded, or one made on DATABASE_URL
+ *     const database = await startDatabase();          // embedded, or a new one on DATABASE_URL
  *     const service = await startService({ DATABASE_URL: database.url });
  *     await service.get('/passengers');                // a fetch, with the body read
- *     await service.stop(); await database.stop();     // nothing is left behind
+ *     await service.stop();
+ *     await database.stop();
  *
- * And what spoils them: a proxy before the database, and the hold on the server's processes.
- *
- * Whatever a service prints or answers to request() or hear()s is searched for its secrets and for
- * SQL; stop() rejects where any is found.
+ * All that a service prints or answers is searched for its secrets and for SQL: stop() rejects then.
  */
 import { type ChildProcess, execFile, type SpawnOptions, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { EventEmitter, once } from 'node:events';
-import { rmSync } from 'node:fs';
+import { existsSync, rmSync } from 'node:fs';
 import { chmod, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { type AddressInfo, createServer, connect as dial, type Socket } from 'node:net';
-import { tmpdir } from 'node:os';
+import { availableParallelism, loadavg, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -76,14 +74,14 @@ export async function fill({ url }: TestDatabase, rows: number): Promise<void> {
   );
 }
 
-/** How many lists and uploads of a service have a connection of their own now. */
+/** The number of lists and uploads that a service streams now. */
 export async function streamsOf({ get }: TestService, headers?: HeadersInit): Promise<number> {
   return Number(/^db_streams (\d+)$/m.exec((await get('/metrics', headers)).text)?.[1]);
 }
 
 /**
- * What a process holds in MB; `own` is what it allocated, for how much of Node's file is mapped
- * depends on how that came into memory: 54 or 83 MB. Undefined where there is no /proc.
+ * The memory of a process in MB. `own` is what it allocated: how much of Node's file is resident
+ * varies between 54 and 83 MB. Undefined where there is no /proc.
  */
 export async function memoryOf(
   pid: number | undefined,
@@ -94,7 +92,12 @@ export async function memoryOf(
   return status ? { resident: mega('VmRSS'), own: mega('RssAnon') } : undefined;
 }
 
-/** One question over a connection of its own, which no fault of before can have touched. */
+/** How much longer than promised things may take on a machine that is overloaded. */
+export function slack(): number {
+  return Math.max(1, (loadavg()[0] ?? 0) / availableParallelism());
+}
+
+/** One query on a connection of its own, which no earlier fault can have affected. */
 export async function ask<T>(url: string, question: (sql: postgres.Sql) => PromiseLike<T>) {
   const sql = postgres(url, { max: 1, onnotice: () => {} });
   try {
@@ -120,7 +123,7 @@ export type TestService = {
   request: (method: string, path: string, body?: unknown, headers?: HeadersInit) => Promise<Reply>;
   get: (path: string, headers?: HeadersInit) => Promise<Reply>;
   logged: (msg: string) => Promise<LogLine>;
-  /** Adds to what is searched for secrets: an answer that did not come by request(). */
+  /** Searches an answer for secrets that did not come by request(). */
   hear: (text: string) => void;
   ended: Promise<number | null>;
   stop: (signal?: NodeJS.Signals) => Promise<number | null>;
@@ -128,10 +131,7 @@ export type TestService = {
 
 type Started = { file?: string; args?: string[] };
 
-/**
- * Ends the process with this one, however that ends: a test that fails before it stopped its service
- * leaves no process behind. Where all passed, one that was forgotten fails the file.
- */
+/** Ends the process with this one; where the tests passed, a process that still runs fails the file. */
 export function leash<Child extends ChildProcess>(child: Child): Child {
   exitOnSignal();
   if (leashed.size === 0) process.on('exit', killLeashed);
@@ -155,7 +155,7 @@ function exitOnSignal(): void {
 function killLeashed(): void {
   for (const child of leashed) {
     child.kill('SIGKILL');
-    console.error(`left running, now killed: ${child.spawnargs.join(' ')}`);
+    console.error(`still running, killed: ${child.spawnargs.join(' ')}`);
   }
   process.exitCode ||= 1;
 }
@@ -192,6 +192,10 @@ export async function startService(
   const search = (where: string, text: string) => {
     for (const leak of leaksIn(text, environment)) leaks.add(`${leak} in ${where}`);
   };
+  const assertNoLeaks = () => {
+    search('stderr', stderr);
+    if (leaks.size > 0) throw new Error(`the service revealed ${[...leaks].join(', ')}`);
+  };
   let stderr = '';
   child.stderr.on('data', (data) => {
     stderr += data;
@@ -201,37 +205,35 @@ export async function startService(
     log.push(JSON.parse(line));
     events.emit('line');
   });
-  const exited = once(child, 'exit');
-  const closed = once(child, 'close');
+  const [exited, closed] = [once(child, 'exit'), once(child, 'close')];
+  const ended = exited.then(() => child.exitCode);
   const logged = async (msg: string): Promise<LogLine> => {
     for (;;) {
+      const hasEnded = child.exitCode !== null || child.signalCode !== null;
+      if (hasEnded) await closed;
       const line = log.find((one) => one.msg === msg);
       if (line) return line;
-      await Promise.race([once(events, 'line'), exited]);
-      const end = child.exitCode ?? child.signalCode;
-      if (end !== null && !log.some((one) => one.msg === msg)) {
-        await closed;
+      if (hasEnded) {
         assertNoLeaks();
+        const end = child.exitCode ?? child.signalCode;
         throw new Error(`ended with ${end}: ${JSON.stringify(log)} ${stderr}`);
       }
+      await Promise.race([once(events, 'line'), exited]);
     }
-  };
-  const assertNoLeaks = () => {
-    search('stderr', stderr);
-    if (leaks.size > 0) throw new Error(`the service told ${[...leaks].join(', ')}`);
   };
   const url = String((await logged('listening')).url);
   const request = async (method: string, path: string, body?: unknown, headers?: HeadersInit) => {
-    const init: RequestInit = { method, headers: { ...Object.fromEntries(new Headers(headers)) } };
+    const init: RequestInit = { method, headers: Object.fromEntries(new Headers(headers)) };
     if (body !== undefined) {
       init.body = typeof body === 'string' ? body : JSON.stringify(body);
-      init.headers = { 'content-type': 'application/json', ...(init.headers as object) };
+      init.headers = { 'content-type': 'application/json', ...init.headers };
     }
     const response = await fetch(url + path, init);
     const text = await response.text();
-    search(`the answer to ${method} ${path.slice(0, 200)}`, text);
+    search('the answer', text);
     const isJson = /\bjson\b/.test(response.headers.get('content-type') ?? '') && text !== '';
-    return { ...pick(response), text, json: isJson ? JSON.parse(text) : undefined };
+    const { status, headers: received } = response;
+    return { status, headers: received, text, json: isJson ? JSON.parse(text) : undefined };
   };
   const stop = async (signal: NodeJS.Signals = 'SIGTERM') => {
     if (child.exitCode === null && child.signalCode === null) child.kill(signal);
@@ -240,47 +242,40 @@ export async function startService(
     assertNoLeaks();
     return child.exitCode;
   };
-  const ended = exited.then(() => child.exitCode);
   const get = (path: string, headers?: HeadersInit) => request('GET', path, undefined, headers);
-  const hear = (text: string) => search('an answer', text);
+  const hear = (text: string) => search('the answer', text);
   return { url, child, log, stderr: () => stderr, request, get, logged, hear, ended, stop };
 }
 
-/** The same, and waits until its table is there: a slow one listens before it has looked. */
+/** The same, and waits until it is ready. */
 export async function startReady(...given: Parameters<typeof startService>): Promise<TestService> {
   const service = await startService(...given);
   const { child, get } = service;
   const hasEnded = () => child.exitCode !== null || child.signalCode !== null;
   const isReady = async () => (await get('/readyz').catch(() => undefined))?.status === 200;
   await until(async () => hasEnded() || isReady());
-  if (hasEnded()) await service.logged('ready'); // tells why
+  if (hasEnded()) await service.logged('ready'); // rejects with its log
   return service;
 }
 
-/** What app.ts writes in SQL and neither a caller nor a document of the service does. */
-export const SQL =
+/** What the service's SQL has, and neither a caller nor a document of the service. */
+const SQL =
   /json_populate_record|string_agg\(|json_agg\(|row_to_json|row_number\(\)|pg_[a-z]+_xact_lock/;
-
 const TOKEN = /\beyJ[\w-]{10,}\.[\w-]*\./;
 
-/** Which secrets of this environment a text tells, and whether it tells SQL. */
+/** Which secrets of this environment a text has, SQL included. */
 function leaksIn(text: string, environment: Record<string, string>): string[] {
   const { JWT_SECRET = '', DATABASE_URL = '', PGPASSWORD = '' } = environment;
-  const url = URL.canParse(DATABASE_URL) ? new URL(DATABASE_URL) : undefined;
-  const { username = '', password = '' } = url ?? {};
-  const secrets: [string, string][] = [
-    ...JWT_SECRET.split(',').map((secret): [string, string] => ['a JWT_SECRET', secret.trim()]),
-    ['the password of DATABASE_URL', password === username ? '' : password],
-    ['the password of DATABASE_URL', password === username ? '' : decodeURIComponent(password)],
+  const url = URL.canParse(DATABASE_URL) ? new URL(DATABASE_URL) : { username: '', password: '' };
+  const password = url.password === url.username ? '' : url.password;
+  const secrets: [name: string, ...secrets: string[]][] = [
+    ['a JWT_SECRET', ...JWT_SECRET.split(',').map((secret) => secret.trim())],
+    ['the password of DATABASE_URL', password, decodeURIComponent(password)],
     ['PGPASSWORD', PGPASSWORD],
   ];
-  const told = secrets.filter(([, secret]) => secret !== '' && text.includes(secret));
+  const found = secrets.filter(([, ...all]) => all.some((one) => one !== '' && text.includes(one)));
   const shapes = [...(SQL.test(text) ? ['SQL'] : []), ...(TOKEN.test(text) ? ['a token'] : [])];
-  return [...told.map(([name]) => name), ...shapes];
-}
-
-function pick({ status, headers }: Response) {
-  return { status, headers };
+  return [...found.map(([name]) => name), ...shapes];
 }
 
 /** The header with a token of this `sub` that lasts, signed by a JWT_SECRET. */
@@ -300,22 +295,22 @@ export async function until(condition: () => unknown, ms = 30_000): Promise<void
   }
 }
 
-/** A TCP proxy before a database; `url` leads through it. All its faults last until pass(). */
+/** A TCP proxy before a database; `url` goes through it. All its faults last until pass(). */
 export type TestProxy = {
   url: string;
   /** When connections were asked for, by performance.now(). */
   dialled: number[];
-  /** Ends every connection that there is, without a word. */
+  /** Ends every connection. */
   cut: () => void;
   /** Ends every connection, and each new one at once. */
   refuse: () => void;
   /** Takes new connections and never answers them. */
   blackHole: () => void;
-  /** Carries nothing, either way; what was said meanwhile arrives after pass(), in one piece. */
+  /** Carries nothing in either direction; what was sent meanwhile arrives after pass(), in one piece. */
   stall: () => void;
-  /** Carries everything `ms` later, either way. */
+  /** Carries everything `ms` later. */
   delay: (ms: number) => void;
-  /** Ends the connection instead of bringing the answer to the next message that holds `text`. */
+  /** Ends the connection instead of carrying the answer to the next message that has `text`. */
   dropReply: (text: string) => Promise<void>;
   pass: () => void;
   stop: () => Promise<void>;
@@ -414,9 +409,9 @@ export async function startProxy(url: string): Promise<TestProxy> {
   };
 }
 
-/** The hold on the processes of an embedded server. */
+/** Control of the processes of an embedded server. */
 export type ServerControl = {
-  /** Stops it fast, as an administrator does; or ends all of its processes at once, as a crash. */
+  /** Stops it as an administrator does, or ends all of its processes at once as a crash. */
   stop: (how: 'fast' | 'crash') => Promise<void>;
   /** Starts it again on its port; resolves as soon as it accepts connections. */
   start: () => Promise<void>;
@@ -424,7 +419,7 @@ export type ServerControl = {
   resume: () => Promise<void>;
 };
 
-/** Takes hold of the embedded server whose data is in `home` (Linux: it reads /proc). */
+/** Controls the embedded server whose data is in `home` (Linux: it reads /proc). */
 export async function controlServer(home: string): Promise<ServerControl> {
   const pidFile = join(home, 'cluster', 'postmaster.pid');
   const read = async () => (await readFile(pidFile, 'utf8').catch(() => '')).split('\n');
@@ -438,7 +433,8 @@ export async function controlServer(home: string): Promise<ServerControl> {
   };
   let paused: number[] = [];
   const signal = async (name: NodeJS.Signals, to: number[]) => {
-    for (const pid of to.filter((one) => one > 1)) ignore(() => process.kill(pid, name));
+    for (const pid of to.filter((one) => one > 1 && existsSync(`/proc/${one}`)))
+      process.kill(pid, name);
   };
   return {
     stop: async (how) => {
@@ -460,7 +456,7 @@ export async function controlServer(home: string): Promise<ServerControl> {
       });
     },
     pause: async () => {
-      await signal('SIGSTOP', (await pids()).slice(0, 1)); // who could fork more
+      await signal('SIGSTOP', (await pids()).slice(0, 1)); // the one that forks
       paused = await pids();
       await signal('SIGSTOP', paused);
     },
@@ -485,14 +481,6 @@ async function stateOf(pid: string): Promise<{ state?: string | undefined; paren
   const text = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '');
   const [state, parent] = text.slice(text.lastIndexOf(')') + 2).split(' ');
   return text === '' ? {} : { state, parent: Number(parent) };
-}
-
-function ignore(action: () => void): void {
-  try {
-    action();
-  } catch {
-    // it has ended already
-  }
 }
 
 /** The faults and warnings that the linter of OpenAPI finds in a document. */

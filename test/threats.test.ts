@@ -1,4 +1,4 @@
-/** Who could get in or spoil something, and that it fails: what .github/SECURITY.md names. */
+/** Attacks that .github/SECURITY.md names, and that they fail. */
 import assert from 'node:assert/strict';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { connect, type Socket } from 'node:net';
@@ -8,7 +8,7 @@ import { after, before, describe, type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
   fill,
-  SQL,
+  slack,
   startDatabase,
   startReady,
   startService,
@@ -43,17 +43,11 @@ after(async () => {
   await database?.stop();
 });
 
-/** The bytes of an answer, whole, for what no client would send. */
-function send(bytes: string): Promise<string> {
-  return new Promise((resolve, reject) => {
-    let answer = '';
-    const socket = connect(Number(new URL(service.url).port), '127.0.0.1');
-    socket.on('data', (data) => {
-      answer += data;
-    });
-    socket.on('close', () => resolve(answer)).on('error', reject);
-    socket.write(Buffer.from(bytes, 'latin1'));
-  });
+/** The whole answer to bytes that no client would send. */
+async function send(bytes: string): Promise<string> {
+  const socket = connect(Number(new URL(service.url).port), '127.0.0.1');
+  socket.write(Buffer.from(bytes, 'latin1'));
+  return String(Buffer.concat(await socket.toArray()));
 }
 
 function lines(...all: string[]): string {
@@ -62,106 +56,82 @@ function lines(...all: string[]): string {
 
 // --- Secrets --------------------------------------------------------------------
 
-/** A service that tells what it should not, in the place given. */
-async function startTeller(t: TestContext, what: string, where: string): Promise<TestService> {
-  const directory = await mkdtemp(join(tmpdir(), 'passengers teller-'));
+const PASSWORD = 'p@ssw0rd-of-it';
+
+/** A service that reveals something on stdout, on stderr or in the body of its answers. */
+async function startLeak(t: TestContext, what: string, where: string): Promise<TestService> {
+  const directory = await mkdtemp(join(tmpdir(), 'passengers leak-'));
   t.after(() => rm(directory, { recursive: true }));
-  const file = join(directory, 'entry.mts');
+  const file = join(directory, 'leak.mts');
   await writeFile(
     file,
     `import { createServer } from 'node:http';
-    const what = ${what};
-    const server = createServer((_, response) => response.end(${where === 'body' ? 'what' : "''"}));
+    const log = (line) => console.log(JSON.stringify({ level: 'info', ...line }));
+    const [what, where] = ${JSON.stringify([what, where])};
+    const server = createServer((_, response) => response.end(where === 'the answer' ? what : ''));
     server.listen(0, '127.0.0.1', () => {
-      const url = 'http://127.0.0.1:' + server.address().port;
-      console.log(JSON.stringify({ level: 'info', msg: 'listening', url }));
-      ${where === 'stdout' ? "console.log(JSON.stringify({ level: 'info', msg: what }));" : ''}
-      ${where === 'stderr' ? 'console.error(what);' : ''}
+      log({ msg: 'listening', url: 'http://127.0.0.1:' + server.address().port });
+      if (where === 'stdout') log({ msg: what });
+      if (where === 'stderr') console.error(what);
     });`,
   );
-  const DATABASE_URL = 'postgres://somebody:p%40ssw0rd-of-it@127.0.0.1/nothing';
+  const DATABASE_URL = `postgres://somebody:${encodeURIComponent(PASSWORD)}@127.0.0.1/nothing`;
   return startService({ DATABASE_URL, JWT_SECRET: `${SECRET},${SECRET}-2` }, { file });
 }
 
-describe('Secrets: what any service of these tests tells is searched, and', {
+describe('Secrets: these tests search all that a service prints and answers, and', {
   concurrency: 4,
 }, () => {
-  for (const [name, what, where, told] of [
-    ['a secret', 'process.env.JWT_SECRET.split(",")[0]', 'stdout', /a JWT_SECRET in stdout/],
-    ['a secret', 'process.env.JWT_SECRET.split(",")[0]', 'stderr', /a JWT_SECRET in stderr/],
-    ['the second', 'process.env.JWT_SECRET.split(",")[1]', 'body', /a JWT_SECRET in the answer/],
-    ['the password', 'decodeURIComponent("p%40ssw0rd-of-it")', 'stderr', /the password/],
-    ['an address', 'process.env.DATABASE_URL', 'stdout', /the password/],
-    ['SQL', '"select string_agg(row_to_json(t)::text)"', 'body', /SQL/],
-    ['a token', '"Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJtZSJ9.x"', 'stdout', /a token/],
-  ] as const) {
-    test(`${name} in ${where} is found`, async (t) => {
-      const teller = await startTeller(t, what, where);
-      await teller.get('/');
-      await until(() => teller.log.length > 1 || where !== 'stdout');
-      await until(() => teller.stderr() !== '' || where !== 'stderr');
-      await assert.rejects(teller.stop(), told);
+  for (const [name, what, where] of [
+    ['a JWT_SECRET', SECRET, 'stdout'],
+    ['a JWT_SECRET', SECRET, 'stderr'],
+    ['a JWT_SECRET', `${SECRET}-2`, 'the answer'],
+    ['the password of DATABASE_URL', PASSWORD, 'stderr'],
+    ['the password of DATABASE_URL', encodeURIComponent(PASSWORD), 'stdout'],
+    ['SQL', 'select string_agg(row_to_json(t)::text)', 'the answer'],
+    ['a token', 'Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJtZSJ9.x', 'stdout'],
+  ] as const)
+    test(`find ${name} in ${where}: ${what.slice(0, 30)}`, async (t) => {
+      const leak = await startLeak(t, what, where);
+      await leak.get('/');
+      await until(() => leak.log.length > 1 || where !== 'stdout');
+      await until(() => leak.stderr() !== '' || where !== 'stderr');
+      await assert.rejects(leak.stop(), new RegExp(`${name} in ${where}`));
     });
-  }
 
-  test('the SQL that is searched for is in every statement that the service sends', async () => {
-    const { json: row } = await service.request('POST', '/passengers', ROW);
-    const one = `/passengers/${row.uuid}`;
-    for (const [method, path, body] of [
-      ['GET', '/passengers?age=gt.1&order=name&limit=2', undefined],
-      ['GET', one, undefined],
-      ['POST', '/passengers', ROW],
-      ['PUT', one, ROW],
-      ['PATCH', one, { age: 4 }],
-      ['PATCH', `/passengers?uuid=eq.${row.uuid}`, { age: 5 }],
-      ['DELETE', `/passengers?uuid=eq.${row.uuid}`, undefined],
-    ] as const) {
-      const { status } = await service.request(method, path, body);
-      assert.ok(status < 300, `${method} ${path}: ${status}`);
-      const [last] = await database.sql`
-        select query from pg_stat_activity
-        where datname = current_database() and pid <> pg_backend_pid() and query ilike '%titanic%'`;
-      assert.match(last?.query ?? '', SQL, `${method} ${path}`);
-    }
-  });
-
-  test('an error of each kind tells neither SQL nor where the database is', async () => {
-    const { hostname, port, pathname } = new URL(database.url);
-    for (const path of [
-      '/passengers?age=eq.x',
-      '/passengers?name=match.(',
-      '/passengers?select=name::uuid',
-      "/passengers?name=like.%25'%20or%201=1%20--",
-      '/passengers?order=1;drop%20table%20titanic',
-      '/passengers?name=fts(nolanguage).x',
-    ]) {
-      const { text } = await service.get(path);
-      assert.doesNotMatch(text, /\b(select .* from|insert into|node_modules|at \w+ \()/i, path);
-      for (const part of [`${hostname}:${port}`, pathname.slice(1)]) {
-        assert.ok(!text.includes(part), path);
-      }
-    }
-  });
+  for (const query of [
+    'age=eq.x',
+    'name=match.(',
+    'select=name::uuid',
+    "name=like.%25'%20or%201=1%20--",
+    'order=1;drop%20table%20titanic',
+    'name=fts(nolanguage).x',
+  ])
+    test(`GET /passengers?${query} answers neither SQL nor where the database is`, async () => {
+      const { hostname, port, pathname } = new URL(database.url);
+      const { text } = await service.get(`/passengers?${query}`);
+      assert.doesNotMatch(text, /\b(select .* from|insert into|node_modules|at \w+ \()/i);
+      for (const part of [`${hostname}:${port}`, pathname.slice(1)])
+        assert.equal(text.includes(part), false, part);
+    });
 });
 
 // --- Forgery --------------------------------------------------------------------
 
 describe('Forgery', () => {
   const forged = '{"level":"fatal","msg":"forged"}';
+  const head = (...fields: string[]) => lines('GET /hello HTTP/1.1', 'Host: x', ...fields);
   for (const [name, bytes] of [
-    ['a line feed', `GET /hello HTTP/1.1\r\nHost: x\r\nUser-Agent: a\n${forged}\r\n\r\n`],
-    ['a carriage return', `GET /hello HTTP/1.1\r\nHost: x\r\nUser-Agent: a\r${forged}\r\n\r\n`],
-    ['a folded line', lines('GET /hello HTTP/1.1', 'Host: x', 'User-Agent: a', ` ${forged}`)],
-    ['a NUL', lines('GET /hello HTTP/1.1', 'Host: x', `User-Agent: a\0${forged}`)],
-    ['quotes', lines('GET /hello HTTP/1.1', 'Host: x', `User-Agent: "}${forged}`)],
-    ['an escape sequence', lines('GET /hello HTTP/1.1', 'Host: x', `User-Agent: \x1b[2J${forged}`)],
-    ['a separator in UTF-8', lines('GET /hello HTTP/1.1', 'Host: x', `A: \xe2\x80\xa8${forged}`)],
-    [
-      'a line feed in the id',
-      `GET /hello HTTP/1.1\r\nHost: x\r\nX-Request-Id: a\n${forged}\r\n\r\n`,
-    ],
-    ['quotes in the id', lines('GET /hello HTTP/1.1', 'Host: x', `X-Request-Id: "}${forged}`)],
-    ['a line feed in the path', `GET /hello\n${forged} HTTP/1.1\r\nHost: x\r\n\r\n`],
+    ['a line feed', head(`User-Agent: a\n${forged}`)],
+    ['a carriage return', head(`User-Agent: a\r${forged}`)],
+    ['a folded line', head('User-Agent: a', ` ${forged}`)],
+    ['a NUL', head(`User-Agent: a\0${forged}`)],
+    ['quotes', head(`User-Agent: "}${forged}`)],
+    ['an escape sequence', head(`User-Agent: \x1b[2J${forged}`)],
+    ['a separator in UTF-8', head(`A: \xe2\x80\xa8${forged}`)],
+    ['a line feed in the id', head(`X-Request-Id: a\n${forged}`)],
+    ['quotes in the id', head(`X-Request-Id: "}${forged}`)],
+    ['a line feed in the path', lines(`GET /hello\n${forged} HTTP/1.1`, 'Host: x')],
     ['an encoded one in the path', lines(`GET /hello%0a${encodeURI(forged)} HTTP/1.1`, 'Host: x')],
     ['quotes in the path', lines(`GET /hello?"}${forged} HTTP/1.1`, 'Host: x')],
     ['a method of its own', lines(`${forged} /hello HTTP/1.1`, 'Host: x')],
@@ -172,11 +142,11 @@ describe('Forgery', () => {
       const answer = await send(closing);
       assert.match(answer, /^HTTP\/1\.1 [2-4]\d\d /);
       service.hear(answer);
-      await service.get('/zero', { 'x-request-id': `behind-${from}` });
-      await until(() => service.log.some(({ id }) => id === `behind-${from}`)); // each line parsed
-      const told = service.log.slice(from);
-      assert.ok(told.every(({ level, msg }) => level !== 'fatal' && msg !== 'forged'));
-      assert.ok(told.length <= 2, JSON.stringify(told));
+      await service.get('/zero', { 'x-request-id': `next-${from}` });
+      await until(() => service.log.some(({ id }) => id === `next-${from}`)); // each line parsed
+      const logged = service.log.slice(from);
+      assert.ok(logged.every(({ level, msg }) => level !== 'fatal' && msg !== 'forged'));
+      assert.ok(logged.length <= 2, JSON.stringify(logged));
       assert.doesNotMatch(answer, /^x-request-id:.*[{"]/im);
     });
   }
@@ -193,69 +163,40 @@ describe('Forgery', () => {
     'X-Rewrite-URL: /evil',
     'X-HTTP-Method-Override: DELETE',
     'Forwarded: for=203.0.113.66;host=evil.example;proto=evil',
+    'X-Request-Id: spoofed',
     'Connection: close',
   ];
-  for (const [target, expected] of [
-    ['GET /passengers?limit=1', /^HTTP\/1.1 200 [\s\S]*\r\nLink: <\/passengers\?/i],
-    [
-      'GET /rest/v1/passengers?limit=1',
-      /^HTTP\/1.1 200 [\s\S]*\r\nLink: <\/rest\/v1\/passengers\?/i,
-    ],
-    ['POST /passengers', /^HTTP\/1.1 201 [\s\S]*\r\nLocation: \/passengers\//i],
-    ['OPTIONS /passengers', /^HTTP\/1.1 200 [\s\S]*"uri":"\/passengers"/i],
-    ['GET /hello', /^HTTP\/1.1 200 /],
-    ['GET /nowhere', /^HTTP\/1.1 404 /],
-    ['GET /passengers/abc', /^HTTP\/1.1 400 /],
-    ['GET /openapi.json', /^HTTP\/1.1 200 /],
-    ['GET /docs', /^HTTP\/1.1 200 /],
-    ['GET /metrics', /^HTTP\/1.1 200 /],
-  ] as const) {
-    test(`${target}: a spoofed Host, X-Forwarded-* or Forwarded changes and reaches nothing`, async () => {
+  for (const [target, status, text] of [
+    ['GET /passengers?limit=1', 200, 'Link: </passengers?'],
+    ['GET /rest/v1/passengers?limit=1', 200, 'Link: </rest/v1/passengers?'],
+    ['POST /passengers', 201, 'Location: /passengers/'],
+    ['OPTIONS /passengers', 200, '"uri":"/passengers"'],
+    ['GET /nowhere', 404, ''],
+    ['GET /passengers/abc', 400, ''],
+    ['GET /openapi.json', 200, ''],
+    ['GET /docs', 200, ''],
+    ['GET /metrics', 200, ''],
+  ] as const)
+    test(`${target}: a spoofed Host, X-Forwarded-* or Forwarded has no effect`, async () => {
       await service.request('POST', '/passengers', [ROW, ROW]);
       const from = service.log.length;
       const body = target.startsWith('POST') ? JSON.stringify(ROW) : '';
       const own = ['Content-Type: application/json', `Content-Length: ${body.length}`];
-      const answer = await send(
-        `${lines(`${target} HTTP/1.1`, ...SPOOFED, ...(body ? own : []))}${body}`,
-      );
-      assert.match(answer, expected);
+      const head = lines(`${target} HTTP/1.1`, ...SPOOFED, ...(body ? own : []));
+      const answer = await send(head + body);
+      assert.ok(answer.startsWith(`HTTP/1.1 ${status} `), answer);
+      assert.ok(answer.toLowerCase().includes(text.toLowerCase()), answer);
       assert.doesNotMatch(answer, /evil|203\.0\.113\.66|:666/);
       service.hear(answer);
-      await until(() => service.log.length > from);
+      await until(() => service.log.slice(from).some(({ id }) => id === 'spoofed'));
       assert.doesNotMatch(JSON.stringify(service.log.slice(from)), /evil|203\.0\.113\.66/);
     });
-  }
 });
 
 // --- Exhaustion -----------------------------------------------------------------
 
 describe('Exhaustion', { concurrency: true }, () => {
-  for (const [name, path, body] of [
-    ['left open', '/passengers', '['.repeat(32_000)],
-    ['closed', '/passengers', '['.repeat(32_000) + ']'.repeat(32_000)],
-    ['in a column', '/passengers', `{"name":${'['.repeat(32_000)}${']'.repeat(32_000)}}`],
-    ['as objects', '/passengers', `${'{"a":'.repeat(32_000)}1${'}'.repeat(32_000)}`],
-    ['in a tree', `/passengers?or=${'('.repeat(32_000)}`, undefined],
-    ['in named trees', `/passengers?or=(${'and('.repeat(20_000)}`, undefined],
-    ['in a list', `/passengers?age=in.${'('.repeat(32_000)}`, undefined],
-    ['in a pattern', `/passengers?name=match.${'('.repeat(32_000)}`, undefined],
-    ['in what is selected', `/passengers?select=${'a('.repeat(32_000)}`, undefined],
-  ] as const) {
-    test(`32 000 nested brackets ${name} are refused at once`, async (t) => {
-      const times = [];
-      for (let count = 0; count < 5; count += 1) {
-        const from = performance.now();
-        const { status, headers } = await service.request(body ? 'POST' : 'GET', path, body);
-        times.push(performance.now() - from);
-        assert.ok([400, 422].includes(status), String(status));
-        assert.equal(headers.get('content-type'), 'application/problem+json');
-      }
-      t.diagnostic(`after ${Math.min(...times).toFixed(1)} ms`);
-      assert.ok(Math.min(...times) < 500);
-    });
-  }
-
-  test('clients that do not read on what they asked for are closed, and keep nobody from a list', async (t) => {
+  test('clients that stop reading a list are closed, and others get theirs then', async (t) => {
     const large = await startDatabase();
     t.after(() => large.stop());
     const own = await startReady({ DATABASE_URL: large.url });
@@ -294,7 +235,7 @@ describe('Exhaustion', { concurrency: true }, () => {
     }
     const p95 = times.sort((a, b) => a - b)[190] ?? 0;
     t.diagnostic(`p95 of a good client ${p95.toFixed(1)} ms`);
-    assert.ok(p95 < 100);
+    assert.ok(p95 < 100 * slack());
     const closed = async (sockets: Socket[], ms: number) => {
       const from = performance.now();
       while (sockets.some((socket) => !socket.closed)) {
@@ -303,7 +244,7 @@ describe('Exhaustion', { concurrency: true }, () => {
         await sleep(500);
       }
     };
-    await closed(heads, 20_000);
+    await closed(heads, 20_000 * slack());
     await closed(bodies, 75_000);
   });
 });
