@@ -43,8 +43,9 @@ import {
   unavailable,
 } from './problem.ts';
 import { AROUND, type Format } from './rows.ts';
+import type { Page } from './select.ts';
 import { type Life, MAX_HEAD } from './server.ts';
-import type { Batches, Page, Written } from './store.ts';
+import type { Batches, Written } from './store.ts';
 
 /** What Hono's context has here: Node's request and response, and what the middleware sets. */
 export type Env = {

@@ -10,7 +10,7 @@ import {
   type Order,
   type Query,
 } from './dialect.ts';
-import type { Field, Values } from './rows.ts';
+import { bodyOf, type Field, type Format, type Values } from './rows.ts';
 import { identifier, join, raw, type Sql, sql, where } from './sql.ts';
 
 /** What a statement answers: expressions over `t`, and how each is written. */
@@ -70,6 +70,48 @@ export function countOf(resource: Resource, query: Query, tests: Sql[]): Sql {
   const rows = { ...whole, order: [], offset: 0 };
   if (!isGrouped(query)) return selectOf(resource, rows, [sql`count(*)`], tests);
   return sql`select count(*) from (${selectOf(resource, rows, [sql`1`], tests)}) t`;
+}
+
+/** A page of at most `limit` rows; `count`: whether the number of all rows is wanted. */
+export type Wanted = { limit: number; count: boolean; format: Format };
+
+/** One page of a list in the wanted format: whether more rows follow, and the cursor to them. */
+export type Page = { rows: number; body: string; more: boolean; next: string; total?: number };
+
+/** One row more than wanted shows whether there are more; a total is in a column of each row. */
+export function selectPage(
+  resource: Resource,
+  query: Query,
+  { limit, count }: Wanted,
+  shown: Shown,
+  tests: Sql[],
+): Sql {
+  const columns = [...shown.columns, ...cursorColumns(query)];
+  if (!count) return selectOf(resource, query, columns, tests, limit + 1);
+  const named = [...columns, sql`true`].map((one, at) => sql`${one} as ${identifier(`c${at}`)}`);
+  const page = selectOf(resource, query, named, tests, limit + 1);
+  const total = countOf(resource, query, tests);
+  return sql`select p.*, total.count from (${total}) total left join (${page}) p on true`;
+}
+
+/** The page in the result of selectPage(). */
+export function pageOf(
+  resource: Resource,
+  query: Query,
+  { limit, count, format }: Wanted,
+  shown: Shown,
+  found: Values[],
+): Page {
+  const total = count ? Number(found[0]?.at(-1)) : undefined;
+  const rows = count && found[0]?.at(-2) === null ? [] : found.slice(0, limit); // only the total
+  const last = found.length > limit && rows.at(-1);
+  return {
+    rows: rows.length,
+    body: bodyOf(format, shown.fields, rows),
+    more: Boolean(last),
+    next: last ? cursorOf(resource, query, shown, last) : '',
+    ...(total !== undefined && { total }),
+  };
 }
 
 /** The columns that a cursor needs; empty where the rows have all of them. */

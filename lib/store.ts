@@ -18,11 +18,13 @@ import {
 import {
   condition,
   countOf,
-  cursorColumns,
-  cursorOf,
+  type Page,
+  pageOf,
   type Shown,
   selectOf,
+  selectPage,
   shownOf,
+  type Wanted,
 } from './select.ts';
 import { identifier, identifiers, join, type Sql, sql, where } from './sql.ts';
 import {
@@ -49,12 +51,6 @@ export type Terms = Preconditions & {
   select?: Member[] | undefined;
   most?: number | undefined;
 };
-
-/** A page of at most `limit` rows; `count`: whether the number of all rows is wanted. */
-export type Wanted = { limit: number; count: boolean; format: Format };
-
-/** One page of a list in the wanted format: whether more rows follow, and the cursor to them. */
-export type Page = { rows: number; body: string; more: boolean; next: string; total?: number };
 
 /** All rows of a list, in batches of texts; `rows` is known when the first batch is the last. */
 export type Batches = {
@@ -106,7 +102,8 @@ export class Store {
   /** One page. Equal ones that are requested at the same time share one statement. */
   page(query: Query, wanted: Wanted, call: Call): Promise<Page> {
     const shown = shownOf(this.resource, query.select);
-    const statement = this.pageStatement(query, wanted, shown, call);
+    const tests = this.statements.isOwnedBy(call.sub);
+    const statement = selectPage(this.resource, query, wanted, shown, tests);
     const key = wanted.format + statement.text + JSON.stringify(statement.values);
     return this.admit(call, () => this.pages(key, { query, wanted, shown, statement, call }));
   }
@@ -433,36 +430,12 @@ export class Store {
     return silent ? { ...written, rows: result.count } : written;
   }
 
-  // Pages
-
   /** Equal asks share a page. */
   private async readPages(asks: PageAsk[], since: number): Promise<Page[]> {
     const [{ query, wanted, shown, statement }] = asks as [PageAsk];
-    const found = await this.pool.run('read', ownCall(), statement, since);
-    const total = wanted.count ? Number(found[0]?.at(-1)) : undefined;
-    const rows: Values[] = wanted.count && found[0]?.at(-2) === null ? [] : found; // only the total
-    const more = rows.length > wanted.limit;
-    if (more) rows.length = wanted.limit;
-    const last = more && rows.at(-1);
-    const page = {
-      rows: rows.length,
-      body: bodyOf(wanted.format, shown.fields, rows),
-      more: Boolean(last),
-      next: last ? cursorOf(this.resource, query, shown, last) : '',
-      ...(total !== undefined && { total }),
-    };
+    const rows = await this.pool.run('read', ownCall(), statement, since);
+    const page = pageOf(this.resource, query, wanted, shown, rows);
     return asks.map(() => page);
-  }
-
-  /** One row more than wanted shows whether there are more; a total is in a column of each row. */
-  private pageStatement(query: Query, { limit, count }: Wanted, shown: Shown, call: Call): Sql {
-    const tests = this.statements.isOwnedBy(call.sub);
-    const columns = [...shown.columns, ...cursorColumns(query)];
-    if (!count) return selectOf(this.resource, query, columns, tests, limit + 1);
-    const named = [...columns, sql`true`].map((one, at) => sql`${one} as ${identifier(`c${at}`)}`);
-    const page = selectOf(this.resource, query, named, tests, limit + 1);
-    const total = countOf(this.resource, query, tests);
-    return sql`select p.*, total.count from (${total}) total left join (${page}) p on true`;
   }
 }
 
