@@ -107,7 +107,8 @@ export class Store {
   page(query: Query, wanted: Wanted, call: Call): Promise<Page> {
     const shown = shownOf(this.resource, query.select);
     const statement = this.pageStatement(query, wanted, shown, call);
-    const key = wanted.format + statement.text + JSON.stringify(statement.values);
+    const names = shown.fields.map(({ name }) => name);
+    const key = wanted.format + statement.text + JSON.stringify([statement.values, names]);
     return this.admit(call, () => this.pages(key, { query, wanted, shown, statement, call }));
   }
 
