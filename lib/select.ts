@@ -68,8 +68,8 @@ export function selectOf(
 export function countOf(resource: Resource, query: Query, tests: Sql[]): Sql {
   const { after, ...whole } = query;
   const rows = { ...whole, order: [], offset: 0 };
-  if (!isGrouped(query)) return selectOf(resource, rows, [sql`count(*)`], tests);
-  return sql`select count(*) from (${selectOf(resource, rows, [sql`1`], tests)}) t`;
+  const counting = selectOf(resource, rows, [sql`count(*)`], tests);
+  return isGrouped(query) ? sql`select count(*) from (${counting}) t` : counting;
 }
 
 /** The columns that a cursor needs; empty where the rows have all of them. */
