@@ -145,8 +145,8 @@ export class Store {
       for (let tries = 3; tries > 0; tries -= 1) {
         const made = await this.creates(ask);
         if (made.rows > 0) return made;
-        const [found] = await this.compare([ask]); // none: it was deleted meanwhile
-        if (found) return found;
+        const found = await this.compare([ask], { format: OBJECT });
+        if (found.rows > 0) return found; // else it was deleted meanwhile
       }
       return writtenOf([], '');
     });
@@ -161,12 +161,9 @@ export class Store {
     try {
       return { ...(await this.write('keyed', action, terms, call)), created: true };
     } catch (error) {
-      const found = codeOf(error) === '23505' ? await this.compare(asks) : [];
-      if (found.length === 0) throw error; // another unique column is taken
-      const same = found.length === rows.length && found.every((one) => one.same);
-      const { version = '' } = found[0] ?? {};
-      const body = `[${found.map((one) => one.body)}]`;
-      return { rows: found.length, body, version, created: false, same };
+      const found = codeOf(error) === '23505' ? await this.compare(asks, terms) : undefined;
+      if (!found?.rows) throw error; // another unique column is taken
+      return found;
     }
   }
 
@@ -353,18 +350,18 @@ export class Store {
     });
   }
 
-  /** The caller's existing rows among those asked for; `same`: the row equals the wanted one. */
-  private async compare(asks: Ask[]): Promise<Written[]> {
-    const { statements, shown } = this;
+  /** The caller's existing rows among those asked for; `same`: all are there, equal to the wanted ones. */
+  private async compare(asks: Ask[], { format, select }: Terms): Promise<Written> {
+    const { statements } = this;
+    const { fields, columns } = shownOf(this.resource, format ? select : []);
     const rows = asks.map(({ row }) => row);
     const own = where(statements.isOwnedBy(asks[0]?.call.sub ?? ''));
-    const statement = sql`${statements.compare(rows, shown.columns)} ${own}`;
+    const statement = sql`${statements.compare(rows, columns)} ${own}`;
     const found = await this.pool.run('read', ownCall(), statement);
-    const at = shown.fields.length;
-    return found.map((values) => {
-      const written = writtenOf([values], this.toJson(values), at);
-      return { ...written, created: false, same: values[at + 1] === 't' };
-    });
+    const at = fields.length;
+    const same = found.length === asks.length && found.every((values) => values[at + 1] === 't');
+    const body = format ? bodyOf(format, fields, found) : '';
+    return { ...writtenOf(found, body, at), created: false, same };
   }
 
   // Single statements
