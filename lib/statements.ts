@@ -97,8 +97,8 @@ export class Statements {
     );
   }
 
-  /** Sets in each row what its part has; `tests` joins them by key. */
-  updateEach(parts: Row[]): { action: Sql; tests: Sql[] } {
+  /** Sets in each row what its part has; `joined` finds the part by key. */
+  updateEach(parts: Row[]): { action: Sql; joined: Sql[] } {
     const { key, settable } = this.resource;
     const has = (name: string) => parts.map((part) => Object.hasOwn(part, name));
     const named = settable.filter((name) => has(name).includes(true));
@@ -117,7 +117,7 @@ export class Statements {
     );
     return {
       action: sql`${this.assign(set)} from ${from}`,
-      tests: [sql`t.${this.key} = i.${this.key}`],
+      joined: [sql`t.${this.key} = i.${this.key}`],
     };
   }
 

@@ -209,9 +209,13 @@ export class Store {
   }
 
   /** Sets in each of the given rows, found by its key, what it has. */
-  mergeRows(parts: Row[], filters: Filter[], terms: Terms, call: Call): Promise<Written> {
-    const { action, tests } = this.statements.updateEach(parts);
-    return this.change(action, [...tests, ...filters.map(condition)], terms, call);
+  async mergeRows(parts: Row[], filters: Filter[], terms: Terms, call: Call): Promise<Written> {
+    const keys = parts.map((part) => String(part[this.resource.key]));
+    if (new Set(keys).size < keys.length)
+      throw new Problem(400, '21000', 'Two rows have the same key.', 'Send each row once.');
+    const tests = [this.statements.isKey(...keys), ...filters.map(condition)];
+    const { action, joined } = this.statements.updateEach(parts);
+    return this.change(action, tests, terms, call, joined);
   }
 
   remove(key: string, terms: Preconditions, call: Call): Promise<Written> {
@@ -382,8 +386,17 @@ export class Store {
     return made;
   }
 
-  /** Changes the caller's rows that pass the tests, if all of them have the wanted versions. */
-  private async change(action: Sql, tests: Sql[], terms: Terms, call: Call): Promise<Written> {
+  /**
+   * Changes the caller's rows that pass the tests, if all of them have the wanted versions. `joined`
+   * are the tests that need the tables of the action.
+   */
+  private async change(
+    action: Sql,
+    tests: Sql[],
+    terms: Terms,
+    call: Call,
+    joined: Sql[] = [],
+  ): Promise<Written> {
     const { statements } = this;
     const own = [...tests, ...statements.isOwnedBy(call.sub)];
     const versions = statements.hasVersion(terms);
@@ -391,7 +404,7 @@ export class Store {
     const broken = brokenBy(single, terms.most);
     const all = sql`(select count(*) from ${statements.table} t ${where(own)})`;
     if (versions.length > 0) broken.push(sql`(select count(*) from changed) <> ${all}`);
-    const changing = sql`${action} ${where([...own, ...versions])}`;
+    const changing = sql`${action} ${where([...joined, ...own, ...versions])}`;
     const refuse = async () => {
       const rows = await this.count(own, call);
       if (versions.length > 0 && rows > 0) return preconditionFailed();
