@@ -89,12 +89,18 @@ export class Statements {
     return sql`on conflict (${identifiers(target)}) do ${set.length > 0 ? action : sql`nothing`}`;
   }
 
-  /** Sets what the part has. */
-  update(part: Row): Sql {
-    const named = this.resource.settable.filter((name) => Object.hasOwn(part, name));
-    return this.assign(
-      named.map((name) => sql`${identifier(name)} = ${this.textOf(name, part[name])}`),
-    );
+  /** Sets what the part has; a whole row also sets the rest to its defaults. */
+  update(part: Row, whole = false): Sql {
+    const { settable, columns } = this.resource;
+    const set = settable.flatMap((name) => {
+      const { default: initial } = columns[name] ?? {};
+      if (Object.hasOwn(part, name))
+        return sql`${identifier(name)} = ${this.textOf(name, part[name])}`;
+      return whole && typeof initial === 'function'
+        ? sql`${identifier(name)} = ${raw(initial())}`
+        : [];
+    });
+    return this.assign(set);
   }
 
   /** Sets in each row what its part has; `joined` finds the part by key. */

@@ -192,7 +192,7 @@ export class Store {
     const conflict = this.statements.onConflict([key], set, this.statements.hasVersion(terms));
     const action = sql`${this.statements.insert([ask.row])} ${conflict}`;
     const made = match
-      ? await this.merge(ask.key, row, terms, call)
+      ? await this.changeOne(this.statements.update(row, true), ask.key, terms, call)
       : await this.write('write', action, { format: OBJECT }, call, { created: CREATED });
     if (made.rows === 0) throw preconditionFailed();
     return made;
