@@ -218,7 +218,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
       const detail = `With these preferences a CSV has at most ${MAX_ARRAY} rows.`;
       if (preferred(c, 'resolution') || answer.type || answer.most !== undefined)
         throw new Problem(413, 'PGRST102', detail, 'Send it in parts.');
-      const rows = await store.copy(body.rows, rest, c.get('call'));
+      const rows = await store.copy(body.rows, rest, body.names, c.get('call'));
       return send(c, 201, null, { 'Content-Range': `*/${rows}` });
     } finally {
       void bytes.return?.();

@@ -228,11 +228,19 @@ export class Store {
     return this.change(this.statements.deletion, filters.map(condition), terms, call);
   }
 
-  /** Stores all rows, or none, at constant memory; resolves with their number. */
-  async copy(first: Row[], rest: AsyncIterable<Row[]>, call: Call): Promise<number> {
+  /** Stores all rows, which have values for `names`, or none, at constant memory; gives their number. */
+  async copy(
+    first: Row[],
+    rest: AsyncIterable<Row[]>,
+    names: string[],
+    call: Call,
+  ): Promise<number> {
     this.checkCaller(call);
     const { statements } = this;
-    const { inputs, table } = statements;
+    const { columns } = this.resource;
+    const isGiven = (name: string) =>
+      names.includes(name) || typeof columns[name]?.default !== 'function'; // else the table's
+    const inputs = statements.inputs.filter(isGiven);
     let count = 0;
     const lineOf = (row: Row) => {
       const given = this.askFor(row, call).row;
@@ -247,7 +255,7 @@ export class Store {
       for await (const rows of rest) yield lines(rows);
     }
     await this.pool.copy(
-      sql`copy ${table} (${identifiers(inputs)}) from stdin (format csv)`,
+      sql`copy ${statements.table} (${identifiers(inputs)}) from stdin (format csv)`,
       all(),
     );
     return count;
