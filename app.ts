@@ -53,6 +53,7 @@ import { documentTable, openapi, PAGE_HEADERS, page, pageFile } from './lib/open
 import { Pool, within } from './lib/pool.ts';
 import {
   noRow,
+  notOne,
   Problem,
   pointer,
   preconditionFailed,
@@ -190,7 +191,9 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     if (resolution) {
       const set = resolution === 'merge-duplicates' ? names : [];
       const made = await store.upsert(rows, target, set, answer, c.get('call'));
-      return sendWritten(c, made.created ? 201 : 200, made, answer.type);
+      const none = made.rows === 0 && answer.format === OBJECT; // the key was taken
+      if (none && answer.type === OBJECT) throw notOne(0);
+      return sendWritten(c, made.created ? 201 : 200, made, none ? undefined : answer.type);
     }
     const [row] = rows;
     const plain =
