@@ -156,10 +156,12 @@ export class Statements {
     return sql`unnest(${join([...columns, ...arrays])}) i(${identifiers([...names, ...others])})`;
   }
 
-  /** A value as PostgreSQL reads it. */
+  /** A value as PostgreSQL reads it; null is JSON where the column is of JSON and not nullable. */
   textOf(name: string, value: unknown): string | null {
-    if (value === null || value === undefined) return null;
-    return kindOf(typeOf(this.resource, name)) === 'json' ? JSON.stringify(value) : toText(value);
+    const isJson = kindOf(typeOf(this.resource, name)) === 'json';
+    const isNull = value === null && !(isJson && !this.resource.columns[name]?.nullable);
+    if (isNull || value === undefined) return null;
+    return isJson ? JSON.stringify(value) : toText(value);
   }
 }
 
