@@ -145,7 +145,8 @@ function keyset({ notNull }: Resource, order: Order[], values: (string | null)[]
       bound: [compare(`${operator}=`)],
     };
   });
-  const either = (all: Sql[]) => (all.length > 0 ? sql`(${join(all, raw(' or '))})` : sql`false`);
+  const either = ([one = sql`false`, ...more]: Sql[]) =>
+    more.length > 0 ? sql`(${join([one, ...more], raw(' or '))})` : one;
   const after = tests.reduceRight<Sql[]>((rest, { beyond, nulls, same }, at) => {
     const equal = rest.length > 0 ? [sql`(${same} and ${either(rest)})`] : [];
     return [...beyond, ...(at > 0 ? nulls : []), ...equal];
