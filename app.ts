@@ -53,6 +53,7 @@ import { documentTable, openapi, PAGE_HEADERS, page, pageFile } from './lib/open
 import { Pool, within } from './lib/pool.ts';
 import {
   noRow,
+  notOne,
   Problem,
   pointer,
   preconditionFailed,
@@ -190,7 +191,9 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     if (resolution) {
       const set = resolution === 'merge-duplicates' ? names : [];
       const made = await store.upsert(rows, target, set, answer, c.get('call'));
-      return sendWritten(c, made.created ? 201 : 200, made, answer.type);
+      const none = made.rows === 0 && answer.format === OBJECT; // the key was taken
+      if (none && answer.type === OBJECT) throw notOne(0);
+      return sendWritten(c, made.created ? 201 : 200, made, none ? undefined : answer.type);
     }
     const [row] = rows;
     const plain =
@@ -218,7 +221,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
       const detail = `With these preferences a CSV has at most ${MAX_ARRAY} rows.`;
       if (preferred(c, 'resolution') || answer.type || answer.most !== undefined)
         throw new Problem(413, 'PGRST102', detail, 'Send it in parts.');
-      const rows = await store.copy(body.rows, rest, c.get('call'));
+      const rows = await store.copy(body.rows, rest, body.names, c.get('call'));
       return send(c, 201, null, { 'Content-Range': `*/${rows}` });
     } finally {
       void bytes.return?.();

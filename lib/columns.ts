@@ -269,7 +269,8 @@ export function toUuid(value: string): string | undefined {
 /** The column in `create table` and `alter table`. */
 export function define(name: string, column: Column): string {
   const { type, nullable, check, unique, generated, default: initial = generated } = column;
-  const value = typeof initial === 'function' ? initial() : literal(initial);
+  const given = kindOf(type) === 'json' ? JSON.stringify(initial) : initial;
+  const value = typeof initial === 'function' ? initial() : literal(given);
   const preset = initial === undefined ? '' : ` default ${value}`;
   const rest = `${nullable ? '' : ' not null'}${preset}${unique ? ' unique' : ''}`;
   return `${quote(name)} ${type}${rest} check (${check(quote(name))})`;

@@ -87,7 +87,10 @@ const READERS: { [kind in ReturnType<typeof kindOf>]: (text: string) => unknown 
   number: (text) => (/^ *[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)? *$/i.test(text) ? Number(text) : text),
   text: (text) => text,
   time: (text) => text,
-  json: (text) => parseJson(text) ?? text,
+  json: (text) => {
+    const value = parseJson(text);
+    return value === undefined ? text : value;
+  },
 };
 
 /** The column of each title, by name or alias; undefined for one that `columns` excludes. */

@@ -54,22 +54,28 @@ export function selectOf(
   limit?: number,
 ): Sql {
   const { filters, order, offset, after } = query;
+  const table = identifier(resource.table);
   const groups = isGrouped(query) ? groupedBy(query).map(columnOf) : [];
   const all = [...tests, ...filters.map(condition)];
-  if (after) all.push(...keyset(resource, order, after));
-  return sql`select ${join(columns)} from ${identifier(resource.table)} t ${where(all)}
+  const sorted = (what: Sql, most: number | undefined) => sql`select ${what}
     ${groups.length > 0 ? sql`group by ${join(groups)}` : sql``}
-    ${order.length > 0 ? sql`order by ${join(order.map(direction))}` : sql``}
-    ${limit === undefined ? sql`` : sql`limit ${raw(String(limit))}`}
-    ${offset === 0 ? sql`` : sql`offset ${offset}`}`;
+    ${order.length > 0 ? sql`order by ${join(order.map((one) => direction(resource, one)))}` : sql``}
+    ${most === undefined ? sql`` : sql`limit ${raw(String(most))}`}`;
+  const parts = after ? keyset(resource, order, after) : [[]];
+  const rows = parts.map((part) => sql`${table} t ${where([...all, ...part])}`);
+  const most = limit === undefined ? undefined : limit + offset;
+  const each = rows.map((one) => sql`(${sorted(sql`* from ${one}`, most)})`);
+  const from = rows.length > 1 ? sql`(${join(each, raw(' union all '))}) t` : rows[0];
+  const skip = offset === 0 ? sql`` : sql`offset ${offset}`;
+  return sql`${sorted(sql`${join(columns)} from ${from}`, limit)} ${skip}`;
 }
 
 /** `select count(*)` of all rows of a list, whatever its page. */
 export function countOf(resource: Resource, query: Query, tests: Sql[]): Sql {
   const { after, ...whole } = query;
   const rows = { ...whole, order: [], offset: 0 };
-  if (!isGrouped(query)) return selectOf(resource, rows, [sql`count(*)`], tests);
-  return sql`select count(*) from (${selectOf(resource, rows, [sql`1`], tests)}) t`;
+  const counting = selectOf(resource, rows, [sql`count(*)`], tests);
+  return isGrouped(query) ? sql`select count(*) from (${counting}) t` : counting;
 }
 
 /** A page of at most `limit` rows; `count`: whether the number of all rows is wanted. */
@@ -140,9 +146,10 @@ function columnOf(name: string): Sql {
   return sql`t.${identifier(name)}`;
 }
 
-function direction({ column, descending, nullsFirst }: Order): Sql {
-  const suffix = `${descending ? 'desc' : 'asc'} nulls ${nullsFirst ? 'first' : 'last'}`;
-  return sql`${columnOf(column)} ${raw(suffix)}`;
+/** Without nulls in the column any index on it has the order. */
+function direction({ notNull }: Resource, { column, descending, nullsFirst }: Order): Sql {
+  const nulls = notNull.has(column) ? '' : ` nulls ${nullsFirst ? 'first' : 'last'}`;
+  return sql`${columnOf(column)} ${raw((descending ? 'desc' : 'asc') + nulls)}`;
 }
 
 export function condition(filter: Filter): Sql {
@@ -160,29 +167,32 @@ export function condition(filter: Filter): Sql {
 }
 
 /**
- * The rows after the one with the given values, in the given order (keyset pagination). The first
- * test is implied by the second: an index on the first column can only use it alone.
+ * The tests for the rows after the one with the given values, in the given order (keyset pagination);
+ * in two parts where nulls of the first column follow, because no index can use an `or`. The bound
+ * of the first column follows from the other test: an index can only use it alone.
  */
-function keyset(resource: Resource, order: Order[], values: (string | null)[]): Sql[] {
+function keyset({ notNull }: Resource, order: Order[], values: (string | null)[]): Sql[][] {
   const tests = order.map(({ column, descending, nullsFirst }, at) => {
     const [left, value = null] = [columnOf(column), values[at]];
-    const nulls = !resource.notNull.has(column);
-    const operator = descending ? '<' : '>';
+    const compare = (operator: string) => sql`${left} ${raw(operator)} ${value}`;
     const isNull = sql`${left} is null`;
     if (value === null)
-      return { beyond: nullsFirst ? sql`not ${isNull}` : undefined, same: isNull };
-    const orNull = (test: Sql) => (nulls && !nullsFirst ? sql`(${test} or ${isNull})` : test);
+      return { beyond: nullsFirst ? [sql`not ${isNull}`] : [], nulls: [], same: isNull, bound: [] };
+    const nulls = notNull.has(column) || nullsFirst ? [] : [isNull];
+    const operator = descending ? '<' : '>';
     return {
-      beyond: orNull(sql`${left} ${raw(operator)} ${value}`),
-      same: sql`${left} = ${value}`,
-      bound: orNull(sql`${left} ${raw(`${operator}=`)} ${value}`),
+      beyond: [compare(operator)],
+      nulls,
+      same: compare('='),
+      bound: [compare(`${operator}=`)],
     };
   });
-  const all = tests.reduceRight((rest: Sql | undefined, { beyond, same }) => {
-    const further = rest && sql`(${same} and ${rest})`;
-    if (beyond && further) return sql`(${beyond} or ${further})`;
-    return beyond ?? further;
-  }, undefined);
-  const bound = tests.length > 1 ? tests[0]?.bound : undefined;
-  return [...(bound ? [bound] : []), all ?? sql`false`];
+  const either = ([one = sql`false`, ...more]: Sql[]) =>
+    more.length > 0 ? sql`(${join([one, ...more], raw(' or '))})` : one;
+  const after = tests.reduceRight<Sql[]>((rest, { beyond, nulls, same }, at) => {
+    const equal = rest.length > 0 ? [sql`(${same} and ${either(rest)})`] : [];
+    return [...beyond, ...(at > 0 ? nulls : []), ...equal];
+  }, []);
+  const { bound = [], nulls = [] } = tests[0] ?? {};
+  return [[...(tests.length > 1 ? bound : []), either(after)], ...nulls.map((isNull) => [isNull])];
 }

@@ -89,16 +89,22 @@ export class Statements {
     return sql`on conflict (${identifiers(target)}) do ${set.length > 0 ? action : sql`nothing`}`;
   }
 
-  /** Sets what the part has. */
-  update(part: Row): Sql {
-    const named = this.resource.settable.filter((name) => Object.hasOwn(part, name));
-    return this.assign(
-      named.map((name) => sql`${identifier(name)} = ${this.textOf(name, part[name])}`),
-    );
+  /** Sets what the part has; a whole row also sets the rest to its defaults. */
+  update(part: Row, whole = false): Sql {
+    const { settable, columns } = this.resource;
+    const set = settable.flatMap((name) => {
+      const { default: initial } = columns[name] ?? {};
+      if (Object.hasOwn(part, name))
+        return sql`${identifier(name)} = ${this.textOf(name, part[name])}`;
+      return whole && typeof initial === 'function'
+        ? sql`${identifier(name)} = ${raw(initial())}`
+        : [];
+    });
+    return this.assign(set);
   }
 
-  /** Sets in each row what its part has; `tests` joins them by key. */
-  updateEach(parts: Row[]): { action: Sql; tests: Sql[] } {
+  /** Sets in each row what its part has; `joined` finds the part by key. */
+  updateEach(parts: Row[]): { action: Sql; joined: Sql[] } {
     const { key, settable } = this.resource;
     const has = (name: string) => parts.map((part) => Object.hasOwn(part, name));
     const named = settable.filter((name) => has(name).includes(true));
@@ -117,7 +123,7 @@ export class Statements {
     );
     return {
       action: sql`${this.assign(set)} from ${from}`,
-      tests: [sql`t.${this.key} = i.${this.key}`],
+      joined: [sql`t.${this.key} = i.${this.key}`],
     };
   }
 
@@ -150,10 +156,12 @@ export class Statements {
     return sql`unnest(${join([...columns, ...arrays])}) i(${identifiers([...names, ...others])})`;
   }
 
-  /** A value as PostgreSQL reads it. */
+  /** A value as PostgreSQL reads it; null is JSON where the column is of JSON and not nullable. */
   textOf(name: string, value: unknown): string | null {
-    if (value === null || value === undefined) return null;
-    return kindOf(typeOf(this.resource, name)) === 'json' ? JSON.stringify(value) : toText(value);
+    const isJson = kindOf(typeOf(this.resource, name)) === 'json';
+    const isNull = value === null && !(isJson && !this.resource.columns[name]?.nullable);
+    if (isNull || value === undefined) return null;
+    return isJson ? JSON.stringify(value) : toText(value);
   }
 }
 

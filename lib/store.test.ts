@@ -445,6 +445,7 @@ describe('copy()', () => {
       (async function* () {
         yield* rest;
       })(),
+      Object.keys(at),
       call(),
     );
 
@@ -474,7 +475,7 @@ describe('copy()', () => {
       yield [rowOf(at)];
       throw new Error('cut off');
     })();
-    await assert.rejects(store.copy([], source, call()), { message: 'cut off' });
+    await assert.rejects(store.copy([], source, Object.keys(at), call()), { message: 'cut off' });
     assert.equal(await count(), 0);
   });
 });

@@ -104,7 +104,8 @@ export class Store {
     const shown = shownOf(this.resource, query.select);
     const tests = this.statements.isOwnedBy(call.sub);
     const statement = selectPage(this.resource, query, wanted, shown, tests);
-    const key = wanted.format + statement.text + JSON.stringify(statement.values);
+    const names = shown.fields.map(({ name }) => name); // aliases are not in the statement
+    const key = wanted.format + statement.text + JSON.stringify([statement.values, names]);
     return this.admit(call, () => this.pages(key, { query, wanted, shown, statement, call }));
   }
 
@@ -141,8 +142,8 @@ export class Store {
       for (let tries = 3; tries > 0; tries -= 1) {
         const made = await this.creates(ask);
         if (made.rows > 0) return made;
-        const [found] = await this.compare([ask]); // none: it was deleted meanwhile
-        if (found) return found;
+        const found = await this.compare([ask], { format: OBJECT });
+        if (found.rows > 0) return found; // else it was deleted meanwhile
       }
       return writtenOf([], '');
     });
@@ -157,12 +158,9 @@ export class Store {
     try {
       return { ...(await this.write('keyed', action, terms, call)), created: true };
     } catch (error) {
-      const found = codeOf(error) === '23505' ? await this.compare(asks) : [];
-      if (found.length === 0) throw error; // another unique column is taken
-      const same = found.length === rows.length && found.every((one) => one.same);
-      const { version = '' } = found[0] ?? {};
-      const body = `[${found.map((one) => one.body)}]`;
-      return { rows: found.length, body, version, created: false, same };
+      const found = codeOf(error) === '23505' ? await this.compare(asks, terms) : undefined;
+      if (!found?.rows) throw error; // another unique column is taken
+      return found;
     }
   }
 
@@ -191,7 +189,7 @@ export class Store {
     const conflict = this.statements.onConflict([key], set, this.statements.hasVersion(terms));
     const action = sql`${this.statements.insert([ask.row])} ${conflict}`;
     const made = match
-      ? await this.merge(ask.key, row, terms, call)
+      ? await this.changeOne(this.statements.update(row, true), ask.key, terms, call)
       : await this.write('write', action, { format: OBJECT }, call, { created: CREATED });
     if (made.rows === 0) throw preconditionFailed();
     return made;
@@ -208,9 +206,13 @@ export class Store {
   }
 
   /** Sets in each of the given rows, found by its key, what it has. */
-  mergeRows(parts: Row[], filters: Filter[], terms: Terms, call: Call): Promise<Written> {
-    const { action, tests } = this.statements.updateEach(parts);
-    return this.change(action, [...tests, ...filters.map(condition)], terms, call);
+  async mergeRows(parts: Row[], filters: Filter[], terms: Terms, call: Call): Promise<Written> {
+    const keys = parts.map((part) => String(part[this.resource.key]));
+    if (new Set(keys).size < keys.length)
+      throw new Problem(400, '21000', 'Two rows have the same key.', 'Send each row once.');
+    const tests = [this.statements.isKey(...keys), ...filters.map(condition)];
+    const { action, joined } = this.statements.updateEach(parts);
+    return this.change(action, tests, terms, call, joined);
   }
 
   remove(key: string, terms: Preconditions, call: Call): Promise<Written> {
@@ -223,11 +225,19 @@ export class Store {
     return this.change(this.statements.deletion, filters.map(condition), terms, call);
   }
 
-  /** Stores all rows, or none, at constant memory; resolves with their number. */
-  async copy(first: Row[], rest: AsyncIterable<Row[]>, call: Call): Promise<number> {
+  /** Stores all rows, which have values for `names`, or none, at constant memory; gives their number. */
+  async copy(
+    first: Row[],
+    rest: AsyncIterable<Row[]>,
+    names: string[],
+    call: Call,
+  ): Promise<number> {
     this.checkCaller(call);
     const { statements } = this;
-    const { inputs, table } = statements;
+    const { columns } = this.resource;
+    const isGiven = (name: string) =>
+      names.includes(name) || typeof columns[name]?.default !== 'function'; // else the table's
+    const inputs = statements.inputs.filter(isGiven);
     let count = 0;
     const lineOf = (row: Row) => {
       const given = this.askFor(row, call).row;
@@ -242,7 +252,7 @@ export class Store {
       for await (const rows of rest) yield lines(rows);
     }
     await this.pool.copy(
-      sql`copy ${table} (${identifiers(inputs)}) from stdin (format csv)`,
+      sql`copy ${statements.table} (${identifiers(inputs)}) from stdin (format csv)`,
       all(),
     );
     return count;
@@ -349,18 +359,18 @@ export class Store {
     });
   }
 
-  /** The caller's existing rows among those asked for; `same`: the row equals the wanted one. */
-  private async compare(asks: Ask[]): Promise<Written[]> {
-    const { statements, shown } = this;
+  /** The caller's existing rows among those asked for; `same`: all are there, equal to the wanted ones. */
+  private async compare(asks: Ask[], { format, select }: Terms): Promise<Written> {
+    const { statements } = this;
+    const { fields, columns } = shownOf(this.resource, format ? select : []);
     const rows = asks.map(({ row }) => row);
     const own = where(statements.isOwnedBy(asks[0]?.call.sub ?? ''));
-    const statement = sql`${statements.compare(rows, shown.columns)} ${own}`;
+    const statement = sql`${statements.compare(rows, columns)} ${own}`;
     const found = await this.pool.run('read', ownCall(), statement);
-    const at = shown.fields.length;
-    return found.map((values) => {
-      const written = writtenOf([values], this.toJson(values), at);
-      return { ...written, created: false, same: values[at + 1] === 't' };
-    });
+    const at = fields.length;
+    const same = found.length === asks.length && found.every((values) => values[at + 1] === 't');
+    const body = format ? bodyOf(format, fields, found) : '';
+    return { ...writtenOf(found, body, at), created: false, same };
   }
 
   // Single statements
@@ -381,8 +391,17 @@ export class Store {
     return made;
   }
 
-  /** Changes the caller's rows that pass the tests, if all of them have the wanted versions. */
-  private async change(action: Sql, tests: Sql[], terms: Terms, call: Call): Promise<Written> {
+  /**
+   * Changes the caller's rows that pass the tests, if all of them have the wanted versions. `joined`
+   * are the tests that need the tables of the action.
+   */
+  private async change(
+    action: Sql,
+    tests: Sql[],
+    terms: Terms,
+    call: Call,
+    joined: Sql[] = [],
+  ): Promise<Written> {
     const { statements } = this;
     const own = [...tests, ...statements.isOwnedBy(call.sub)];
     const versions = statements.hasVersion(terms);
@@ -390,7 +409,7 @@ export class Store {
     const broken = brokenBy(single, terms.most);
     const all = sql`(select count(*) from ${statements.table} t ${where(own)})`;
     if (versions.length > 0) broken.push(sql`(select count(*) from changed) <> ${all}`);
-    const changing = sql`${action} ${where([...own, ...versions])}`;
+    const changing = sql`${action} ${where([...joined, ...own, ...versions])}`;
     const refuse = async () => {
       const rows = await this.count(own, call);
       if (versions.length > 0 && rows > 0) return preconditionFailed();
