@@ -58,10 +58,8 @@ for (const file of program) {
   test(`${file}: no function has more than 40 lines`, () => {
     const functions = functionsIn(file);
     assert.ok(functions.length > 0 || countLines([file]) < 20, 'functions are found');
-    assert.deepEqual(
-      functions.filter(({ lines }) => lines > 40),
-      [],
-    );
+    const long = functions.filter(({ lines }) => lines > 40);
+    assert.deepEqual(long, []);
   });
 }
 
@@ -123,10 +121,8 @@ test('process.env is read in one place', () => {
 });
 
 test('lib/ knows no passenger', () => {
-  assert.deepEqual(
-    library.filter((file) => /passenger|titanic/i.test(read(file))),
-    [],
-  );
+  const found = library.filter((file) => /passenger|titanic/i.test(read(file)));
+  assert.deepEqual(found, []);
 });
 
 test('package-lock.json names no registry', () => {
