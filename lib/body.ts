@@ -51,7 +51,8 @@ function checkSizes(bytes: Buffer): void {
       if (depth === 0 && byte === ARRAY) rowDepth = 2;
       depth += 1;
       if (depth === rowDepth) members = 1;
-      if (depth > MAX_LEVELS) throw tooMuch(`The body has more than ${MAX_LEVELS} levels.`);
+      if (depth > MAX_LEVELS)
+        throw new Problem(400, 'PGRST102', `The body has more than ${MAX_LEVELS} levels.`);
     } else if (byte === ARRAY + 2 || byte === OBJECT + 2) depth -= 1;
   }
 }

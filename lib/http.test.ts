@@ -100,6 +100,8 @@ describe('a request', () => {
     ['for no table', '/rest/v1/nope', {}, 404, 'PGRST205'],
     ['for no procedure', '/rest/v1/rpc/nope', {}, 404, 'PGRST202'],
     ['for no text', '/nope%zz', {}, 400, 'PGRST100'],
+    ['for NUL', '/nope%00?%61', {}, 400, 'PGRST100'],
+    ['for text', '/nope%61?%', {}, 404, 'PGRST125'],
   ];
   for (const [name, url, fields, status, code] of refused)
     test(`${name} is ${status} with a problem`, async () => {

@@ -188,27 +188,27 @@ function sendProblem(c: C, problem: Problem): Response {
   return send(c, status, body, headers);
 }
 
+/** The methods of a path, with OPTIONS; none for a path that is not there. */
 function methodsAt(app: Hono<Env>, path: string): string[] {
-  return METHODS.filter((method) => {
+  const found = METHODS.filter((method) => {
     const as = method.replace('HEAD', 'GET');
     const [matched] = app.router.match(as, path);
     return as !== 'OPTIONS' && matched.some(([[, route]]) => route.method === as);
   });
+  return found.length > 0 ? [...found, 'OPTIONS'] : [];
 }
 
 /** 405 for a path that has other methods, else 404 with PostgREST's code. */
 export function notFound(app: Hono<Env>): NotFoundHandler<Env> {
-  return (c) => sendProblem(c, missing(c, methodsAt(app, c.req.path)));
+  return (c) => sendProblem(c, missing(c, methodsAt(app, c.req.path).join(', ')));
 }
 
-function missing(c: C, methods: string[]): Problem {
-  if (!isDecodable(c.env.incoming.url ?? ''))
+function missing({ req, env }: C, Allow: string): Problem {
+  if (/^[^?]*%(?![\da-f]{2})|^[^?]*%00/i.test(env.incoming.url ?? ''))
     return new Problem(400, 'PGRST100', 'The path is not percent-encoded text.');
-  const Allow = [...methods, 'OPTIONS'].join(', ');
-  const detail = `${c.req.method} is not possible here.`;
-  if (methods.length > 0)
-    return new Problem(405, 'PGRST117', detail, `Use ${Allow}.`, { headers: { Allow } });
-  const [, below = '/'] = /\/rest\/v1(?:\/|$)(.*)$/s.exec(c.req.path) ?? [];
+  const detail = `${req.method} is not possible here.`;
+  if (Allow) return new Problem(405, 'PGRST117', detail, `Use ${Allow}.`, { headers: { Allow } });
+  const [, below = '/'] = /\/rest\/v1(?:\/|$)(.*)$/s.exec(req.path) ?? [];
   const known = [/^$/, /^rpc\/[^/]+$/, /^[^/]+$/].findIndex((pattern) => pattern.test(below));
   return nothingHere(['PGRST126', 'PGRST202', 'PGRST205'][known]);
 }
@@ -218,19 +218,10 @@ export function nothingHere(code = 'PGRST125'): Problem {
   return new Problem(404, code, 'There is nothing at this path.', hint);
 }
 
-function isDecodable(url: string): boolean {
-  try {
-    return !decodeURIComponent(url.replace(/\?.*/s, '')).includes('\0');
-  } catch {
-    return false;
-  }
-}
-
 /** Which service this is, and the methods of the path; a CORS preflight gets headers only. */
 export function describe(app: Hono<Env>, about: object): Handler<Env> {
   return (c) => {
-    const found = methodsAt(app, c.req.path);
-    const methods = found.length > 0 ? [...found, 'OPTIONS'] : [];
+    const methods = methodsAt(app, c.req.path);
     const headers = { Allow: methods.join(', ') || 'OPTIONS' };
     if (c.req.header('access-control-request-method')) return send(c, 204, null, headers);
     return sendJson(c, { ...about, uri: c.env.incoming.url, methods }, headers);

@@ -59,80 +59,93 @@ const SERVICE: Record<string, Operation> = {
 
 // --- The operations of a table ----------------------------------------------------
 
+const PAGE = [...LIST, 'Prefer'];
+const OF_ROW: Pick<TableOperation, 'parameters' | 'answer'> = {
+  parameters: ['If-Match', 'If-None-Match', 'Prefer'],
+  answer: 'row',
+};
+
+/** The handlers of a table; `body` and `answer` name contents. */
+const OPERATIONS: Record<string, TableOperation> = {
+  list: {
+    summary: 'List rows',
+    description:
+      'The rows that pass the filters, in pages; CSV and NDJSON have all of them. ' +
+      'With aggregates in `select`, such as `count()`, one row for each group.',
+    parameters: [...PAGE, 'Range', 'Range-Unit'],
+    statuses: [200, 206],
+    answer: 'list',
+  },
+  listAll: {
+    summary: 'Stream all rows',
+    description: 'All rows that pass the filters, without pages.',
+    parameters: PAGE,
+    answer: 'all',
+  },
+  create: {
+    summary: 'Create rows',
+    description:
+      'One row of an object; all rows of an array or of CSV, or none when one is refused. ' +
+      '`Prefer: resolution=merge-duplicates` replaces rows whose key exists.',
+    parameters: ['select', 'columns', 'on_conflict', 'Idempotency-Key', 'Prefer'],
+    body: 'created',
+    statuses: [201, 200],
+    answer: 'written',
+  },
+  mergeMany: {
+    summary: 'Change the rows that pass the filters',
+    description: 'Sets the members of the body; each element of an array has the key of its row.',
+    parameters: ['filter', 'select', 'columns', 'Prefer'],
+    body: 'parts',
+    statuses: [200, 204],
+    answer: 'written',
+  },
+  removeMany: {
+    summary: 'Delete the rows that pass the filters',
+    description: 'Refused without a filter.',
+    parameters: ['filter', 'select', 'Prefer'],
+    statuses: [200, 204],
+    answer: 'written',
+  },
+  read: {
+    summary: 'Read a row',
+    description: 'A later write with its ETag as If-Match changes only this version.',
+    statuses: [200, 304],
+    ...OF_ROW,
+  },
+  replace: {
+    summary: 'Replace a row, or create it',
+    description: 'The body is the whole row; `If-None-Match: *` only creates.',
+    body: 'whole',
+    statuses: [200, 201, 204],
+    ...OF_ROW,
+  },
+  merge: {
+    summary: 'Change a row',
+    description: 'Sets the members of the body (JSON merge patch, RFC 7396).',
+    body: 'part',
+    statuses: [200, 204],
+    ...OF_ROW,
+  },
+  remove: {
+    summary: 'Delete a row',
+    description: 'The answer has the row with `Prefer: return=representation`.',
+    statuses: [200, 204],
+    ...OF_ROW,
+  },
+};
+type Contents = keyof ReturnType<typeof contentsOf>;
+type TableOperation = Omit<Operation, 'body' | 'answer'> & { body?: Contents; answer: Contents };
+
 /** Lists the handlers of a table in the document. */
 export function documentTable(resource: Resource, handlers: Record<string, object>): void {
-  const { list, all, row, written, created, whole, part, parts } = contentsOf(resource);
-  const ofRow = { parameters: ['If-Match', 'If-None-Match', 'Prefer'], answer: row };
-  const known: Record<string, Operation> = {
-    list: {
-      summary: 'List rows',
-      description:
-        'The rows that pass the filters, in pages; CSV and NDJSON have all of them. ' +
-        'With aggregates in `select`, such as `count()`, one row for each group.',
-      parameters: [...LIST, 'Range', 'Range-Unit', 'Prefer'],
-      statuses: [200, 206],
-      answer: list,
-    },
-    listAll: {
-      summary: 'Stream all rows',
-      description: 'All rows that pass the filters, without pages.',
-      parameters: [...LIST, 'Prefer'],
-      answer: all,
-    },
-    create: {
-      summary: 'Create rows',
-      description:
-        'One row of an object; all rows of an array or of CSV, or none when one is refused. ' +
-        '`Prefer: resolution=merge-duplicates` replaces rows whose key exists.',
-      parameters: ['select', 'columns', 'on_conflict', 'Idempotency-Key', 'Prefer'],
-      body: created,
-      statuses: [201, 200],
-      answer: written,
-    },
-    mergeMany: {
-      summary: 'Change the rows that pass the filters',
-      description: 'Sets the members of the body; each element of an array has the key of its row.',
-      parameters: ['filter', 'select', 'columns', 'Prefer'],
-      body: parts,
-      statuses: [200, 204],
-      answer: written,
-    },
-    removeMany: {
-      summary: 'Delete the rows that pass the filters',
-      description: 'Refused without a filter.',
-      parameters: ['filter', 'select', 'Prefer'],
-      statuses: [200, 204],
-      answer: written,
-    },
-    read: {
-      summary: 'Read a row',
-      description: 'A later write with its ETag as If-Match changes only this version.',
-      statuses: [200, 304],
-      ...ofRow,
-    },
-    replace: {
-      summary: 'Replace a row, or create it',
-      description: 'The body is the whole row; `If-None-Match: *` only creates.',
-      body: whole,
-      statuses: [200, 201, 204],
-      ...ofRow,
-    },
-    merge: {
-      summary: 'Change a row',
-      description: 'Sets the members of the body (JSON merge patch, RFC 7396).',
-      body: part,
-      statuses: [200, 204],
-      ...ofRow,
-    },
-    remove: {
-      summary: 'Delete a row',
-      description: 'The answer has the row with `Prefer: return=representation`.',
-      statuses: [200, 204],
-      ...ofRow,
-    },
-  };
-  for (const [name, handler] of Object.entries(handlers))
-    if (known[name]) documented({ tag: resource.path, secured: true, ...known[name] }, handler);
+  const contents = contentsOf(resource);
+  for (const [name, handler] of Object.entries(handlers)) {
+    if (!OPERATIONS[name]) continue;
+    const { body, answer, ...operation } = OPERATIONS[name];
+    const shown = { answer: contents[answer], ...(body && { body: contents[body] }) };
+    documented({ tag: resource.path, secured: true, ...operation, ...shown }, handler);
+  }
 }
 
 /** Bodies and answers of a table by media type. */
@@ -293,17 +306,16 @@ function describe(
     return [String(status), { description: STATUS_CODES[status], ...headers, ...shown }];
   });
   const failures = { '4XX': reference('responses/Problem'), '5XX': reference('responses/Problem') };
-  const inPath = [...path.matchAll(/\{(\w+)\}/g)].map(([, name = '']) => {
-    if (name === 'key' && resource) return reference(`parameters/${resource.path}.key`);
-    return { in: 'path', name, required: true, schema: STRING };
-  });
   return {
     summary,
     description,
     tags: [group],
     security: operation.secured && secured(method) ? [{ bearer: [] }] : [],
     operationId: [method.toLowerCase(), first, ...names].join('_'),
-    parameters: [...inPath, ...parameters.flatMap((name) => referencesTo(name, resource))],
+    parameters: [
+      ...inPath(path, resource),
+      ...parameters.flatMap((name) => referencesTo(name, resource)),
+    ],
     ...(body && { requestBody: { required: true, content: body } }),
     responses: { ...Object.fromEntries(responses), ...failures },
   };
@@ -316,6 +328,13 @@ function headersOf(method: string, path: string, status: number) {
   if (method === 'GET' && !ofRow) names.push('Link');
   if (status === 201) names.push(...(ofRow ? [] : ['ETag']), 'Location');
   return Object.fromEntries(names.map((name) => [name, reference(`headers/${name}`)]));
+}
+
+function inPath(path: string, resource?: Resource) {
+  return [...path.matchAll(/\{(\w+)\}/g)].map(([, name = '']) => {
+    if (name === 'key' && resource) return reference(`parameters/${resource.path}.key`);
+    return { in: 'path', name, required: true, schema: STRING };
+  });
 }
 
 function referencesTo(name: string, resource?: Resource) {
