@@ -28,7 +28,7 @@ import {
 import { type Config, readConfig } from './lib/config.ts';
 import { readCsv } from './lib/csv.ts';
 import { isGrouped, LIST, type Query } from './lib/dialect.ts';
-import { CSV, JSON_TYPE, NDJSON, OBJECT, parseTags } from './lib/headers.ts';
+import { CSV, JSON_TYPE, NDJSON, OBJECT } from './lib/headers.ts';
 import {
   authenticate,
   type C,
@@ -37,14 +37,17 @@ import {
   notFound,
   nothingHere,
   observe,
+  preconditions,
   preferred,
   problems,
   readQuery,
   readRows,
+  refuseAll,
   send,
   sendPage,
   sendWritten,
   stream,
+  tag,
   typeFor,
 } from './lib/http.ts';
 import { openLog } from './lib/log.ts';
@@ -52,6 +55,7 @@ import { createMetrics } from './lib/metrics.ts';
 import { documentTable, openapi, PAGE_HEADERS, page, pageFile } from './lib/openapi.ts';
 import { Pool, within } from './lib/pool.ts';
 import {
+  keyTaken,
   noRow,
   notOne,
   Problem,
@@ -64,7 +68,6 @@ import {
 import type { Format } from './lib/rows.ts';
 import { startTrial } from './lib/sample.ts';
 import { exitWith, isMain, type Service, serve, untilSignal } from './lib/server.ts';
-import type { Preconditions } from './lib/statements.ts';
 import { Store, type Terms } from './lib/store.ts';
 import { ensureTable } from './lib/table.ts';
 import { isPrimary, supervise } from './lib/workers.ts';
@@ -144,12 +147,8 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     if (format === CSV || format === NDJSON)
       return stream(c, format, query, await store.stream(query, { count, format }, c.get('call')));
     const limit = Math.min(query.limit ?? limits.MAX_ROWS, limits.MAX_ROWS);
-    return sendPage(
-      c,
-      format,
-      query,
-      await store.page(query, { limit, count, format }, c.get('call')),
-    );
+    const page = await store.page(query, { limit, count, format }, c.get('call'));
+    return sendPage(c, format, query, page);
   }
 
   /** All rows, streamed. */
@@ -235,10 +234,8 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     const made = await store.replace(row, preconditions(c), c.get('call'));
     if (made.rows === 0) throw noRow();
     const location = made.created && { Location: locationOf(c, row) };
-    return sendWritten(c, made.created ? 201 : 200, made, answer.type, {
-      ...tag(made),
-      ...location,
-    });
+    const headers = { ...tag(made), ...location };
+    return sendWritten(c, made.created ? 201 : 200, made, answer.type, headers);
   }
 
   /** Sets what the body has (JSON merge patch, RFC 7396). */
@@ -275,12 +272,8 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     const query = readQuery(c, resource, ['filter', 'select']);
     const answer = answerOf(c, query, { silent: true });
     refuseAll(c, query.filters);
-    return sendWritten(
-      c,
-      200,
-      await store.removeMany(query.filters, answer, c.get('call')),
-      answer.type,
-    );
+    const made = await store.removeMany(query.filters, answer, c.get('call'));
+    return sendWritten(c, 200, made, answer.type);
   }
 
   // What the endpoints share.
@@ -302,14 +295,6 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     };
     const nothing = wanted ? wanted !== 'representation' : silent || c.get('silent');
     return nothing ? { ...terms, format: undefined, type: undefined } : { ...terms, type };
-  }
-
-  function preconditions(c: C): Preconditions {
-    const { headers } = c.env.incoming;
-    return {
-      match: parseTags(headers['if-match']),
-      noneMatch: parseTags(headers['if-none-match']),
-    };
   }
 
   /** The one row of a body below a path with a key. */
@@ -359,25 +344,6 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   return { list, listAll, read, create, replace, merge, remove, mergeMany, removeMany };
 }
 
-/** Refuses a write without a filter, so that nobody empties a table by accident. */
-function refuseAll(c: C, filters: unknown[]): void {
-  const { handling, 'max-affected': most } = c.get('prefer');
-  if (filters.length > 0 || (most && handling === 'strict')) return;
-  const hint = 'Add a filter, or "Prefer: handling=strict, max-affected=N" to mean all rows.';
-  throw new Problem(400, '21000', 'Without a filter this would change every row.', hint);
-}
-
-function keyTaken(idempotent: string | undefined): Problem {
-  if (!idempotent)
-    return new Problem(409, '23505', 'There is a row with this key; nothing was created.');
-  const detail = 'This Idempotency-Key was used before with other content.';
-  return new Problem(409, '23505', detail, 'A new request needs a new key.');
-}
-
-function tag({ version }: { version: string }): { ETag: string } {
-  return { ETag: `"${version}"` };
-}
-
 /** The routes of one table. `silent`: a write answers nothing unless asked, as PostgREST does. */
 function routes(rows: Handlers, secured: MiddlewareHandler<Env>, silent: boolean) {
   const withDefault: MiddlewareHandler<Env> = (c, next) => {
@@ -407,34 +373,27 @@ export function connect(config: Config, { resources, endpoints }: Program, log: 
   return { config, resources, endpoints, log, pool, metrics, authorize, life };
 }
 
+type Opened = ReturnType<typeof connect>;
+
 /** The application; `fetch` answers a request. */
-export function createApp(service: ReturnType<typeof connect>): Hono<Env> {
+export function createApp(service: Opened): Hono<Env> {
   const { config, resources, pool, metrics, authorize, life, log } = service;
   const { APP_VERSION: version, BASE_PATH: base } = config;
   const name = resources[0]?.path ?? '';
-  const [branch, commit, stack] = [config.APP_BRANCH, config.APP_COMMIT, config.APP_STACK];
+  const { APP_BRANCH: branch, APP_COMMIT: commit, APP_STACK: stack } = config;
   const about = { name, version, branch, commit, stack };
   const linked = ['docs', 'openapi.json', ...resources.map(({ path }) => path)];
   const links = Object.fromEntries(linked.map((to) => [to, `${base}/${to}`]));
   const secured = authenticate(authorize, life);
 
   const root = new Hono<Env>({ strict: false }); // without BASE_PATH, which probes do not know
+  const app = root.basePath(base);
   root.use(observe({ metrics, log, life, config }));
   root.onError(problems(log)).notFound(notFound(root));
   root.options('*', describe(root, about));
-
-  const app = root.basePath(base);
   for (const prefix of new Set(['', base])) {
     root.get(prefix || '/', describe(root, { ...about, links }));
-    root.get(`${prefix}/healthz`, (c) => c.json({ status: 'alive' }));
-    root.get(`${prefix}/readyz`, (c) => {
-      if (life.stopping || !life.prepared) throw unavailable('The service starts or stops.');
-      return c.json({ status: 'ready' }); // an outage of the shared database makes no replica unready
-    });
-    root.get(`${prefix}/healthz/database`, async (c) => {
-      await within(1000, pool.ping());
-      return c.json({ status: 'ready' });
-    });
+    addProbes(root, prefix, service);
   }
   root.get('/metrics', authenticate(authorize), async (c) => {
     return c.body(await metrics.print(), 200, { 'Content-Type': metrics.type });
@@ -445,10 +404,7 @@ export function createApp(service: ReturnType<typeof connect>): Hono<Env> {
     const needed = (method: string) => needsToken(config, method !== 'GET');
     return c.json(openapi(root.routes, resources, { title: name, version, base, secured: needed }));
   });
-  app.get('/docs', (c) => {
-    const isBelow = /^[^?]*\/(\?|$)/.test(c.env.incoming.url ?? ''); // its references are relative
-    return isBelow ? c.redirect('../docs', 308) : c.html(page(name), 200, PAGE_HEADERS);
-  });
+  app.get('/docs', (c) => c.html(page(name, base), 200, PAGE_HEADERS));
   app.get('/docs/:file', async (c) => {
     const file = await pageFile(c.req.param('file'));
     if (!file) throw nothingHere();
@@ -465,6 +421,19 @@ export function createApp(service: ReturnType<typeof connect>): Hono<Env> {
     app.route(`/rest/v1/${path}`, routes(rows, secured, true));
   }
   return root;
+}
+
+/** For Kubernetes: a shared database that is down makes no replica unready. */
+function addProbes(root: Hono<Env>, prefix: string, { pool, life }: Opened): void {
+  root.get(`${prefix}/healthz`, (c) => c.json({ status: 'alive' }));
+  root.get(`${prefix}/readyz`, (c) => {
+    if (life.stopping || !life.prepared) throw unavailable('The service starts or stops.');
+    return c.json({ status: 'ready' });
+  });
+  root.get(`${prefix}/healthz/database`, async (c) => {
+    await within(1000, pool.ping());
+    return c.json({ status: 'ready' });
+  });
 }
 
 // --- Start ------------------------------------------------------------------------
@@ -512,10 +481,9 @@ async function load(file: string | undefined): Promise<Program> {
 }
 
 function checkOwners(config: Config, resources: Resource[]): void {
-  const owned = resources.find(({ owner }) => owner);
-  if (!owned || needsToken(config, false)) return;
-  const why = `rows have a ${owned.owner}`;
-  throw new StartError(`AUTH=all with JWT_SECRET or JWKS_URL is required: ${why}`);
+  const { owner } = resources.find((one) => one.owner) ?? {};
+  if (owner && !needsToken(config, false))
+    throw new StartError(`AUTH=all with JWT_SECRET or JWKS_URL is required: rows have a ${owner}`);
 }
 
 function open(config: Config, program: Program, log: Logger): Service {

@@ -28,6 +28,7 @@ import {
   type Preferences,
   parsePrefer,
   parseRange,
+  parseTags,
 } from './headers.ts';
 import type { Metrics } from './metrics.ts';
 import { type Call, ownCall } from './pool.ts';
@@ -45,6 +46,7 @@ import {
 import { AROUND, type Format } from './rows.ts';
 import type { Page } from './select.ts';
 import { type Life, MAX_HEAD } from './server.ts';
+import type { Preconditions } from './statements.ts';
 import type { Batches, Written } from './store.ts';
 
 /** What Hono's context has here: Node's request and response, and what the middleware sets. */
@@ -262,6 +264,20 @@ export function typeFor<T extends string>(c: C, offered: T[]): T {
   return negotiate(c.env.incoming.headers.accept, offered);
 }
 
+/** The versions of If-Match and If-None-Match. */
+export function preconditions(c: C): Preconditions {
+  const { headers } = c.env.incoming;
+  return { match: parseTags(headers['if-match']), noneMatch: parseTags(headers['if-none-match']) };
+}
+
+/** Refuses a write without a filter, so that nobody empties a table by accident. */
+export function refuseAll(c: C, filters: unknown[]): void {
+  const { handling, 'max-affected': most } = c.get('prefer');
+  if (filters.length > 0 || (most && handling === 'strict')) return;
+  const hint = 'Add a filter, or "Prefer: handling=strict, max-affected=N" to mean all rows.';
+  throw new Problem(400, '21000', 'Without a filter this would change every row.', hint);
+}
+
 // --- Answering --------------------------------------------------------------------
 
 export function send(
@@ -274,6 +290,11 @@ export function send(
   const length = body === null ? {} : { 'Content-Length': String(Buffer.byteLength(body)) };
   const all = { ...headers, ...standing(c), ...length };
   return new Response(body as BodyInit | null, { status, headers: all });
+}
+
+/** The entity tag of a row. */
+export function tag({ version }: { version: string }): { ETag: string } {
+  return { ETag: `"${version}"` };
 }
 
 /** An answer as JSON. */

@@ -262,7 +262,9 @@ describe('schemas', () => {
 
 describe('the page', () => {
   test('loads its own files alone', () => {
-    const references = [...page('things').matchAll(/(?:src|href)="([^"]*)"/g)].map(([, to]) => to);
+    const references = [...page('things', '').matchAll(/(?:src|href)="([^"]*)"/g)].map(
+      ([, to]) => to,
+    );
     assert.deepEqual(references, [
       'data:,',
       'docs/swagger-ui.css',

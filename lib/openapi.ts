@@ -392,12 +392,12 @@ const START = "SwaggerUIBundle({ url: 'openapi.json', dom_id: 'main', validatorU
 export const PAGE_HEADERS = {
   'Content-Security-Policy':
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
-    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "img-src data:; base-uri 'self'; form-action 'none'; frame-ancestors 'none'",
 };
 
 /** Swagger UI on the document; it loads nothing from another host. */
-export function page(title: string): string {
-  return `<!doctype html><html lang="en"><meta charset="utf-8">
+export function page(title: string, base: string): string {
+  return `<!doctype html><html lang="en"><meta charset="utf-8"><base href="${base}/">
     <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
     <title>${title}</title><link rel="stylesheet" href="docs/swagger-ui.css"><main></main>
     <script src="docs/swagger-ui-bundle.js"></script><script src="docs/start.js"></script></html>`;

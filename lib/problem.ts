@@ -129,6 +129,14 @@ export function tooLarge(limit: number, what = 'body'): Problem {
   return new Problem(413, 'PGRST102', `The ${what} is larger than ${limit} bytes.`);
 }
 
+/** 409 for a create: the key exists, or the Idempotency-Key came with other content. */
+export function keyTaken(idempotent: string | undefined): Problem {
+  if (!idempotent)
+    return new Problem(409, '23505', 'There is a row with this key; nothing was created.');
+  const detail = 'This Idempotency-Key was used before with other content.';
+  return new Problem(409, '23505', detail, 'A new request needs a new key.');
+}
+
 export const MAX_FAULTS = 100; // in one answer; validation stops there
 
 /** 422 with each fault once in `errors`. */
