@@ -81,13 +81,10 @@ describe('Commands', () => {
     const shown = read(page).matchAll(/^ {4}\$ (curl|printf)(.*(?:\n {8}.*)*)\n {4}(.*)$/gm);
     for (const [, program, rest = '', answer = ''] of shown) {
       if (/passengers\/stats/.test(rest)) continue; // the endpoint that README adds
-      test(`${page}: ${program}${rest.slice(0, 70)} answers what is shown`, async () => {
+      test(`${page}: ${program}${rest.slice(0, 70)} answers what is shown`, () => {
         const command = `${program}${rest}`.replaceAll('http://127.0.0.1:8000', service?.url ?? '');
         const { stdout } = spawnSync('bash', ['-c', command.replaceAll('curl', 'curl -s')]);
-        const output = masked(String(stdout));
-        const [start = '', end] = masked(answer).split(',…,'); // a page may omit the middle
-        if (end === undefined) assert.equal(output, start);
-        else assert.ok(output.startsWith(start) && output.endsWith(end), output);
+        assert.equal(masked(String(stdout)), masked(answer));
       });
     }
   }
