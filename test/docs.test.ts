@@ -63,7 +63,6 @@ test('docs/api.md has the routes of the application and no other', async () => {
 });
 
 const masked = (json: string) => json.replace(/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/g, 'UUID');
-
 describe('Commands', () => {
   let [database, service]: [TestDatabase?, TestService?] = [];
   before(async () => {
