@@ -62,7 +62,7 @@ async function write(name: string, text: string): Promise<string> {
 async function fileOf(file: string): Promise<string> {
   if (file !== 'README.md') return join(ROOT, file);
   const readme = await readFile(join(ROOT, file), 'utf8');
-  const [shown = ''] = /^ {4}import .*'\.\..*\.ts';$[\s\S]*?^ {4}\}\);$/m.exec(readme) ?? [];
+  const [shown = ''] = /^import .*'\.\..*\.ts';$[\s\S]*?^\}\);$/m.exec(readme) ?? [];
   return write('readme.ts', shown);
 }
 

@@ -1,11 +1,10 @@
-/** What the source text must be like: sizes, imports, and what two files say of the same thing. */
+/** What the source text must be like: sizes and imports. */
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { Config, readConfig } from '../lib/config.ts';
 import { inherited, nodeArguments } from './harness.ts';
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url));
@@ -127,23 +126,4 @@ test('lib/ knows no passenger', () => {
 
 test('package-lock.json names no registry', () => {
   assert.doesNotMatch(read('package-lock.json'), /"resolved"/);
-});
-
-describe("README's table of the configuration", () => {
-  const rows = [...read('README.md').matchAll(/^\| `([A-Z_]+)` \| (.*?) \|/gm)];
-  const defaults: Record<string, unknown> = readConfig({});
-
-  test('has each variable of Config and no other', () => {
-    const hidden = ['NODE_ENV', 'PGHOST'];
-    const names = Object.keys(Config.shape).filter((name) => !hidden.includes(name));
-    assert.deepEqual(rows.map(([, name]) => name).sort(), names.sort());
-  });
-
-  for (const [, name = '', shown = ''] of rows) {
-    const value = name === 'APP_VERSION' ? '' : String(defaults[name] ?? '');
-    test(`has the default of ${name}`, () => {
-      if (value === '') assert.doesNotMatch(shown, /^`/);
-      else assert.equal(shown, `\`${value}\``);
-    });
-  }
 });

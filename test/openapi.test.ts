@@ -1,7 +1,7 @@
 /**
  * Tests of /openapi.json and /docs of a running service: what the document shows is sent and compared.
  *
- *     SCREENSHOT=1 node --import tsx --test test/openapi.test.ts   makes test/docs.png anew
+ *     SCREENSHOT=1 node --import tsx --test test/openapi.test.ts   makes docs/docs.png anew
  */
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
@@ -144,7 +144,7 @@ test('a person tries «list» and «create» on /docs and sees the answers', { s
   const args = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', ...quiet];
   const context = await chromium.launchPersistentContext(join(directory, 'browser'), {
     ...{ executablePath: browser, headless: true, args },
-    viewport: { width: 1200, height: 2000 },
+    viewport: { width: 1200, height: 800 },
   });
   try {
     const page = await context.newPage();
@@ -157,12 +157,12 @@ test('a person tries «list» and «create» on /docs and sees the answers', { s
     await page.goto(`${service.url}/docs`);
     const list = page.locator('#operations-passengers-get_passengers');
     assert.deepEqual(await execute(list), [ROW]);
+    const picture = fileURLToPath(new URL('../docs/docs.png', import.meta.url));
+    await page.evaluate("document.querySelector('.responses-wrapper').scrollIntoView()");
+    await page.screenshot({ path: process.env.SCREENSHOT ? picture : join(directory, 'docs.png') });
     await list.locator('.opblock-summary-control').click();
     const created = await execute(page.locator('#operations-passengers-post_passengers'));
     assert.deepEqual(withKey(created), [ROW]);
-    const picture = fileURLToPath(new URL('docs.png', import.meta.url));
-    await page.evaluate('scrollTo(0, 0)');
-    await page.screenshot({ path: process.env.SCREENSHOT ? picture : join(directory, 'docs.png') });
     assert.deepEqual(complaints, []);
     for (const url of requested) assert.match(url, new RegExp(`^(${service.url}/|data:)`));
   } finally {
