@@ -217,9 +217,8 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     try {
       const { rest, ...body } = await readCsv(resource, bytes, limits.CSV_LIMIT, query.columns);
       if (!rest) return await createRows(c, query, { ...body, many: true }, answer);
-      const detail = `With these preferences a CSV has at most ${MAX_ARRAY} rows.`;
       if (preferred(c, 'resolution') || answer.type || answer.most !== undefined)
-        throw new Problem(413, 'PGRST102', detail, 'Send it in parts.');
+        throw new Problem(413, 'PGRST102', `With these preferences: ${MAX_ARRAY} rows at most.`);
       const rows = await store.copy(body.rows, rest, body.names, c.get('call'));
       return send(c, 201, null, { 'Content-Range': `*/${rows}` });
     } finally {

@@ -266,6 +266,7 @@ describe('the page', () => {
       ([, to]) => to,
     );
     assert.deepEqual(references, [
+      '/',
       'data:,',
       'docs/swagger-ui.css',
       'docs/swagger-ui-bundle.js',
