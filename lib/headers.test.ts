@@ -101,6 +101,10 @@ describe('entity tags', () => {
   ];
   for (const [header, expected] of lists)
     test(`${header}`, () => assert.deepEqual(parseTags(header), expected));
+
+  test('a list of 1 000 is 400', () => {
+    assert.throws(() => parseTags('"7",'.repeat(1000) + '"8",'.repeat(100)), { status: 400 });
+  });
 });
 
 describe('Range', () => {

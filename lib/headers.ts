@@ -17,6 +17,7 @@ const ALIASES: Record<string, string> = {
 const UNSUPPORTED = /^(nulls=|header=absent)/;
 
 const MAX_RANGES = 100; // of Accept; the others are ignored
+const MAX_TAGS = 4096; // characters of If-Match and If-None-Match
 
 type MediaRange = { range: string; specificity: number; quality: number; place: number };
 
@@ -89,6 +90,8 @@ export function parsePrefer(header: string): Preferences {
 export function parseTags(header: string | undefined): string[] | '*' | undefined {
   const value = header?.trim();
   if (value === undefined || value === '*') return value;
+  if (value.length > MAX_TAGS)
+    throw new Problem(400, 'PGRST100', `A list of entity tags has at most ${MAX_TAGS} characters.`);
   return [...value.matchAll(/(?:W\/)?"([^"]*)"/g)].flatMap(([, version]) => {
     return /^\d+$/.test(version ?? '') ? [String(version)] : [];
   });
