@@ -130,7 +130,7 @@ export function tooLarge(limit: number, what = 'body'): Problem {
 }
 
 /** 409 for a create: the key exists, or the Idempotency-Key came with other content. */
-export function keyTaken(idempotent: string | undefined): Problem {
+export function keyTaken(idempotent?: string): Problem {
   if (!idempotent)
     return new Problem(409, '23505', 'There is a row with this key; nothing was created.');
   const detail = 'This Idempotency-Key was used before with other content.';

@@ -5,7 +5,15 @@ import type { Filter, Member, Query } from './dialect.ts';
 import { type Grouping, group, share } from './group.ts';
 import { CSV, OBJECT } from './headers.ts';
 import { type Call, FETCH, type Kind, ownCall, type Pool, type Result } from './pool.ts';
-import { clientLeft, codeOf, notOne, Problem, preconditionFailed, tooMany } from './problem.ts';
+import {
+  clientLeft,
+  codeOf,
+  keyTaken,
+  notOne,
+  Problem,
+  preconditionFailed,
+  tooMany,
+} from './problem.ts';
 import {
   bodyOf,
   csvLine,
@@ -164,19 +172,34 @@ export class Store {
     }
   }
 
-  /** Inserts rows; where the `target` columns are taken, sets the `set` columns, or nothing. */
-  upsert(rows: Row[], target: string[], set: string[], terms: Terms, call: Call): Promise<Written> {
+  /**
+   * Inserts rows; where the `target` columns are taken, sets the `set` columns, or nothing. Throws 409
+   * when another caller has one of the rows to set.
+   */
+  async upsert(
+    rows: Row[],
+    target: string[],
+    set: string[],
+    terms: Terms,
+    call: Call,
+  ): Promise<Written> {
     const { statements } = this;
+    const { owner, settable } = this.resource;
     const insert = statements.insert(rows.map((row) => this.askFor(row, call).row));
     const action = sql`${insert} ${statements.onConflict(target, set)}`;
     const single = terms.format === OBJECT;
     const broken = brokenBy(single, terms.most);
-    const made = this.write('write', action, terms, call, { created: CREATED, broken });
-    return made.catch((error) => {
-      if (codeOf(error) !== BROKEN) throw error;
-      const changed = rows.length === 1 ? 0 : rows.length; // a lone row was ignored
-      throw single ? notOne(changed) : tooMany(changed);
-    });
+    const all = owner && set.some((name) => settable.includes(name)) ? rows.length : 0;
+    if (all > 0) broken.push(sql`(select count(*) from changed) < ${all}`);
+    const made = await this.write('write', action, terms, call, { created: CREATED, broken }).catch(
+      (error) => {
+        if (codeOf(error) !== BROKEN) throw error;
+        if (rows.length > (terms.most ?? rows.length)) throw tooMany(rows.length);
+        throw single && rows.length > 1 ? notOne(rows.length) : keyTaken();
+      },
+    );
+    if (made.rows < all) throw keyTaken();
+    return made;
   }
 
   /** Inserts the row, or replaces the one with its key; 0 rows: that is another caller's. */
