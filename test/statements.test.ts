@@ -80,11 +80,8 @@ before(async () => {
     for (const one of service.resources) await ensureTable(one, service.pool);
   };
   const { fetch } = createApp(service);
-  running = await serve(
-    config,
-    { ...service, fetch, prepare, close: () => service.pool.end() },
-    log,
-  );
+  const opened = { ...service, fetch, prepare, close: () => service.pool.end() };
+  running = await serve(config, opened, log);
 });
 after(async () => {
   await running?.stop();
@@ -101,10 +98,10 @@ const FORMATS = { JSON: 'application/json', NDJSON: 'application/x-ndjson', CSV:
 
 /** The rows as PostgreSQL prints them in JSON, or the texts of their values. */
 async function oracle(format: string, select: string, rest = 'order by uuid') {
-  const text = '(select json_agg(value) from json_each_text(row_to_json(t)))';
-  const found =
-    await database.sql.unsafe(`select ${format === 'CSV' ? text : 'row_to_json(t)'}::text
-    from (select ${select} from kinds t ${rest}) t`);
+  const texts = '(select json_agg(value) from json_each_text(row_to_json(t)))';
+  const all = format === 'CSV' ? texts : 'row_to_json(t)';
+  const rows = `(select ${select} from kinds t ${rest}) t`;
+  const found = await database.sql.unsafe(`select ${all}::text from ${rows}`);
   return found.map((row) => JSON.parse(Object.values(row)[0]));
 }
 
@@ -143,6 +140,10 @@ describe('An answer has what PostgreSQL prints:', () => {
         const path = `/kinds?select=${encodeURIComponent(select)}`;
         const { text } = await ask('GET', path, undefined, { accept });
         assert.deepEqual(read(format, text), await oracle(format, expressions, rest));
+        if (rest !== undefined) return; // a write answers rows, not groups
+        const headers = { accept, ...ROWS };
+        const written = await ask('PATCH', `${path}&uuid=not.is.null`, { choice: 'b' }, headers);
+        assert.deepEqual(read(format, written.text), await oracle(format, expressions, ''));
       });
 
   test('a row by its key', async () => {
@@ -150,20 +151,8 @@ describe('An answer has what PostgreSQL prints:', () => {
       assert.deepEqual((await ask('GET', `/kinds/${row.uuid}`)).json, row);
   });
 
-  for (const [format, accept] of Object.entries(FORMATS))
-    test(`the rows of PATCH as ${format}`, async () => {
-      const headers = { accept, ...ROWS };
-      const { text } = await ask('PATCH', '/kinds?uuid=not.is.null', { choice: 'b' }, headers);
-      assert.deepEqual(read(format, text), await oracle(format, '*', ''));
-    });
-
   const SENT = TEXTS.map((text, at) => ({
-    ...{
-      uuid: keyOf(100 + at),
-      yes: true,
-      whole: 1e6 + at,
-      fare: [1e-7, 1e21, 0.1, 5e-324][at % 4],
-    },
+    ...{ uuid: keyOf(100 + at), yes: true, whole: 1e6 + at, fare: [1e-7, 1e21, 5e-324][at % 3] },
     ...{ 'a "b"': text, choice: 'a', link: LINK, born: '2026-01-31' },
     ...{ seen: '2026-01-31T12:00:00.123456+00:00', meta: [text, { [text]: null }] },
   }));
@@ -214,9 +203,8 @@ describe('Pages from link to link are the rows in order:', () => {
     test(`${path} by ${parameter}`, async () => {
       const select = at % 2 ? '*' : 'uuid'; // the cursor is of the row, or of columns beside it
       const rows = `(select ${select} from ${path} order by ${order}, uuid) t`;
-      const expected = await database.sql.unsafe(
-        `select row_to_json(t)::text as json from ${rows}`,
-      );
+      const all = await database.sql.unsafe(`select row_to_json(t)::text as json from ${rows}`);
+      const expected = all.map(({ json }) => JSON.parse(json));
       const found: unknown[] = [];
       let next: string | undefined = `/${path}?select=${select}&limit=3&order=${parameter}`;
       if (select === '*') next = next.replace('select=*&', '');
@@ -225,10 +213,7 @@ describe('Pages from link to link are the rows in order:', () => {
         found.push(...json);
         next = /<(.*)>; rel="next"/.exec(headers.get('link') ?? '')?.[1];
       }
-      assert.deepEqual(
-        found,
-        expected.map(({ json }) => JSON.parse(json)),
-      );
+      assert.deepEqual(found, expected);
     });
 });
 
@@ -244,16 +229,11 @@ describe('The plan of a page reads an index from the cursor:', () => {
   });
   for (const column of ['x', 'p'])
     for (const [order] of ordersOf(column))
-      for (const [more, ...values] of [
-        ['', '500'],
-        [',q.desc', '500', '5'],
-      ])
+      for (const more of ['', ',q.desc'])
         test(`order=${order}${more}`, async () => {
-          const after = Buffer.from(JSON.stringify([...values, keyOf(0)])).toString('base64url');
-          const query = parseQuery(deep, [
-            ['order', order + more],
-            ['after', after],
-          ]);
+          const values = ['500', ...(more ? ['5'] : []), keyOf(0)];
+          const after = Buffer.from(JSON.stringify(values)).toString('base64url');
+          const query = parseQuery(deep, Object.entries({ order: order + more, after }));
           const { text, values: bound } = selectOf(deep, query, shownOf(deep).columns, [], 4);
           const lines = await database.sql.unsafe(`explain ${numbered(text)}`, bound as string[]);
           const plan = lines.map((line) => line['QUERY PLAN']).join('\n');
@@ -263,35 +243,36 @@ describe('The plan of a page reads an index from the cursor:', () => {
 });
 
 describe('On two rows', () => {
-  const [a, b] = [1, 2].map((whole) => ({ uuid: keyOf(whole), whole })) as [kind.Row, kind.Row];
+  const [a, b] = [1, 2].map((whole): kind.Row => ({ uuid: keyOf(whole), whole }));
   beforeEach(async () => {
     await database.sql`truncate stamped`;
     await ask('POST', '/stamped', [a, b]);
   });
-  const [one, ignored] = [`${ROWS.prefer},handling=strict`, 'resolution=ignore-duplicates'];
-  const CASES: [string, string, unknown, Headers, status: number, more?: string | null][] = [
+  const ignored = 'resolution=ignore-duplicates';
+  const CASES: [string, string, unknown, Headers, status: number, range?: string][] = [
     ['PATCH', '', [a, b], { ...OBJECT, ...ROWS }, 406],
-    ['PATCH', '', [a, b], { prefer: `${one},max-affected=1` }, 400],
+    ['PATCH', '', [a, b], { prefer: 'handling=strict,max-affected=1' }, 400],
     ['PATCH', '', [a, b], { 'if-match': '"1"' }, 412],
     ['PATCH', '', [a, { ...a, whole: 7 }], {}, 400],
     ['POST', '', a, { prefer: ignored }, 204, '*/*'],
     ['POST', '', a, { ...OBJECT, prefer: `${ignored},${ROWS.prefer}` }, 406],
     ['GET', '?select=count()', undefined, { prefer: 'count=exact' }, 200, '0-0/1'],
   ];
-  for (const [method, query, body, headers, status, range = null] of CASES)
+  for (const [method, query, body, headers, status, range] of CASES)
     test(`${method} ${query} ${JSON.stringify(body)} with ${JSON.stringify(headers)}`, async () => {
       const answer = await ask(method, `/stamped${query}`, body, headers);
-      assert.deepEqual([answer.status, answer.headers.get('content-range')], [status, range]);
+      assert.equal(answer.status, status);
+      assert.equal(answer.headers.get('content-range') ?? undefined, range);
       assert.equal(answer.text === '', status === 204);
       assert.deepEqual((await ask('GET', '/stamped?select=uuid,whole')).json, [a, b]);
     });
 
   test('lists at the same time keep their aliases', async () => {
     const paths = Array.from({ length: 20 }, (_, at) => `/stamped?select=n${at}:whole&limit=1`);
-    const found = await Promise.all(paths.map((path) => ask('GET', path)));
+    const found = await Promise.all(paths.map(async (path) => (await ask('GET', path)).json));
     assert.deepEqual(
-      found.map(({ json }) => json),
-      paths.map((_, at) => [{ [`n${at}`]: 1 }]),
+      found,
+      Array.from(paths, (_, at) => [{ [`n${at}`]: 1 }]),
     );
   });
 
@@ -303,22 +284,16 @@ describe('On two rows', () => {
     });
 
   test('PUT with If-Match sets the default of a column that the body lacks', async () => {
-    const { json } = await ask('GET', `/stamped/${a.uuid}`);
-    const put = await ask('PUT', `/stamped/${a.uuid}`, { whole: 1 }, { 'if-match': '*' });
+    const { json } = await ask('GET', `/stamped/${a?.uuid}`);
+    const put = await ask('PUT', `/stamped/${a?.uuid}`, { whole: 1 }, { 'if-match': '*' });
     assert.ok(put.json.made > json.made);
   });
 
-  test('a CSV for COPY has the defaults of the columns that it lacks', async () => {
+  test('a CSV for COPY has the defaults of the columns that it lacks, and null as JSON', async () => {
     const csv = `whole,meta\n${'5,null\n'.repeat(10_001)}`;
     assert.equal((await ask('POST', '/stamped', csv, { 'content-type': 'text/csv' })).status, 201);
-    const path = '/stamped?whole=eq.5&select=meta,count()&made=not.is.null';
-    assert.deepEqual((await ask('GET', path)).json, [{ meta: null, count: 10_001 }]);
-  });
-
-  test('null is JSON in a column of JSON that is not nullable', async () => {
-    await ask('PATCH', `/stamped/${a.uuid}`, { meta: null });
-    const found = await ask('GET', '/stamped?select=meta,n:meta::text&limit=1');
-    assert.deepEqual(found.json, [{ meta: null, n: 'null' }]);
+    const path = '/stamped?whole=eq.5&select=meta,n:meta::text,count()&made=not.is.null';
+    assert.deepEqual((await ask('GET', path)).json, [{ meta: null, n: 'null', count: 10_001 }]);
   });
 });
 
@@ -326,38 +301,17 @@ test('No statement so far has a form that an engine of several nodes refuses', a
   const [setting] = await database.sql`show data_directory`;
   const log = await readFile(join(setting?.data_directory, '../server.log'), 'utf8');
   const entries = log.split(/^(?=\d{4}-\d\d-\d\d [\d:.]+ \w+ \[\d+\] )/m);
-  const logged = entries.flatMap(
-    (entry) => / LOG: {2}(?:execute|statement)[^:]*: (.*)/s.exec(entry)?.[1] ?? [],
-  );
-  const sent = logged.filter((text) => !text.includes('pg_attribute'));
+  const statement = / LOG: {2}(?:execute|statement)[^:]*: (?!.*pg_attribute)(.*)/s;
+  const sent = entries.flatMap((entry) => statement.exec(entry)?.[1] ?? []);
   const expected = [
     ...[/^insert into /, /^insert into .* do update set "/s, /do nothing/, /^copy "stamped" /],
-    ...[
-      /^update .* unnest\(/s,
-      /^update .* where t."uuid" = \$\d/s,
-      /^delete from /,
-      /^declare c /,
-    ],
+    ...[/^update .* unnest\(/s, /^update .* where t."uuid" = \$\d/s, /^delete /, /^declare c /],
     ...[/^select .* where t."uuid" = \$1\s*$/s, /1 \/ \(case when/, / union all /, / group by /],
   ];
-  for (const form of expected)
-    assert.ok(
-      sent.some((text) => form.test(text)),
-      String(form),
-    );
-  const refused = [
-    ...[
-      /lateral/,
-      /^copy .* where/s,
-      /json_populate_record/,
-      /any\(\(select/,
-      /json_agg|json_build/,
-    ],
-    ...[/row_to_json/, /^insert .* returning .*\(\s*select/s, /set [^(]*"uuid" = excluded/],
-  ];
-  for (const form of refused)
-    assert.deepEqual(
-      sent.filter((text) => form.test(text)),
-      [],
-    );
+  const missed = expected.filter((form) => !sent.some((text) => form.test(text)));
+  assert.deepEqual(missed, []);
+  const forms = /lateral|json_populate_record|any\(\(select|json_agg|json_build|row_to_json/;
+  const longer = /^copy .* where|^insert .* returning .*\(\s*select|set [^(]*"uuid" = excluded/s;
+  const refused = sent.filter((text) => forms.test(text) || longer.test(text));
+  assert.deepEqual(refused, []);
 });
