@@ -117,8 +117,10 @@ function errors(log: LogLine[]): LogLine[] {
   return log.filter(({ level }) => /^(error|fatal)$/.test(level));
 }
 
-async function isReady(service: TestService): Promise<boolean> {
-  return (await service.get('/readyz').catch(() => ({ status: 0 }))).status === 200;
+/** Whether its tables are as declared and its database answers. */
+async function isReady({ get }: TestService): Promise<boolean> {
+  const statuses = ['/readyz', '/healthz/database'].map(async (path) => (await get(path)).status);
+  return (await Promise.all(statuses).catch(() => [0])).every((status) => status === 200);
 }
 
 /** What a client got: status 0 is a lost connection. `at`: when, by performance.now(). */
