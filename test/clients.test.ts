@@ -142,26 +142,21 @@ async function assertStored(rows: readonly Passenger[] = ROWS): Promise<void> {
 
 // --- postgrest-js -----------------------------------------------------------------
 
-const FILTERS: [criterion: string, filter: (list: List) => List, expected: string][] = [
-  ['eq on text', (list) => list.eq('name', 'Ann Adams'), 'A'],
+const LAST = { ascending: false, nullsFirst: false };
+/** Without an order rows come by their key, which is the order of their names. */
+const LISTS: [criterion: string, filter: (list: List) => List, expected: string][] = [
   ['eq on a boolean, true', (list) => list.eq('survived', true), 'AC'],
   ['eq on a boolean, false', (list) => list.eq('survived', false), 'BDE'],
-  ['eq on an integer', (list) => list.eq('passengerClass', 3), 'BCE'],
   ['eq on a double', (list) => list.eq('fare', 211.3375), 'A'],
   ['eq on the key in capitals', (list) => list.eq('uuid', D.uuid.toUpperCase()), 'D'],
   ['eq on all of , . : ( ) " \\', (list) => list.eq('name', D.name), 'D'],
   ['eq on all of % + ; *', (list) => list.eq('name', E.name), 'E'],
-  ['neq, which leaves null out', (list) => list.neq('survived', true), 'BDE'],
-  ['gt', (list) => list.gt('age', 22), 'AD'],
+  ['neq, without null', (list) => list.neq('survived', true), 'BDE'],
   ['gte and lte', (list) => list.gte('age', 5).lte('age', 25), 'BE'],
-  ['lt', (list) => list.lt('age', 22), 'C'],
-  ['like with %', (list) => list.like('name', 'B%'), 'B'],
   ['like with *', (list) => list.like('name', '*Brown'), 'B'],
   ['like with an apostrophe', (list) => list.like('name', "%O'Brien%"), 'C'],
   ['like with an escaped %', (list) => list.like('name', '%100\\%%'), 'E'],
   ['like with an escaped _', (list) => list.like('name', '%b\\_c'), 'E'],
-  ['like in another case', (list) => list.like('name', '%BROWN%'), ''],
-  ['ilike', (list) => list.ilike('name', '%BR%'), 'BC'],
   ['ilike with punctuation', (list) => list.ilike('name', '%, dr. (NÉE:%'), 'D'],
   ['likeAllOf', (list) => list.likeAllOf('name', ['%n%', '%A%']), 'A'],
   ['likeAnyOf', (list) => list.likeAnyOf('name', ['Ann%', '*Brown']), 'AB'],
@@ -170,22 +165,17 @@ const FILTERS: [criterion: string, filter: (list: List) => List, expected: strin
   ['ilikeAnyOf', (list) => list.ilikeAnyOf('name', ['fay', 'EVE%']), 'EF'],
   ['regexMatch', (list) => list.regexMatch('name', '^[AB]'), 'AB'],
   ['regexIMatch', (list) => list.regexIMatch('name', '^[ab]'), 'AB'],
-  ['is null', (list) => list.is('age', null), 'F'],
-  ['is false', (list) => list.is('survived', false), 'BDE'],
   ['is unknown', (list) => list.filter('survived', 'is', 'unknown'), 'F'],
   ['is not_null', (list) => list.filter('survived', 'is', 'not_null'), 'ABCDE'],
   ['isDistinct, which counts null in', (list) => list.isDistinct('survived', true), 'BDEF'],
-  ['in of integers', (list) => list.in('passengerClass', [1, 2]), 'ADF'],
   ['in of keys', (list) => list.in('uuid', [A.uuid, F.uuid, NOBODY]), 'AF'],
   ['in of a value with a comma', (list) => list.in('name', ['Bob Brown', 'x,y']), 'B'],
   ['in of none', (list) => list.in('passengerClass', []), ''],
   ['in of quoted integers', (list) => list.filter('passengerClass', 'in', '("1","2")'), 'ADF'],
   ['notIn', (list) => list.notIn('passengerClass', [3]), 'ADF'],
   ['match', (list) => list.match({ passengerClass: 3, sex: 'male' }), 'BC'],
-  ['not eq', (list) => list.not('passengerClass', 'eq', 3), 'ADF'],
   ['not in', (list) => list.not('passengerClass', 'in', '("1","2")'), 'BCE'],
   ['not is true', (list) => list.filter('survived', 'not.is', 'true'), 'BDEF'],
-  ['or', (list) => list.or('age.lt.5,passengerClass.eq.2'), 'CD'],
   ['or with and', (list) => list.or('and(sex.eq.male,age.gt.10),name.eq.Fay'), 'BF'],
   ['or with not.and', (list) => list.or('not.and(age.gte.5,sex.eq.female),age.eq.61'), 'BCD'],
   ['or with in and is', (list) => list.or('passengerClass.in.(2),age.is.null'), 'DF'],
@@ -201,19 +191,13 @@ const FILTERS: [criterion: string, filter: (list: List) => List, expected: strin
     (list) => list.textSearch('name', 'brown or adams', { type: 'websearch', config: 'english' }),
     'AB',
   ],
-];
-
-const LAST = { ascending: false, nullsFirst: false };
-const PAGES: [criterion: string, page: (list: List) => List, expected: string][] = [
   ['no order is by the key', (list) => list, 'ABCDEF'],
   ['order ascending, nulls last', (list) => list.order('age'), 'CBEADF'],
   ['order descending, nulls first', (list) => list.order('age', { ascending: false }), 'FDABEC'],
   ['order descending, nulls last', (list) => list.order('age', LAST), 'DABECF'],
   ['order ascending, nulls first', (list) => list.order('age', { nullsFirst: true }), 'FCBEAD'],
   ['order by two', (list) => list.order('passengerClass').order('age', LAST), 'AFDBEC'],
-  ['limit', (list) => list.order('name').limit(2), 'AB'],
   ['limit of none', (list) => list.limit(0), ''],
-  ['range', (list) => list.order('name').range(2, 3), 'CD'],
   ['range past the end', (list) => list.order('name').range(10, 20), ''],
 ];
 
@@ -462,16 +446,10 @@ for (const [version, load] of [
       }
     }
 
-    for (const [criterion, filter, expected] of FILTERS)
+    for (const [criterion, filter, expected] of LISTS)
       test(`${criterion} finds ${expected || 'none'}`, async (t) => {
-        const reply = await ask(t, () => filter(listOf(rest)).order('name'));
+        const reply = await ask(t, () => filter(listOf(rest)));
         if (reply) assert.deepEqual([reply.error, letters(reply.data)], [null, expected]);
-      });
-
-    for (const [criterion, page, expected] of PAGES)
-      test(`${criterion} is ${expected || 'none'}`, async () => {
-        const { data, error } = await page(listOf(rest));
-        assert.deepEqual([error, letters(data)], [null, expected]);
       });
 
     for (const [columns, expected] of SELECTS)

@@ -274,6 +274,7 @@ function send(near: Near, lane: number, own: () => string, agent: Agent): Promis
   const headers: Record<string, string> = { ...(type && { 'Content-Type': type }) };
   for (const [name = '', value = ''] of near.headers) headers[name] = value;
   if (writes) headers.Prefer = `return=representation, ${headers.Prefer ?? ''}`;
+  if (writes && /csv|ndjson/.test(headers.Accept ?? '')) headers.Accept = '*/*'; // the model reads JSON
   const sent = /^(POST|PUT|PATCH)$/.test(method) ? Buffer.from(write(near, lane, own)) : undefined;
   if (sent) headers['Content-Length'] = String(sent.length);
   return new Promise((resolve, reject) => {

@@ -117,8 +117,10 @@ function errors(log: LogLine[]): LogLine[] {
   return log.filter(({ level }) => /^(error|fatal)$/.test(level));
 }
 
-async function isReady(service: TestService): Promise<boolean> {
-  return (await service.get('/readyz').catch(() => ({ status: 0 }))).status === 200;
+/** Whether its tables are as declared and its database answers. */
+async function isReady({ get }: TestService): Promise<boolean> {
+  const statuses = ['/readyz', '/healthz/database'].map(async (path) => (await get(path)).status);
+  return (await Promise.all(statuses).catch(() => [0])).every((status) => status === 200);
 }
 
 /** What a client got: status 0 is a lost connection. `at`: when, by performance.now(). */
@@ -939,7 +941,7 @@ function testClients(): void {
       const { service } = await openScene(t);
       const from = service.log.length;
       const head = headOf('POST', '/passengers', { 'Content-Type': type, 'Content-Length': 99 });
-      openSocket(service, t).end(`${head}{"survived`).destroySoon();
+      openSocket(service, t).end(`${head}"survived`).destroySoon();
       await untilMetric(service, GONE.replace('*', 'POST'), '1');
       assert.equal(await streamsOf(service), 0);
       assert.ok(service.log.slice(from).every(({ msg }) => msg !== 'failed'));
@@ -1150,7 +1152,7 @@ function testStop(): void {
       await sleep(5500 - (performance.now() - from)); // prom-client rejects after 5 s
       assert.equal(service.child.exitCode, null, service.stderr());
       await untilAll(service, 2);
-      assert.equal((await exchange(service, '/metrics')).status, 200);
+      await until(async () => (await exchange(service, '/metrics')).status === 200, PROMISED);
     });
   }
 }
