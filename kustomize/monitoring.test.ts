@@ -131,8 +131,8 @@ describe('alerts', { skip }, () => {
     assert.equal(status, 0, `${stdout}${stderr}`);
   }
 
-  test('a recorded run that loses its database fires PassengersErrors and PassengersSlow', () => {
-    evaluate(record(scrapes), { PassengersErrors: NAMESPACE, PassengersSlow: NAMESPACE });
+  test('a recorded run that loses its database fires PassengersErrors and PassengersDatabase', () => {
+    evaluate(record(scrapes), { PassengersErrors: NAMESPACE, PassengersDatabase: NAMESPACE });
   });
 
   for (const [alert, labels, given] of FIRES) {
