@@ -22,9 +22,9 @@ const program = ['app.ts', ...library];
 
 const sizes: [what: string, files: string[], most: number][] = [
   ['app.ts', ['app.ts'], 500],
-  ['app.ts and lib/', program, 3400],
-  ['the tests and their helpers', tests, 9000],
-  ...library.map((file): [string, string[], number] => [file, [file], 450]),
+  ['app.ts and lib/', program, 5100],
+  ['the tests and their helpers', tests, 13_300],
+  ...library.map((file): [string, string[], number] => [file, [file], 500]),
 ];
 for (const [what, files, most] of sizes) {
   test(`${what}: at most ${most} lines`, () => {
