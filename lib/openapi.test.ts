@@ -57,10 +57,7 @@ const ROUTES: [string, string, string][] = [
   ['DELETE', '/things/:key', 'remove'],
   ['GET', '/rest/v1/things', 'list'],
 ];
-const own = documented(
-  { summary: 'Count', tag: 'things', answer: { example: { count: 1 } } },
-  () => {},
-);
+const own = documented({ summary: 'Count', tag: 'things', example: { count: 1 } }, () => {});
 const routes = [
   ...ROUTES.map(([method, path, name]) => ({
     method,

@@ -19,18 +19,16 @@ export type Operation = {
   /** Names of query parameters and, with a capital, of headers; `filter` is one for each column. */
   parameters?: string[];
   /** The request body by media type. */
-  body?: Content;
+  body?: Content | undefined;
   /** Statuses of success, the first one usual. */
   statuses?: number[];
-  /** The answer by media type, or an example of a JSON answer. */
-  answer?: Content | { example: unknown };
+  /** The answer by media type; by default JSON with this example. */
+  answer?: Content | undefined;
+  example?: unknown;
   /** Whether AUTH decides who may; true for the routes of a table. */
   secured?: boolean;
 };
 type Content = Record<string, object>;
-
-/** A route as Hono lists it in `app.routes`. */
-type Route = { method: string; path: string; handler: unknown };
 
 const operations = new WeakMap<object, Operation>();
 
@@ -42,17 +40,14 @@ export function documented<H extends object>(operation: Operation, handler: H): 
 
 /** The routes of the service itself, by path. */
 const SERVICE: Record<string, Operation> = {
-  '/': { summary: 'Name, version and paths of the service', answer: { [JSON_TYPE]: {} } },
-  '/hello': { summary: 'Answer ok', answer: { example: { message: 'ok' } } },
-  '/zero': { summary: 'Answer an empty text', answer: { example: { '0': '' } } },
-  '/healthz': { summary: 'Whether the process answers', answer: { example: { status: 'alive' } } },
-  '/readyz': { summary: 'Whether requests are served', answer: { example: { status: 'ready' } } },
-  '/healthz/database': {
-    summary: 'Whether the database answers',
-    answer: { example: { status: 'ready' } },
-  },
+  '/': { summary: 'Name, version and paths of the service' },
+  '/hello': { summary: 'Answer ok', example: { message: 'ok' } },
+  '/zero': { summary: 'Answer an empty text', example: { '0': '' } },
+  '/healthz': { summary: 'Whether the process answers', example: { status: 'alive' } },
+  '/readyz': { summary: 'Whether requests are served', example: { status: 'ready' } },
+  '/healthz/database': { summary: 'Whether the database answers', example: { status: 'ready' } },
   '/metrics': { summary: 'Metrics for Prometheus', answer: { 'text/plain': {} }, secured: true },
-  '/openapi.json': { summary: 'This document', answer: { [JSON_TYPE]: {} } },
+  '/openapi.json': { summary: 'This document' },
   '/docs': { summary: 'This document as a page', answer: { 'text/html': {} } },
   '/docs/{file}': { summary: 'A file of the page', answer: { 'text/*': {} } },
 };
@@ -60,13 +55,16 @@ const SERVICE: Record<string, Operation> = {
 // --- The operations of a table ----------------------------------------------------
 
 const PAGE = [...LIST, 'Prefer'];
-const OF_ROW: Pick<TableOperation, 'parameters' | 'answer'> = {
+
+/** What is said of every handler of a table that does not say otherwise. */
+const OF_TABLE = {
   parameters: ['If-Match', 'If-None-Match', 'Prefer'],
-  answer: 'row',
+  statuses: [200, 204],
+  secured: true,
 };
 
-/** The handlers of a table; `body` and `answer` name contents. */
-const OPERATIONS: Record<string, TableOperation> = {
+/** The handlers of a table. */
+const OPERATIONS: Record<string, Operation> = {
   list: {
     summary: 'List rows',
     description:
@@ -74,13 +72,12 @@ const OPERATIONS: Record<string, TableOperation> = {
       'With aggregates in `select`, such as `count()`, one row for each group.',
     parameters: [...PAGE, 'Range', 'Range-Unit'],
     statuses: [200, 206],
-    answer: 'list',
   },
   listAll: {
     summary: 'Stream all rows',
     description: 'All rows that pass the filters, without pages.',
     parameters: PAGE,
-    answer: 'all',
+    statuses: [200],
   },
   create: {
     summary: 'Create rows',
@@ -88,91 +85,78 @@ const OPERATIONS: Record<string, TableOperation> = {
       'One row of an object; all rows of an array or of CSV, or none when one is refused. ' +
       '`Prefer: resolution=merge-duplicates` replaces rows whose key exists.',
     parameters: ['select', 'columns', 'on_conflict', 'Idempotency-Key', 'Prefer'],
-    body: 'created',
     statuses: [201, 200],
-    answer: 'written',
   },
   mergeMany: {
     summary: 'Change the rows that pass the filters',
     description: 'Sets the members of the body; each element of an array has the key of its row.',
     parameters: ['filter', 'select', 'columns', 'Prefer'],
-    body: 'parts',
-    statuses: [200, 204],
-    answer: 'written',
   },
   removeMany: {
     summary: 'Delete the rows that pass the filters',
     description: 'Refused without a filter.',
     parameters: ['filter', 'select', 'Prefer'],
-    statuses: [200, 204],
-    answer: 'written',
   },
   read: {
     summary: 'Read a row',
     description: 'A later write with its ETag as If-Match changes only this version.',
     statuses: [200, 304],
-    ...OF_ROW,
   },
   replace: {
     summary: 'Replace a row, or create it',
     description: 'The body is the whole row; `If-None-Match: *` only creates.',
-    body: 'whole',
     statuses: [200, 201, 204],
-    ...OF_ROW,
   },
   merge: {
     summary: 'Change a row',
     description: 'Sets the members of the body (JSON merge patch, RFC 7396).',
-    body: 'part',
-    statuses: [200, 204],
-    ...OF_ROW,
   },
   remove: {
     summary: 'Delete a row',
     description: 'The answer has the row with `Prefer: return=representation`.',
-    statuses: [200, 204],
-    ...OF_ROW,
   },
 };
-type Contents = keyof ReturnType<typeof contentsOf>;
-type TableOperation = Omit<Operation, 'body' | 'answer'> & { body?: Contents; answer: Contents };
 
 /** Lists the handlers of a table in the document. */
 export function documentTable(resource: Resource, handlers: Record<string, object>): void {
-  const contents = contentsOf(resource);
-  for (const [name, handler] of Object.entries(handlers)) {
-    if (!OPERATIONS[name]) continue;
-    const { body, answer, ...operation } = OPERATIONS[name];
-    const shown = { answer: contents[answer], ...(body && { body: contents[body] }) };
-    documented({ tag: resource.path, secured: true, ...operation, ...shown }, handler);
-  }
-}
-
-/** Bodies and answers of a table by media type. */
-function contentsOf({ path, key, settable, example }: Resource) {
+  const { path, key, settable, example } = resource;
   const values = Object.fromEntries(settable.map((name) => [name, example[name]]));
   const schemaOf = (name: string) => reference(`schemas/${path}.${name}`);
   const arrayOf = (name: string) => ({ type: 'array', items: schemaOf(name) });
   const oneOrMany = (name: string) => ({ anyOf: [schemaOf(name), arrayOf(name)] });
   const csv = [Object.keys(values), Object.values(values).map(toText)].map(csvLine).join('\n');
   const lines = { [CSV]: { schema: STRING, example: csv }, [NDJSON]: { schema: STRING } };
-  const list = { [JSON_TYPE]: { schema: arrayOf('Selected'), example: [example] } };
+  const list = { [JSON_TYPE]: { schema: arrayOf('Selected'), example: [example] }, ...lines };
   const selected = { [OBJECT]: { schema: schemaOf('Selected'), example } };
+  const written = {
+    [JSON_TYPE]: { schema: oneOrMany('Selected'), example: [example] },
+    ...selected,
+  };
   const row = { schema: schemaOf('Row'), example };
   const whole = { schema: schemaOf('NewRow'), example: { [key]: example[key], ...values } };
   const part = { schema: schemaOf('Part'), example: values };
   const parts = { schema: oneOrMany('Part'), example: values };
   const examples = { one: { value: values }, many: { value: [values] } };
-  return {
-    list: { ...list, ...selected, ...lines },
-    all: { ...list, ...lines },
-    row: { [JSON_TYPE]: row, [OBJECT]: row },
-    written: { [JSON_TYPE]: { schema: oneOrMany('Selected'), example: [example] }, ...selected },
-    created: { [JSON_TYPE]: { schema: oneOrMany('NewRow'), examples }, [CSV]: lines[CSV] },
-    whole: { [JSON_TYPE]: whole },
-    part: { [JSON_TYPE]: part, [MERGE_PATCH]: part },
-    parts: { [JSON_TYPE]: parts, [MERGE_PATCH]: parts },
-  } satisfies Record<string, Content>;
+  const bodies: Record<string, Content> = {
+    create: { [JSON_TYPE]: { schema: oneOrMany('NewRow'), examples }, [CSV]: lines[CSV] },
+    replace: { [JSON_TYPE]: whole },
+    merge: { [JSON_TYPE]: part, [MERGE_PATCH]: part },
+    mergeMany: { [JSON_TYPE]: parts, [MERGE_PATCH]: parts },
+  };
+  const ofMany = { create: written, mergeMany: written, removeMany: written };
+  const answers: Record<string, Content> = {
+    list: { ...list, ...selected },
+    listAll: list,
+    ...ofMany,
+  };
+  for (const [name, handler] of Object.entries(handlers)) {
+    const operation = OPERATIONS[name];
+    const shown = {
+      body: bodies[name],
+      answer: answers[name] ?? { [JSON_TYPE]: row, [OBJECT]: row },
+    };
+    if (operation) documented({ tag: path, ...OF_TABLE, ...operation, ...shown }, handler);
+  }
 }
 
 // --- The document -----------------------------------------------------------------
@@ -217,33 +201,15 @@ const GROUPS = {
   'other paths': 'The same under the paths of an earlier service',
 };
 
-const PROBLEM = {
-  type: 'object',
-  required: ['type', 'title', 'status', 'detail', 'code', 'message', 'details', 'hint'],
-  properties: {
-    ...Object.fromEntries(
-      ['type', 'title', 'detail', 'code', 'message'].map((one) => [one, STRING]),
-    ),
-    ...Object.fromEntries(['details', 'hint'].map((one) => [one, { type: ['string', 'null'] }])),
-    status: { type: 'integer', minimum: 400, maximum: 599 },
-    errors: {
-      type: 'array',
-      items: { type: 'object', properties: { pointer: STRING, detail: STRING } },
-    },
-  },
-};
-const FAILURE = {
-  description: 'A problem (RFC 9457)',
-  headers: { 'Retry-After': reference('headers/Retry-After') },
-  content: {
-    'application/problem+json': {
-      schema: reference('schemas/Problem'),
-      example: JSON.parse(problemAnswer(noRow()).body),
-    },
-  },
-};
+const [TEXT, NULLABLE] = [z.string(), z.string().nullable()];
+const PROBLEM = z.looseObject({
+  ...{ type: TEXT, title: TEXT, detail: TEXT, code: TEXT, message: TEXT },
+  ...{ details: NULLABLE, hint: NULLABLE },
+  status: z.int().min(400).max(599),
+  errors: z.array(z.looseObject({ pointer: TEXT, detail: TEXT })).optional(),
+});
 
-type Described = {
+type About = {
   title: string;
   version: string;
   base: string;
@@ -256,14 +222,19 @@ function reference(to: string) {
 }
 
 /** The document of all routes whose handlers are documented. */
-export function openapi(routes: Route[], resources: Resource[], about: Described) {
-  const { title, version, base, secured } = about;
+export function openapi(
+  routes: { method: string; path: string; handler: unknown }[],
+  resources: Resource[],
+  { title, version, base, secured }: About,
+) {
   const paths: Record<string, Record<string, object>> = {};
   for (const { method, path, handler } of routes) {
     const at = path.slice(base.length).replace(/:(\w+)/g, '{$1}') || '/';
     const operation = operations.get(handler as object) ?? (method === 'GET' && SERVICE[at]);
     if (!operation || !path.startsWith(base)) continue;
-    const described = describe(method, at, operation, secured, resources);
+    const security = operation.secured && secured(method) ? [{ bearer: [] }] : [];
+    const resource = resources.find((one) => one.path === operation.tag);
+    const described = { security, ...describe(method, at, operation, resource) };
     paths[at] = { ...paths[at], [method.toLowerCase()]: described };
   }
   const description = 'HEAD answers wherever GET does; OPTIONS names the service and the methods.';
@@ -276,46 +247,33 @@ export function openapi(routes: Route[], resources: Resource[], about: Described
     tags: Object.entries(groups).map(([name, text]) => ({ name, description: text })),
     paths,
     components: {
-      schemas: Object.assign({ Problem: PROBLEM }, ...resources.map(describeRows)),
+      schemas: Object.assign({ Problem: jsonSchema(PROBLEM) }, ...resources.map(describeRows)),
       parameters: Object.assign(describeParameters(), ...resources.map(describeColumns)),
       headers: mapValues(HEADERS, (text) => ({ description: text, schema: STRING })),
-      responses: { Problem: FAILURE },
+      responses: { Problem: describeProblem() },
       ...(secured('POST') && { securitySchemes: { bearer } }),
     },
   };
 }
 
-function describe(
-  method: string,
-  path: string,
-  operation: Operation,
-  secured: Described['secured'],
-  resources: Resource[],
-) {
+function describe(method: string, path: string, operation: Operation, resource?: Resource) {
   const { summary, description = `${summary}.`, tag = 'service', parameters = [] } = operation;
-  const { body, statuses = [200], answer } = operation;
-  const resource = resources.find((one) => one.path === tag);
+  const { body, statuses = [200], example, answer } = operation;
   const [first = '', ...names] = path.match(/\w+/g) ?? ['root'];
   const group = first === 'rest' ? 'PostgREST' : !resource || first === tag ? tag : 'other paths';
-  const example = answer && 'example' in answer ? answer.example : undefined;
-  const content = example === undefined ? answer : { [JSON_TYPE]: { schema: {}, example } };
   const responses = statuses.map((status) => {
-    const empty = status === 204 || status === 304;
-    const headers = resource ? { headers: headersOf(method, path, status) } : {};
-    const shown = !empty && content ? { content } : {};
-    return [String(status), { description: STATUS_CODES[status], ...headers, ...shown }];
+    const headers = resource && { headers: headersOf(method, path, status) };
+    const content = answer ?? { [JSON_TYPE]: { schema: {}, example } };
+    const shown = status === 204 || status === 304 ? {} : { content };
+    return [status, { description: STATUS_CODES[status], ...headers, ...shown }];
   });
   const failures = { '4XX': reference('responses/Problem'), '5XX': reference('responses/Problem') };
   return {
     summary,
     description,
     tags: [group],
-    security: operation.secured && secured(method) ? [{ bearer: [] }] : [],
     operationId: [method.toLowerCase(), first, ...names].join('_'),
-    parameters: [
-      ...inPath(path, resource),
-      ...parameters.flatMap((name) => referencesTo(name, resource)),
-    ],
+    parameters: parametersOf(path, parameters, resource),
     ...(body && { requestBody: { required: true, content: body } }),
     responses: { ...Object.fromEntries(responses), ...failures },
   };
@@ -330,25 +288,32 @@ function headersOf(method: string, path: string, status: number) {
   return Object.fromEntries(names.map((name) => [name, reference(`headers/${name}`)]));
 }
 
-function inPath(path: string, resource?: Resource) {
-  return [...path.matchAll(/\{(\w+)\}/g)].map(([, name = '']) => {
+function parametersOf(path: string, names: string[], resource?: Resource) {
+  const inPath = [...path.matchAll(/\{(\w+)\}/g)].map(([, name = '']) => {
     if (name === 'key' && resource) return reference(`parameters/${resource.path}.key`);
     return { in: 'path', name, required: true, schema: STRING };
   });
+  const filters = resource?.names.map((column) => `${resource.path}.column.${column}`) ?? [];
+  const others = names.flatMap((name) => (name === 'filter' ? [...filters, ...TREES] : name));
+  return [...inPath, ...others.map((name) => reference(`parameters/${name}`))];
 }
 
-function referencesTo(name: string, resource?: Resource) {
-  if (name !== 'filter' || !resource) return [reference(`parameters/${name}`)];
-  const filters = resource.names.map((column) => `${resource.path}.column.${column}`);
-  return [...filters, ...TREES].map((one) => reference(`parameters/${one}`));
+function describeProblem() {
+  const example = JSON.parse(problemAnswer(noRow()).body);
+  return {
+    description: 'A problem (RFC 9457)',
+    headers: { 'Retry-After': reference('headers/Retry-After') },
+    content: { 'application/problem+json': { schema: reference('schemas/Problem'), example } },
+  };
+}
+
+function jsonSchema(type: z.ZodType) {
+  const { $schema, ...schema } = z.toJSONSchema(type, { io: 'input' });
+  return schema;
 }
 
 /** JSON Schemas of what the validators take and of what is answered; `select` leaves members out. */
 function describeRows({ path, key, names, columns, row, part }: Resource) {
-  const jsonSchema = (type: z.ZodType) => {
-    const { $schema, ...schema } = z.toJSONSchema(type, { io: 'input' });
-    return schema;
-  };
   const answered = mapValues(columns, ({ schema, nullable }) =>
     jsonSchema(nullable ? schema.nullable() : schema),
   );
