@@ -145,19 +145,12 @@ describe('operations', () => {
     assert.equal(example.status, 404);
   });
 
-  const answers: [string, string, string, string[]][] = [
-    ['/things', 'get', '206', ['Preference-Applied', 'Content-Range', 'Link']],
-    ['/things', 'post', '201', ['Preference-Applied', 'Content-Range', 'ETag', 'Location']],
-    ['/things', 'delete', '204', ['Preference-Applied', 'Content-Range']],
-    ['/things/{key}', 'get', '304', ['Preference-Applied', 'ETag']],
-    ['/things/{key}', 'put', '201', ['Preference-Applied', 'ETag', 'Location']],
-  ];
-  for (const [path, method, status, headers] of answers)
-    test(`${method} ${path} with ${status} has ${headers}`, () => {
-      const answer = paths[path]?.[method]?.responses[status];
-      assert.deepEqual(Object.keys(answer?.headers ?? {}), headers);
-      for (const name of headers) assert.ok(name in api.components.headers);
-    });
+  test('of a table refer to the headers of its answers, others to none', () => {
+    const names = ['ETag', 'Location', 'Content-Range', 'Link', 'Preference-Applied'];
+    assert.deepEqual(Object.keys(api.components.headers), names);
+    assert.deepEqual(Object.keys(paths['/things']?.get?.responses[206]?.headers ?? {}), names);
+    assert.deepEqual(paths['/hello']?.get?.responses[200]?.headers, {});
+  });
 
   test('refer to parameters that are there', () => {
     for (const { parameters } of operations)

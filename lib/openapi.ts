@@ -3,30 +3,24 @@ import { readFile } from 'node:fs/promises';
 import { STATUS_CODES } from 'node:http';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
-import { type Resource, typeOf } from './columns.ts';
+import { type Resource, typeOf, uuid } from './columns.ts';
 import { isFor, LIST, OPERATORS } from './dialect.ts';
 import { CSV, JSON_TYPE, MERGE_PATCH, NDJSON, OBJECT } from './headers.ts';
 import { noRow, problemAnswer } from './problem.ts';
 import { csvLine } from './rows.ts';
 import { toText } from './sql.ts';
 
-/** What the document says of a handler. */
+/** What the document says of a handler. Bodies and answers are by media type. */
 export type Operation = {
   summary: string;
   description?: string;
-  /** The group on the page. */
-  tag?: string;
-  /** Names of query parameters and, with a capital, of headers; `filter` is one for each column. */
-  parameters?: string[];
-  /** The request body by media type. */
+  tag?: string; // the group on the page
+  parameters?: string[]; // of the query and, with a capital, headers; `filter` is each column
   body?: Content | undefined;
-  /** Statuses of success, the first one usual. */
-  statuses?: number[];
-  /** The answer by media type; by default JSON with this example. */
+  statuses?: number[]; // of success, the first one usual
   answer?: Content | undefined;
-  example?: unknown;
-  /** Whether AUTH decides who may; true for the routes of a table. */
-  secured?: boolean;
+  example?: unknown; // of a JSON answer
+  secured?: boolean; // whether AUTH decides who may
 };
 type Content = Record<string, object>;
 
@@ -56,14 +50,7 @@ const SERVICE: Record<string, Operation> = {
 
 const PAGE = [...LIST, 'Prefer'];
 
-/** What is said of every handler of a table that does not say otherwise. */
-const OF_TABLE = {
-  parameters: ['If-Match', 'If-None-Match', 'Prefer'],
-  statuses: [200, 204],
-  secured: true,
-};
-
-/** The handlers of a table. */
+/** The handlers of a table, where they differ from DEFAULTS. */
 const OPERATIONS: Record<string, Operation> = {
   list: {
     summary: 'List rows',
@@ -73,12 +60,7 @@ const OPERATIONS: Record<string, Operation> = {
     parameters: [...PAGE, 'Range', 'Range-Unit'],
     statuses: [200, 206],
   },
-  listAll: {
-    summary: 'Stream all rows',
-    description: 'All rows that pass the filters, without pages.',
-    parameters: PAGE,
-    statuses: [200],
-  },
+  listAll: { summary: 'Stream all rows, without pages', parameters: PAGE, statuses: [200] },
   create: {
     summary: 'Create rows',
     description:
@@ -94,32 +76,22 @@ const OPERATIONS: Record<string, Operation> = {
   },
   removeMany: {
     summary: 'Delete the rows that pass the filters',
-    description: 'Refused without a filter.',
     parameters: ['filter', 'select', 'Prefer'],
   },
-  read: {
-    summary: 'Read a row',
-    description: 'A later write with its ETag as If-Match changes only this version.',
-    statuses: [200, 304],
-  },
-  replace: {
-    summary: 'Replace a row, or create it',
-    description: 'The body is the whole row; `If-None-Match: *` only creates.',
-    statuses: [200, 201, 204],
-  },
-  merge: {
-    summary: 'Change a row',
-    description: 'Sets the members of the body (JSON merge patch, RFC 7396).',
-  },
-  remove: {
-    summary: 'Delete a row',
-    description: 'The answer has the row with `Prefer: return=representation`.',
-  },
+  read: { summary: 'Read a row', statuses: [200, 304] },
+  replace: { summary: 'Replace a row, or create it', statuses: [200, 201, 204] },
+  merge: { summary: 'Set members of a row (JSON merge patch, RFC 7396)' },
+  remove: { summary: 'Delete a row' },
+};
+const DEFAULTS = {
+  parameters: ['If-Match', 'If-None-Match', 'Prefer'],
+  statuses: [200, 204],
+  secured: true,
 };
 
 /** Lists the handlers of a table in the document. */
 export function documentTable(resource: Resource, handlers: Record<string, object>): void {
-  const { path, key, settable, example } = resource;
+  const { path, settable, example } = resource;
   const values = Object.fromEntries(settable.map((name) => [name, example[name]]));
   const schemaOf = (name: string) => reference(`schemas/${path}.${name}`);
   const arrayOf = (name: string) => ({ type: 'array', items: schemaOf(name) });
@@ -128,26 +100,21 @@ export function documentTable(resource: Resource, handlers: Record<string, objec
   const lines = { [CSV]: { schema: STRING, example: csv }, [NDJSON]: { schema: STRING } };
   const list = { [JSON_TYPE]: { schema: arrayOf('Selected'), example: [example] }, ...lines };
   const selected = { [OBJECT]: { schema: schemaOf('Selected'), example } };
-  const written = {
-    [JSON_TYPE]: { schema: oneOrMany('Selected'), example: [example] },
-    ...selected,
-  };
+  const answer = { schema: oneOrMany('Selected'), example: [example] };
+  const written = { [JSON_TYPE]: answer, ...lines, ...selected };
   const row = { schema: schemaOf('Row'), example };
-  const whole = { schema: schemaOf('NewRow'), example: { [key]: example[key], ...values } };
   const part = { schema: schemaOf('Part'), example: values };
   const parts = { schema: oneOrMany('Part'), example: values };
   const examples = { one: { value: values }, many: { value: [values] } };
   const bodies: Record<string, Content> = {
     create: { [JSON_TYPE]: { schema: oneOrMany('NewRow'), examples }, [CSV]: lines[CSV] },
-    replace: { [JSON_TYPE]: whole },
+    replace: { [JSON_TYPE]: { schema: schemaOf('NewRow'), example: values } },
     merge: { [JSON_TYPE]: part, [MERGE_PATCH]: part },
     mergeMany: { [JSON_TYPE]: parts, [MERGE_PATCH]: parts },
   };
-  const ofMany = { create: written, mergeMany: written, removeMany: written };
   const answers: Record<string, Content> = {
-    list: { ...list, ...selected },
-    listAll: list,
-    ...ofMany,
+    ...{ list: { ...list, ...selected }, listAll: list },
+    ...{ create: written, mergeMany: written, removeMany: written },
   };
   for (const [name, handler] of Object.entries(handlers)) {
     const operation = OPERATIONS[name];
@@ -155,7 +122,7 @@ export function documentTable(resource: Resource, handlers: Record<string, objec
       body: bodies[name],
       answer: answers[name] ?? { [JSON_TYPE]: row, [OBJECT]: row },
     };
-    if (operation) documented({ tag: path, ...OF_TABLE, ...operation, ...shown }, handler);
+    if (operation) documented({ tag: path, ...DEFAULTS, ...operation, ...shown }, handler);
   }
 }
 
@@ -167,7 +134,7 @@ const TREES = ['and', 'or', 'not.and', 'not.or'];
 const TREE = { description: '`(column.operator.value,or(…))`, up to 10 levels' };
 
 /** The parameters that are no filters of a column. */
-const PARAMETERS: Record<string, { description: string; schema?: object; example?: unknown }> = {
+const PARAMETERS = {
   select: { description: '`column`, `alias:column`, `column::type`, `count()`, `column.avg()`' },
   order: { description: '`column.desc.nullslast,column`' },
   limit: { description: 'Most rows of the answer', schema: INTEGER },
@@ -184,15 +151,17 @@ const PARAMETERS: Record<string, { description: string; schema?: object; example
   'Idempotency-Key': { description: 'A repeated request with the same key creates nothing more' },
 };
 
-/** The headers of answers. */
-const HEADERS = {
-  ETag: 'The version of the row',
-  Location: 'The path of the created row',
-  'Content-Range': '`0-9/887`: the first and the last row, the number of all if it was counted',
-  Link: 'The next page as a relative reference with `rel="next"`',
-  'Preference-Applied': 'The preferences that were applied',
-  'Retry-After': 'With 503: seconds until a retry makes sense',
-};
+/** The headers of a table's answers. */
+const HEADERS = mapValues(
+  {
+    ETag: 'Of one row: its version',
+    Location: 'With 201: the path of the row',
+    'Content-Range': '`0-9/887`: the first and the last row, the number of all if it was counted',
+    Link: 'The next page of a list as a relative reference with `rel="next"`',
+    'Preference-Applied': 'The preferences that were applied',
+  },
+  (description) => ({ description, schema: STRING }),
+);
 
 /** The groups on the page after those of the tables. */
 const GROUPS = {
@@ -201,6 +170,9 @@ const GROUPS = {
   'other paths': 'The same under the paths of an earlier service',
 };
 
+const RETRY = {
+  'Retry-After': { description: 'With 503: seconds until a retry makes sense', schema: STRING },
+};
 const [TEXT, NULLABLE] = [z.string(), z.string().nullable()];
 const PROBLEM = z.looseObject({
   ...{ type: TEXT, title: TEXT, detail: TEXT, code: TEXT, message: TEXT },
@@ -209,24 +181,17 @@ const PROBLEM = z.looseObject({
   errors: z.array(z.looseObject({ pointer: TEXT, detail: TEXT })).optional(),
 });
 
-type About = {
-  title: string;
-  version: string;
-  base: string;
-  /** Whether a method needs a token. */
-  secured: (method: string) => boolean;
-};
-
 function reference(to: string) {
   return { $ref: `#/components/${to}` };
 }
 
+/** `secured`: whether a method needs a token. */
+type About = { title: string; version: string; base: string; secured: (method: string) => boolean };
+type Route = { method: string; path: string; handler: unknown };
+
 /** The document of all routes whose handlers are documented. */
-export function openapi(
-  routes: { method: string; path: string; handler: unknown }[],
-  resources: Resource[],
-  { title, version, base, secured }: About,
-) {
+export function openapi(routes: Route[], resources: Resource[], about: About) {
+  const { title, version, base, secured } = about;
   const paths: Record<string, Record<string, object>> = {};
   for (const { method, path, handler } of routes) {
     const at = path.slice(base.length).replace(/:(\w+)/g, '{$1}') || '/';
@@ -238,6 +203,12 @@ export function openapi(
     paths[at] = { ...paths[at], [method.toLowerCase()]: described };
   }
   const description = 'HEAD answers wherever GET does; OPTIONS names the service and the methods.';
+  const parameters = mapValues(PARAMETERS, (parameter, name) => {
+    const place = /^[A-Z]/.test(name) ? 'header' : 'query';
+    return { in: place, name, schema: STRING, ...parameter };
+  });
+  const example = JSON.parse(problemAnswer(noRow()).body);
+  const content = { 'application/problem+json': { schema: reference('schemas/Problem'), example } };
   const bearer = { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' };
   const groups = { ...Object.fromEntries(resources.map(({ path }) => [path, 'Rows'])), ...GROUPS };
   return {
@@ -248,9 +219,9 @@ export function openapi(
     paths,
     components: {
       schemas: Object.assign({ Problem: jsonSchema(PROBLEM) }, ...resources.map(describeRows)),
-      parameters: Object.assign(describeParameters(), ...resources.map(describeColumns)),
-      headers: mapValues(HEADERS, (text) => ({ description: text, schema: STRING })),
-      responses: { Problem: describeProblem() },
+      parameters: Object.assign(parameters, ...resources.map(describeFilters)),
+      headers: HEADERS,
+      responses: { Problem: { description: 'A problem (RFC 9457)', headers: RETRY, content } },
       ...(secured('POST') && { securitySchemes: { bearer } }),
     },
   };
@@ -261,11 +232,11 @@ function describe(method: string, path: string, operation: Operation, resource?:
   const { body, statuses = [200], example, answer } = operation;
   const [first = '', ...names] = path.match(/\w+/g) ?? ['root'];
   const group = first === 'rest' ? 'PostgREST' : !resource || first === tag ? tag : 'other paths';
+  const headers = mapValues(resource ? HEADERS : {}, (_, name) => reference(`headers/${name}`));
   const responses = statuses.map((status) => {
-    const headers = resource && { headers: headersOf(method, path, status) };
     const content = answer ?? { [JSON_TYPE]: { schema: {}, example } };
     const shown = status === 204 || status === 304 ? {} : { content };
-    return [status, { description: STATUS_CODES[status], ...headers, ...shown }];
+    return [status, { description: STATUS_CODES[status], headers, ...shown }];
   });
   const failures = { '4XX': reference('responses/Problem'), '5XX': reference('responses/Problem') };
   return {
@@ -279,32 +250,14 @@ function describe(method: string, path: string, operation: Operation, resource?:
   };
 }
 
-/** References to the headers of a success of a table's route. */
-function headersOf(method: string, path: string, status: number) {
-  const ofRow = path.includes('{');
-  const names = ['Preference-Applied', ...(ofRow ? ['ETag'] : ['Content-Range'])];
-  if (method === 'GET' && !ofRow) names.push('Link');
-  if (status === 201) names.push(...(ofRow ? [] : ['ETag']), 'Location');
-  return Object.fromEntries(names.map((name) => [name, reference(`headers/${name}`)]));
-}
-
 function parametersOf(path: string, names: string[], resource?: Resource) {
   const inPath = [...path.matchAll(/\{(\w+)\}/g)].map(([, name = '']) => {
-    if (name === 'key' && resource) return reference(`parameters/${resource.path}.key`);
-    return { in: 'path', name, required: true, schema: STRING };
+    const example = name === 'key' ? resource?.example[resource.key] : undefined;
+    return { in: 'path', name, required: true, schema: STRING, example };
   });
   const filters = resource?.names.map((column) => `${resource.path}.column.${column}`) ?? [];
   const others = names.flatMap((name) => (name === 'filter' ? [...filters, ...TREES] : name));
   return [...inPath, ...others.map((name) => reference(`parameters/${name}`))];
-}
-
-function describeProblem() {
-  const example = JSON.parse(problemAnswer(noRow()).body);
-  return {
-    description: 'A problem (RFC 9457)',
-    headers: { 'Retry-After': reference('headers/Retry-After') },
-    content: { 'application/problem+json': { schema: reference('schemas/Problem'), example } },
-  };
 }
 
 function jsonSchema(type: z.ZodType) {
@@ -313,38 +266,29 @@ function jsonSchema(type: z.ZodType) {
 }
 
 /** JSON Schemas of what the validators take and of what is answered; `select` leaves members out. */
-function describeRows({ path, key, names, columns, row, part }: Resource) {
-  const answered = mapValues(columns, ({ schema, nullable }) =>
-    jsonSchema(nullable ? schema.nullable() : schema),
+function describeRows({ path, key, columns, row, part }: Resource) {
+  const values = mapValues(columns, ({ schema, nullable }) =>
+    nullable ? schema.nullable() : schema,
   );
-  const created = jsonSchema(row);
-  const properties = { [key]: created.properties?.[key], ...answered };
+  const answered = z.object({ [key]: uuid().schema, ...values });
   return {
-    [`${path}.Row`]: { type: 'object', properties, required: names },
-    [`${path}.Selected`]: { type: 'object', properties },
-    [`${path}.NewRow`]: created,
+    [`${path}.Row`]: jsonSchema(answered),
+    [`${path}.Selected`]: jsonSchema(answered.partial()),
+    [`${path}.NewRow`]: jsonSchema(row),
     [`${path}.Part`]: jsonSchema(part),
   };
 }
 
-function describeParameters() {
-  return mapValues(PARAMETERS, (parameter, name) => {
-    const place = /^[A-Z]/.test(name) ? 'header' : 'query';
-    return { in: place, name, schema: STRING, ...parameter };
-  });
-}
-
-function describeColumns(resource: Resource) {
-  const { path, key, names, columns, example } = resource;
-  const filters = names.map((name) => {
+function describeFilters(resource: Resource) {
+  const filters = resource.names.map((name) => {
     const operators = [...OPERATORS.keys()].filter((one) => isFor(typeOf(resource, name), one));
     const pattern = `^(not\\.)?(${operators.join('|')})(\\(\\w+\\))?\\.`;
-    const schema = { ...STRING, pattern, examples: [`eq.${toText(example[name])}`] };
-    const description = `Is ${columns[name]?.expects ?? 'a UUID'}`;
-    return [`${path}.column.${name}`, { in: 'query', name, description, schema }];
+    const examples = [`eq.${toText(resource.example[name])}`];
+    const description = `Is ${resource.columns[name]?.expects ?? 'a UUID'}`;
+    const schema = { ...STRING, pattern, examples };
+    return [`${resource.path}.column.${name}`, { in: 'query', name, description, schema }];
   });
-  const row = { in: 'path', name: 'key', required: true, schema: STRING, description: key };
-  return { ...Object.fromEntries(filters), [`${path}.key`]: { ...row, example: example[key] } };
+  return Object.fromEntries(filters);
 }
 
 function mapValues<T, U>(values: Record<string, T>, map: (value: T, name: string) => U) {
