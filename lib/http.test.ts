@@ -4,6 +4,7 @@ import { Readable } from 'node:stream';
 import { describe, test } from 'node:test';
 import { Hono } from 'hono';
 import type { Logger } from 'pino';
+import { readJson, toRows } from './body.ts';
 import { boolean, number, resource } from './columns.ts';
 import { LIST } from './dialect.ts';
 import { CSV, JSON_TYPE } from './headers.ts';
@@ -16,8 +17,6 @@ import {
   preferred,
   problems,
   readQuery,
-  readRows,
-  sendJson,
   sendPage,
   typeFor,
 } from './http.ts';
@@ -51,8 +50,8 @@ app.get('/things', secured, (c) => {
 });
 for (const method of ['POST', 'PATCH', 'PUT'])
   app.on(method, '/things', secured, async (c) => {
-    const { rows } = await readRows(c, things.part, 1000);
-    return sendJson(c, { rows, sub: c.var.call.sub });
+    const { rows } = toRows(await readJson(c.env.incoming, 1000), things.part);
+    return c.json({ rows, sub: c.var.call.sub });
   });
 app.get('/things/:key', secured, (c) => {
   preferred(c, 'return');
@@ -247,7 +246,7 @@ describe('a page', () => {
   ];
   for (const [query, range, offset, limit] of ranges)
     test(`?${query} and Range: ${range} are intersected`, () => {
-      const c = { env: { incoming: { url: `/?${query}` } }, req: { header: () => range } };
+      const c = { env: { incoming: { url: `/?${query}`, headers: { range } } } };
       const found = readQuery(c as never, things, LIST);
       assert.deepEqual([found.offset, found.limit], [offset, limit]);
     });

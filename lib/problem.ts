@@ -138,9 +138,11 @@ export function keyTaken(idempotent?: string): Problem {
 }
 
 export const MAX_FAULTS = 100; // in one answer; validation stops there
+const NOT_SETTABLE = 'cannot be set';
 
-/** 422 with each fault once in `errors`. */
-export function unprocessable(faults: Fault[], code = '22023'): Problem {
+/** 422 with each fault once in `errors`; PGRST204 is PostgREST's code for an unknown column. */
+export function unprocessable(faults: Fault[]): Problem {
+  const code = faults.some(({ detail }) => detail === NOT_SETTABLE) ? 'PGRST204' : '22023';
   const unique = new Map(faults.map((fault) => [`${fault.pointer} ${fault.detail}`, fault]));
   const detail = [...unique.keys()].slice(0, MAX_FAULTS).join('; ').slice(0, 500);
   const errors = [...unique.values()].slice(0, MAX_FAULTS);
@@ -153,7 +155,7 @@ export function toFaults(error: z.ZodError, base: string): Fault[] {
     const at = base + issue.path.map((part) => pointer(String(part))).join('');
     if (issue.code !== 'unrecognized_keys') return [{ pointer: at, detail: issue.message }];
     const some = issue.keys.slice(0, MAX_FAULTS);
-    return some.map((name) => ({ pointer: at + pointer(name), detail: 'cannot be set' }));
+    return some.map((name) => ({ pointer: at + pointer(name), detail: NOT_SETTABLE }));
   });
 }
 
