@@ -30,6 +30,7 @@ import { readCsv } from './lib/csv.ts';
 import { isGrouped, LIST, type Query } from './lib/dialect.ts';
 import { CSV, JSON_TYPE, NDJSON, OBJECT } from './lib/headers.ts';
 import {
+  answerError,
   authenticate,
   type C,
   describe,
@@ -39,7 +40,6 @@ import {
   observe,
   preconditions,
   preferred,
-  problems,
   readQuery,
   refuseAll,
   send,
@@ -391,7 +391,7 @@ export function createApp(service: Opened): Hono<Env> {
   const root = new Hono<Env>({ strict: false }); // without BASE_PATH, which probes do not know
   const app = root.basePath(base);
   root.use(observe({ metrics, log, life, config }));
-  root.onError(problems(log)).notFound(notFound(root));
+  root.onError(answerError).notFound(notFound(root));
   root.options('*', describe(root, about));
   for (const prefix of new Set(['', base])) {
     root.get(prefix || '/', describe(root, { ...about, links }));

@@ -9,13 +9,13 @@ import { boolean, number, resource } from './columns.ts';
 import { LIST } from './dialect.ts';
 import { CSV, JSON_TYPE } from './headers.ts';
 import {
+  answerError,
   authenticate,
   describe as describeService,
   type Env,
   notFound,
   observe,
   preferred,
-  problems,
   readQuery,
   sendPage,
   typeFor,
@@ -40,7 +40,7 @@ const life = { prepared: true, stopping: false };
 const app = new Hono<Env>({ strict: false });
 const secured = authenticate(async (authorization = '') => authorization, life);
 app.use(observe({ metrics, log, life, config: { CORS_ORIGIN: ['https://shop.example'] } }));
-app.onError(problems(log)).notFound(notFound(app));
+app.onError(answerError).notFound(notFound(app));
 app.options('*', describeService(app, { name: 'things' }));
 app.get('/things', secured, (c) => {
   const query = readQuery(c, things, LIST);

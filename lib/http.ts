@@ -1,6 +1,6 @@
 /** HTTP for the endpoints: what happens around each request, and how they read and answer it. */
 import { randomUUID } from 'node:crypto';
-import { pipeline, Readable } from 'node:stream';
+import { pipeline } from 'node:stream';
 import type { HttpBindings } from '@hono/node-server';
 import { RESPONSE_ALREADY_SENT } from '@hono/node-server/utils/response';
 import type { Context, Hono, MiddlewareHandler } from 'hono';
@@ -53,7 +53,7 @@ type State = {
 };
 
 const MAX_LINK = 4096; // bytes; fetch() of Node refuses an answer whose head has 16 KiB
-export const METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'];
+const METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE'];
 
 // --- Around each request ----------------------------------------------------------
 
@@ -95,7 +95,7 @@ function routeOf(c: C): string {
 const CORS = {
   'Access-Control-Expose-Headers':
     'Content-Range, ETag, Link, Location, Preference-Applied, X-Request-Id',
-  'Access-Control-Allow-Methods': METHODS.join(', '),
+  'Access-Control-Allow-Methods': [...METHODS, 'OPTIONS'].join(', '),
   'Access-Control-Allow-Headers':
     'Authorization, Content-Type, Prefer, Range, Range-Unit, If-Match, If-None-Match, ' +
     'Idempotency-Key, Accept-Profile, Content-Profile, apikey, x-client-info, x-retry-count, ' +
@@ -129,9 +129,8 @@ export function authenticate(authorize: Authorize, life?: Life): MiddlewareHandl
     if (profile !== 'public')
       throw new Problem(406, 'PGRST106', 'Invalid schema', 'The only schema is public.');
     const { authorization, prefer } = headers;
-    if (authorization && incoming.headersDistinct.authorization?.length !== 1)
-      // made when read
-      throw new Problem(400, 'PGRST100', 'There is more than one Authorization header.');
+    const isOnce = !authorization || incoming.headersDistinct.authorization?.length === 1;
+    if (!isOnce) throw new Problem(400, 'PGRST100', 'There is more than one Authorization header.');
     const writes = !['GET', 'HEAD'].includes(c.req.method);
     c.get('call').sub = await authorize(authorization, writes);
     if (life && !life.prepared) throw unavailable();
@@ -150,21 +149,16 @@ export function preferred(c: C, name: string): string | undefined {
 }
 
 /** Answers an error as a problem; the log has what a problem does not say. */
-export function problems(log: Logger) {
-  return (error: Error, c: C) => {
-    const found = toProblem(error);
-    const problem = c.env.outgoing.destroyed && found.status !== 500 ? clientLeft() : found;
-    const code = codeOf(error);
-    const line = {
-      id: c.get('state').id,
-      code,
-      ...(UNDECLARED.test(code) && { error: error.message }),
-    };
-    const stack = error.stack?.replace(error.message, '');
-    if (problem.status === 500) log.error({ ...line, stack }, 'failed');
-    else if (problem.status > 500) log.warn(line, 'failed');
-    return sendProblem(c, problem);
-  };
+export function answerError(error: Error, c: C): Response {
+  const { id, service } = c.get('state');
+  const found = toProblem(error);
+  const problem = c.env.outgoing.destroyed && found.status !== 500 ? clientLeft() : found;
+  const code = codeOf(error);
+  const line = { id, code, ...(UNDECLARED.test(code) && { error: error.message }) };
+  const stack = error.stack?.replace(error.message, '');
+  if (problem.status === 500) service.log.error({ ...line, stack }, 'failed');
+  else if (problem.status > 500) service.log.warn(line, 'failed');
+  return sendProblem(c, problem);
 }
 
 function sendProblem(c: C, problem: Problem): Response {
@@ -177,8 +171,7 @@ function sendProblem(c: C, problem: Problem): Response {
 function methodsAt(app: Hono<Env>, path: string): string[] {
   const found = METHODS.filter((method) => {
     const as = method.replace('HEAD', 'GET');
-    const [matched] = app.router.match(as, path);
-    return as !== 'OPTIONS' && matched.some(([[, route]]) => route.method === as);
+    return app.router.match(as, path)[0].some(([[, route]]) => route.method === as);
   });
   return found.length > 0 ? [...found, 'OPTIONS'] : [];
 }
@@ -291,13 +284,8 @@ function linkToNext(c: C, offset: number, { next, rows }: Page): string {
 }
 
 /** The answer of a write: its rows, or nothing without a type. */
-export function sendWritten(
-  c: C,
-  status: number,
-  { rows, body }: Written,
-  type: string | undefined,
-  own: Headers = {},
-): Response {
+export function sendWritten(c: C, status: number, made: Written, type?: string, own: Headers = {}) {
+  const { rows, body } = made;
   const headers: Headers = { ...own };
   const range = c.req.method === 'PATCH' && rows > 0 ? `0-${rows - 1}` : '*';
   if (!c.req.param('key'))
@@ -308,7 +296,7 @@ export function sendWritten(
 
 /** All rows of a list as one body. What fails before the first batch is answered as a problem. */
 export function stream(c: C, type: Format, { offset, limit }: Query, batches: Batches): Response {
-  const { first, rest, total } = batches;
+  const { total } = batches;
   const counted =
     total === undefined ? undefined : Math.min(Math.max(total - offset, 0), limit ?? Infinity);
   const { status, headers } = rangeOf(offset, batches.rows ?? counted, total);
@@ -318,16 +306,15 @@ export function stream(c: C, type: Format, { offset, limit }: Query, batches: Ba
     batches.close();
     return send(c, status, null, headers);
   }
-  const [open, separator, close] = AROUND[type];
-  const body = Readable.from(
-    (async function* () {
-      yield open + first.join(separator);
-      for await (const batch of rest) yield separator + batch.join(separator);
-      if (open || first.length > 0) yield close;
-    })(),
-  );
   c.get('state').complete = true;
   outgoing.writeHead(status, { ...standing(c), ...headers });
-  pipeline(body, outgoing, batches.close); // an error breaks the answer off: so a client sees it
+  pipeline(textOf(type, batches), outgoing, batches.close); // an error closes the connection
   return RESPONSE_ALREADY_SENT;
+}
+
+async function* textOf(type: Format, { first, rest }: Batches) {
+  const [open, separator, close] = AROUND[type];
+  yield open + first.join(separator);
+  for await (const batch of rest) yield separator + batch.join(separator);
+  if (open || first.length > 0) yield close;
 }
