@@ -80,11 +80,8 @@ function conflict({ code, message, detail = '' }: DatabaseError): Problem {
   return new Problem(409, code, why, undefined, { ...(detail && { details: detail }), errors });
 }
 
-/** For 503: the seconds after which a retry makes sense. */
-export const RETRY_AFTER = { headers: { 'Retry-After': '1' } };
-
-export function unavailable(detail = 'The database is not available.'): Problem {
-  return new Problem(503, '08006', detail, 'Try again.', RETRY_AFTER);
+export function unavailable(detail = 'The database is not available.', code = '08006'): Problem {
+  return new Problem(503, code, detail, 'Try again.', { headers: { 'Retry-After': '1' } }); // s
 }
 
 export function tooSlow(): Problem {
