@@ -36,7 +36,6 @@ import {
   describe,
   type Env,
   notFound,
-  nothingHere,
   observe,
   preconditions,
   preferred,
@@ -141,11 +140,10 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   /** A page as JSON; all rows, streamed, as CSV or NDJSON. */
   async function list(c: C) {
     const format = typeFor(c, [JSON_TYPE, CSV, NDJSON, OBJECT]);
+    if (format === CSV || format === NDJSON) return listAll(c);
     const query = readQuery(c, resource, LIST);
-    const count = Boolean(preferred(c, 'count'));
-    if (format === CSV || format === NDJSON)
-      return stream(c, format, query, await store.stream(query, { count, format }, c.get('call')));
     const limit = Math.min(query.limit ?? limits.MAX_ROWS, limits.MAX_ROWS);
+    const count = Boolean(preferred(c, 'count'));
     const page = await store.page(query, { limit, count, format }, c.get('call'));
     return sendPage(c, format, query, page);
   }
@@ -379,10 +377,10 @@ type Opened = ReturnType<typeof connect>;
 
 /** The application; `fetch` answers a request. */
 export function createApp(service: Opened): Hono<Env> {
-  const { config, resources, pool, metrics, authorize, life, log } = service;
-  const { APP_VERSION: version, BASE_PATH: base } = config;
+  const { config, resources, pool, metrics, authorize, life } = service;
+  const { APP_VERSION: version, APP_BRANCH: branch, APP_COMMIT: commit } = config;
+  const { BASE_PATH: base, APP_STACK: stack } = config;
   const name = resources[0]?.path ?? '';
-  const { APP_BRANCH: branch, APP_COMMIT: commit, APP_STACK: stack } = config;
   const about = { name, version, branch, commit, stack };
   const linked = ['docs', 'openapi.json', ...resources.map(({ path }) => path)];
   const links = Object.fromEntries(linked.map((to) => [to, `${base}/${to}`]));
@@ -390,7 +388,7 @@ export function createApp(service: Opened): Hono<Env> {
 
   const root = new Hono<Env>({ strict: false }); // without BASE_PATH, which probes do not know
   const app = root.basePath(base);
-  root.use(observe({ metrics, log, life, config }));
+  root.use(observe(service));
   root.onError(answerError).notFound(notFound(root));
   root.options('*', describe(root, about));
   for (const prefix of new Set(['', base])) {
@@ -408,19 +406,17 @@ export function createApp(service: Opened): Hono<Env> {
   });
   app.get('/docs', (c) => c.html(page(name, base), 200, PAGE_HEADERS));
   app.get('/docs/:file', async (c) => {
-    const file = await pageFile(c.req.param('file'));
-    if (!file) throw nothingHere();
-    return c.body(file.body, 200, file.headers);
+    const { body, headers } = await pageFile(c.req.param('file'));
+    return c.body(body, 200, headers);
   });
 
-  const tables = Object.fromEntries(
-    resources.map((one) => [one.path, handlersFor(one, new Store(one, pool), config)]),
-  );
-  for (const one of resources) documentTable(one, tables[one.path] ?? {});
+  const tables: Record<string, Handlers> = {};
+  for (const one of resources)
+    tables[one.path] = documentTable(one, handlersFor(one, new Store(one, pool), config));
   service.endpoints?.(app, { tables, secured, pool });
   for (const [path, rows] of Object.entries(tables)) {
-    app.route(`/${path}`, routes(rows, secured));
-    app.route(`/rest/v1/${path}`, routes(rows, secured));
+    const routed = routes(rows, secured);
+    app.route(`/${path}`, routed).route(`/rest/v1/${path}`, routed);
   }
   return root;
 }

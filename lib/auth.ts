@@ -61,28 +61,21 @@ async function verify(
   checks: jose.JWTVerifyOptions,
 ): Promise<Caller> {
   const token = /^Bearer +([\w.~+/=-]+)$/i.exec(authorization)?.[1];
-  if (!token) throw unauthorized('PGRST302');
+  if (!token) throw unauthorized('PGRST302', 'A token is required');
   const tries = keys.map((key) => jose.jwtVerify(token, key, checks));
   const { payload } = await Promise.any(tries).catch(({ errors }: AggregateError) => {
     const expired = errors.some((error) => error instanceof jose.errors.JWTExpired);
     const problem = errors.find((error) => error instanceof Problem);
-    throw problem ?? unauthorized(expired ? 'PGRST303' : 'PGRST301');
+    throw problem ?? (expired ? unauthorized('PGRST303', 'JWT expired') : unauthorized());
   });
   const { sub, exp, scope } = payload as Record<string, unknown>;
-  if (typeof sub !== 'string' || sub === '') throw unauthorized('PGRST301');
+  if (typeof sub !== 'string' || sub === '') throw unauthorized();
   const expires = (Number(exp) + CLOCK_TOLERANCE) * 1000;
   return { sub, scopes: String(scope ?? '').split(' '), expires };
 }
 
-const REFUSED = {
-  PGRST301: 'JWT invalid',
-  PGRST302: 'A token is required',
-  PGRST303: 'JWT expired',
-};
-
 /** RFC 6750, 3: an error is named only for a request that had a token. */
-function unauthorized(code: keyof typeof REFUSED): Problem {
-  const detail = REFUSED[code];
+function unauthorized(code = 'PGRST301', detail = 'JWT invalid'): Problem {
   const why = code === 'PGRST302' ? '' : ` error="invalid_token", error_description="${detail}"`;
   const headers = { 'WWW-Authenticate': `Bearer realm="api"${why}` };
   return new Problem(401, code, detail, 'Send "Authorization: Bearer <token>".', { headers });
@@ -120,9 +113,8 @@ async function fetchKeySet(href: string, init: RequestInit): Promise<Response> {
     chunks.push(chunk);
   }
   const text = Buffer.concat(chunks).toString();
-  const { keys } = JSON.parse(text) as { keys?: unknown[] };
-  const count = Array.isArray(keys) ? keys.length : 0;
-  if (count < 1 || count > MAX_KEYS) throw new Error(`${count} keys, expected 1 to ${MAX_KEYS}`);
+  const { length } = JSON.parse(text).keys;
+  if (!(length > 0 && length <= MAX_KEYS)) throw new Error(`${length} keys, not 1 to ${MAX_KEYS}`);
   return new Response(text, { status: 200 });
 }
 

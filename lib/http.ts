@@ -23,6 +23,7 @@ import { type Call, ownCall } from './pool.ts';
 import {
   clientLeft,
   codeOf,
+  nothingHere,
   notOne,
   Problem,
   pastEnd,
@@ -189,11 +190,6 @@ function missing({ req, env }: C, Allow: string): Problem {
   const [, below = '/'] = /\/rest\/v1(?:\/|$)(.*)$/s.exec(req.path) ?? [];
   const known = [/^$/, /^rpc\/[^/]+$/, /^[^/]+$/].findIndex((pattern) => pattern.test(below));
   return nothingHere(['PGRST126', 'PGRST202', 'PGRST205'][known]);
-}
-
-export function nothingHere(code = 'PGRST125'): Problem {
-  const hint = 'GET /openapi.json lists the paths.';
-  return new Problem(404, code, 'There is nothing at this path.', hint);
 }
 
 /** Which service this is, and the methods of the path; a CORS preflight gets headers only. */

@@ -271,10 +271,10 @@ describe('the page', () => {
   ])
     test(`${name} may be cached`, async () => {
       const file = await pageFile(String(name));
-      assert.equal(file?.headers['Content-Type'], type);
-      assert.equal(file?.headers['Cache-Control'], 'public, max-age=86400');
+      assert.equal(file.headers['Content-Type'], type);
+      assert.equal(file.headers['Cache-Control'], 'public, max-age=86400');
     });
 
   for (const name of ['package.json', 'toString', '../app.ts', ''])
-    test(`"${name}" is no file of it`, async () => assert.equal(await pageFile(name), undefined));
+    test(`"${name}" is no file of it`, () => assert.rejects(pageFile(name), { status: 404 }));
 });

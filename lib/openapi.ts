@@ -6,7 +6,7 @@ import { z } from 'zod';
 import { type Resource, typeOf, uuid } from './columns.ts';
 import { isFor, LIST, OPERATORS } from './dialect.ts';
 import { CSV, JSON_TYPE, MERGE_PATCH, NDJSON, OBJECT } from './headers.ts';
-import { noRow, problemAnswer } from './problem.ts';
+import { noRow, nothingHere, problemAnswer } from './problem.ts';
 import { csvLine } from './rows.ts';
 import { toText } from './sql.ts';
 
@@ -89,8 +89,8 @@ const DEFAULTS = {
   secured: true,
 };
 
-/** Lists the handlers of a table in the document. */
-export function documentTable(resource: Resource, handlers: Record<string, object>): void {
+/** Lists the handlers of a table in the document; returns them. */
+export function documentTable<H extends object>(resource: Resource, handlers: H): H {
   const { path, settable, example } = resource;
   const values = Object.fromEntries(settable.map((name) => [name, example[name]]));
   const schemaOf = (name: string) => reference(`schemas/${path}.${name}`);
@@ -124,6 +124,7 @@ export function documentTable(resource: Resource, handlers: Record<string, objec
     };
     if (operation) documented({ tag: path, ...DEFAULTS, ...operation, ...shown }, handler);
   }
+  return handlers;
 }
 
 // --- The document -----------------------------------------------------------------
@@ -312,13 +313,13 @@ export function page(title: string, base: string): string {
     <script src="docs/swagger-ui-bundle.js"></script><script src="docs/start.js"></script></html>`;
 }
 
-/** A file of the page; undefined for any other name. */
+/** A file of the page. Throws 404 for any other name. */
 export async function pageFile(name: string) {
   const type = `text/${name.endsWith('css') ? 'css' : 'javascript'}; charset=utf-8`;
   const cached = { 'Cache-Control': 'public, max-age=86400', 'X-Content-Type-Options': 'nosniff' };
   const headers = { 'Content-Type': type, ...cached };
   if (name === 'start.js') return { body: START, headers };
-  if (name !== 'swagger-ui.css' && name !== 'swagger-ui-bundle.js') return undefined;
+  if (name !== 'swagger-ui.css' && name !== 'swagger-ui-bundle.js') throw nothingHere();
   const path = fileURLToPath(import.meta.resolve(`swagger-ui-dist/${name}`));
   return { body: await readFile(path, 'utf8'), headers };
 }
