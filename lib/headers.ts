@@ -1,5 +1,5 @@
 /** Header fields of a request as data: Accept, Prefer, Range, and the lists of entity tags. */
-import { Problem } from './problem.ts';
+import { badRange, Problem } from './problem.ts';
 
 export const JSON_TYPE = 'application/json';
 export const MERGE_PATCH = 'application/merge-patch+json';
@@ -97,17 +97,11 @@ export function parseTags(header: string | undefined): string[] | '*' | undefine
   });
 }
 
-/** Rows by position, `to` included; without `to`, all rows from `from`. */
-export type RowRange = { from: number; to?: number };
-
-/** `0-9` or `items=0-9`; undefined for other units. Throws 416 for a reversed range. */
-export function parseRange(header: string | undefined): RowRange | undefined {
-  const [, first, last] =
-    /^(?:items *= *)?(\d{1,15})-(\d{1,15})?$/i.exec(header?.trim() ?? '') ?? [];
+/** `0-9`, `items=0-9` or, to the last row, `0-`; undefined for other units. Throws 416. */
+export function parseRange(header = ''): { from: number; to: number } | undefined {
+  const [, first, last] = /^(?:items *= *)?(\d{1,15})-(\d{1,15})?$/i.exec(header.trim()) ?? [];
   if (first === undefined) return undefined;
-  const from = Number(first);
-  if (last === undefined) return { from };
-  if (Number(last) >= from) return { from, to: Number(last) };
-  const details = `The range ${first}-${last} ends before it begins.`;
-  throw new Problem(416, 'PGRST103', 'Requested range not satisfiable', undefined, { details });
+  const [from, to] = [Number(first), Number(last ?? Infinity)];
+  if (to < from) throw badRange(`The range ${first}-${last} ends before it begins.`);
+  return { from, to };
 }

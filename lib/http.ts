@@ -21,12 +21,12 @@ import {
 import type { Metrics } from './metrics.ts';
 import { type Call, ownCall } from './pool.ts';
 import {
+  badRange,
   clientLeft,
   codeOf,
   nothingHere,
   notOne,
   Problem,
-  pastEnd,
   problemAnswer,
   toProblem,
   UNDECLARED,
@@ -210,7 +210,7 @@ export function readQuery(c: C, resource: Resource, allowed: Parameter[]): Query
   const range = allowed.includes('limit') && parseRange(c.env.incoming.headers.range);
   if (!range) return query;
   const offset = Math.max(range.from, query.offset);
-  const ends = [query.offset + (query.limit ?? Infinity), (range.to ?? Infinity) + 1];
+  const ends = [query.offset + (query.limit ?? Infinity), range.to + 1];
   const limit = Math.max(Math.min(...ends) - offset, 0);
   return limit === Infinity ? { ...query, offset } : { ...query, offset, limit };
 }
@@ -265,10 +265,11 @@ export function sendPage(c: C, type: string, { offset }: Query, page: Page): Res
 
 /** Content-Range as far as the numbers are known, and 206 for a part of what was counted. */
 function rangeOf(offset: number, rows?: number, total?: number) {
-  if (total !== undefined && offset > total) throw pastEnd(offset, total);
+  const past = `An offset of ${offset} was requested, but there are only ${total} rows.`;
+  if (offset > (total ?? Infinity)) throw badRange(past, { 'Content-Range': `*/${total}` });
   const range = `${rows ? `${offset}-${offset + rows - 1}` : '*'}/${total ?? '*'}`;
   const headers: Headers = rows === undefined ? {} : { 'Content-Range': range };
-  return { headers, status: total !== undefined && Number(rows) < total ? 206 : 200 };
+  return { headers, status: (rows ?? Infinity) < (total ?? 0) ? 206 : 200 };
 }
 
 /** RFC 8288, relative. Groups have no cursor: theirs goes on by offset. */

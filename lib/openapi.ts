@@ -54,18 +54,14 @@ const PAGE = [...LIST, 'Prefer'];
 const OPERATIONS: Record<string, Operation> = {
   list: {
     summary: 'List rows',
-    description:
-      'The rows that pass the filters, in pages; CSV and NDJSON have all of them. ' +
-      'With aggregates in `select`, such as `count()`, one row for each group.',
+    description: 'The rows that pass the filters, in pages; CSV and NDJSON have all of them.',
     parameters: [...PAGE, 'Range', 'Range-Unit'],
     statuses: [200, 206],
   },
   listAll: { summary: 'Stream all rows, without pages', parameters: PAGE, statuses: [200] },
   create: {
     summary: 'Create rows',
-    description:
-      'One row of an object; all rows of an array or of CSV, or none when one is refused. ' +
-      '`Prefer: resolution=merge-duplicates` replaces rows whose key exists.',
+    description: 'All rows, or none; `Prefer: resolution=merge-duplicates` also replaces rows.',
     parameters: ['select', 'columns', 'on_conflict', 'Idempotency-Key', 'Prefer'],
     statuses: [201, 200],
   },
@@ -153,16 +149,13 @@ const PARAMETERS = {
 };
 
 /** The headers of a table's answers. */
-const HEADERS = mapValues(
-  {
-    ETag: 'Of one row: its version',
-    Location: 'With 201: the path of the row',
-    'Content-Range': '`0-9/887`: the first and the last row, the number of all if it was counted',
-    Link: 'The next page of a list as a relative reference with `rel="next"`',
-    'Preference-Applied': 'The preferences that were applied',
-  },
-  (description) => ({ description, schema: STRING }),
-);
+const HEADERS = {
+  ETag: 'Of one row: its version',
+  Location: 'With 201: the path of the row',
+  'Content-Range': '`0-9/887`: the first and the last row, the number of all if it was counted',
+  Link: 'The next page of a list as a relative reference with `rel="next"`',
+  'Preference-Applied': 'The preferences that were applied',
+};
 
 /** The groups on the page after those of the tables. */
 const GROUPS = {
@@ -171,9 +164,7 @@ const GROUPS = {
   'other paths': 'The same under the paths of an earlier service',
 };
 
-const RETRY = {
-  'Retry-After': { description: 'With 503: seconds until a retry makes sense', schema: STRING },
-};
+const FAILURE = 'A problem (RFC 9457); 503 has `Retry-After` in seconds';
 const [TEXT, NULLABLE] = [z.string(), z.string().nullable()];
 const PROBLEM = z.looseObject({
   ...{ type: TEXT, title: TEXT, detail: TEXT, code: TEXT, message: TEXT },
@@ -221,8 +212,8 @@ export function openapi(routes: Route[], resources: Resource[], about: About) {
     components: {
       schemas: Object.assign({ Problem: jsonSchema(PROBLEM) }, ...resources.map(describeRows)),
       parameters: Object.assign(parameters, ...resources.map(describeFilters)),
-      headers: HEADERS,
-      responses: { Problem: { description: 'A problem (RFC 9457)', headers: RETRY, content } },
+      headers: mapValues(HEADERS, (text) => ({ description: text, schema: STRING })),
+      responses: { Problem: { description: FAILURE, content } },
       ...(secured('POST') && { securitySchemes: { bearer } }),
     },
   };
@@ -233,7 +224,9 @@ function describe(method: string, path: string, operation: Operation, resource?:
   const { body, statuses = [200], example, answer } = operation;
   const [first = '', ...names] = path.match(/\w+/g) ?? ['root'];
   const group = first === 'rest' ? 'PostgREST' : !resource || first === tag ? tag : 'other paths';
-  const headers = mapValues(resource ? HEADERS : {}, (_, name) => reference(`headers/${name}`));
+  const headers = mapValues(resource ? HEADERS : {}, (_, name) =>
+    reference(`headers/${name}`),
+  );
   const responses = statuses.map((status) => {
     const content = answer ?? { [JSON_TYPE]: { schema: {}, example } };
     const shown = status === 204 || status === 304 ? {} : { content };

@@ -34,13 +34,15 @@ export const LOST = /^(CONNECTION_(CLOSED|DESTROYED)|ECONNRESET|EPIPE)$/;
 /** The dialect refuses unknown columns, so these name what a statement of the service lacks. */
 export const UNDECLARED = /^(42703|42P01)$/;
 
-/** SQLSTATE to status (PostgreSQL's manual, appendix A). Every other code is 500 without a detail. */
-const STATUSES: [RegExp, number][] = [
+const TOO_SLOW = 'The database took too long; the statement was cancelled.';
+/** Codes to status (PostgreSQL's manual, appendix A), with a text where PostgreSQL's is not shown. */
+const STATUSES: [codes: RegExp, status: number, detail?: string][] = [
   [/^(23505|23503|23001)$/, 409],
   [/^(21000|22...|42601|23502|23514|42704|42803|42804|42846|42883|5400[01])$/, 400],
-  [/^42501$/, 403],
-  [/^57014$/, 504],
+  [/^42501$/, 403, "The service's database role lacks this permission."],
+  [/^57014$/, 504, TOO_SLOW],
   [/^0A000$/, 501],
+  [UNDECLARED, 503, 'A table is not as it was declared.'],
   [/^(40001|40P01|55P03|25006|53...|57P0.|08...|28...|3D000)$/, 503],
   [LOST, 503],
   // Codes of both for a connection that could not be made
@@ -56,14 +58,10 @@ export function codeOf(error: unknown): string {
 export function toProblem(error: unknown): Problem {
   if (error instanceof Problem) return error;
   const code = codeOf(error);
-  const status = STATUSES.find(([pattern]) => pattern.test(code))?.[1];
-  if (UNDECLARED.test(code)) return unavailable('A table is not as it was declared.');
-  if (status === 503) return unavailable();
-  if (status === 504) return tooSlow();
-  if (status === 403)
-    return new Problem(403, code, "The service's database role lacks this permission.");
+  const [, status, detail] = STATUSES.find(([codes]) => codes.test(code)) ?? [];
+  if (status === 503) return unavailable(detail);
   if (status === 409) return conflict(error as DatabaseError);
-  if (status && error instanceof Error) return new Problem(status, code, error.message);
+  if (status) return new Problem(status, code, detail ?? (error as Error).message);
   return new Problem(500, 'XX000', 'Internal error; the log has it under this X-Request-Id.');
 }
 type DatabaseError = Error & { code: string; detail?: string };
@@ -85,7 +83,7 @@ export function unavailable(detail = 'The database is not available.', code = '0
 }
 
 export function tooSlow(): Problem {
-  return new Problem(504, '57014', 'The database took too long; the statement was cancelled.');
+  return new Problem(504, '57014', TOO_SLOW);
 }
 
 /** 499 as nginx has it, for the log and the metrics: nobody reads this answer. */
@@ -121,10 +119,10 @@ export function preconditionFailed(): Problem {
   return new Problem(412, 'PGRST100', 'The row does not match the precondition.', hint);
 }
 
-export function pastEnd(offset: number, total: number): Problem {
-  const details = `An offset of ${offset} was requested, but there are only ${total} rows.`;
-  const extras = { details, headers: { 'Content-Range': `*/${total}` } };
-  return new Problem(416, 'PGRST103', 'Requested range not satisfiable', undefined, extras);
+/** PostgREST's error for a range of rows that cannot be. */
+export function badRange(details: string, headers: Record<string, string> = {}): Problem {
+  const detail = 'Requested range not satisfiable';
+  return new Problem(416, 'PGRST103', detail, undefined, { details, headers });
 }
 
 export function tooLarge(limit: number, what = 'body'): Problem {
