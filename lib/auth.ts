@@ -11,7 +11,7 @@ const CLOCK_TOLERANCE = 5; // s
 const ASYMMETRIC = ['RS256', 'ES256', 'EdDSA', 'Ed25519'];
 const COOLDOWN = 30_000; // ms from keys that were fetched to the next fetch
 const RETRY = 1000; // ms from any fetch to the next
-const MAX_KEY_SET = 2 ** 20; // bytes
+const MAX_KEY_SET = 2 ** 20; // characters
 const MAX_KEYS = 100;
 
 type AuthOptions = Pick<
@@ -105,14 +105,11 @@ function remoteKeys(url: string, log: Logger): jose.JWTVerifyGetKey {
 async function fetchKeySet(href: string, init: RequestInit): Promise<Response> {
   const response = await fetch(href, init);
   if (response.status !== 200) throw new Error(`status ${response.status}`);
-  const chunks: Uint8Array[] = [];
-  let size = 0;
-  for await (const chunk of response.body ?? []) {
-    size += chunk.length;
-    if (size > MAX_KEY_SET) throw new Error(`more than ${MAX_KEY_SET} bytes`);
-    chunks.push(chunk);
+  let text = '';
+  for await (const part of response.body?.pipeThrough(new TextDecoderStream()) ?? []) {
+    text += part;
+    if (text.length > MAX_KEY_SET) throw new Error(`more than ${MAX_KEY_SET} characters`);
   }
-  const text = Buffer.concat(chunks).toString();
   const { length } = JSON.parse(text).keys;
   if (!(length > 0 && length <= MAX_KEYS)) throw new Error(`${length} keys, not 1 to ${MAX_KEYS}`);
   return new Response(text, { status: 200 });

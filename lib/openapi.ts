@@ -3,7 +3,7 @@ import { readFile } from 'node:fs/promises';
 import { STATUS_CODES } from 'node:http';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
-import { type Resource, typeOf, uuid } from './columns.ts';
+import { type Column, type Resource, typeOf, uuid } from './columns.ts';
 import { isFor, LIST, OPERATORS } from './dialect.ts';
 import { CSV, JSON_TYPE, MERGE_PATCH, NDJSON, OBJECT } from './headers.ts';
 import { noRow, nothingHere, problemAnswer } from './problem.ts';
@@ -224,9 +224,8 @@ function describe(method: string, path: string, operation: Operation, resource?:
   const { body, statuses = [200], example, answer } = operation;
   const [first = '', ...names] = path.match(/\w+/g) ?? ['root'];
   const group = first === 'rest' ? 'PostgREST' : !resource || first === tag ? tag : 'other paths';
-  const headers = mapValues(resource ? HEADERS : {}, (_, name) =>
-    reference(`headers/${name}`),
-  );
+  const named = resource ? HEADERS : {};
+  const headers = mapValues(named, (_, name) => reference(`headers/${name}`));
   const responses = statuses.map((status) => {
     const content = answer ?? { [JSON_TYPE]: { schema: {}, example } };
     const shown = status === 204 || status === 304 ? {} : { content };
@@ -261,10 +260,8 @@ function jsonSchema(type: z.ZodType) {
 
 /** JSON Schemas of what the validators take and of what is answered; `select` leaves members out. */
 function describeRows({ path, key, columns, row, part }: Resource) {
-  const values = mapValues(columns, ({ schema, nullable }) =>
-    nullable ? schema.nullable() : schema,
-  );
-  const answered = z.object({ [key]: uuid().schema, ...values });
+  const nullable = (column: Column) => (column.nullable ? column.schema.nullable() : column.schema);
+  const answered = z.object({ [key]: uuid().schema, ...mapValues(columns, nullable) });
   return {
     [`${path}.Row`]: jsonSchema(answered),
     [`${path}.Selected`]: jsonSchema(answered.partial()),
