@@ -180,13 +180,12 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     preferred(c, 'missing'); // a column without a member always gets its default
     const idempotent = idempotencyKey(c, many);
     for (const row of rows) row[key] = idempotent ?? row[key] ?? uuidv7();
-    const target = query.on_conflict ?? [key];
     const hint = `on_conflict can be ${key} alone.`;
-    if (String(target) !== key)
+    if (query.on_conflict && String(query.on_conflict) !== key)
       throw new Problem(400, '42P10', 'There is no unique index on these columns.', hint);
     if (resolution) {
       const set = resolution === 'merge-duplicates' ? names : [];
-      const made = await store.upsert(rows, target, set, answer, c.get('call'));
+      const made = await store.upsert(rows, [key], set, answer, c.get('call'));
       const none = made.rows === 0 && answer.format === OBJECT; // the key was taken
       if (none && answer.type === OBJECT) throw notOne(0);
       return sendWritten(c, made.created ? 201 : 200, made, none ? undefined : answer.type);

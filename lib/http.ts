@@ -66,8 +66,8 @@ export function observe(service: Observers): MiddlewareHandler<Env> {
   return async (c, next) => {
     const { incoming, outgoing } = c.env;
     const { url = '', rawHeaders, headers, httpVersion } = incoming;
-    const given = String(headers['x-request-id']);
-    const id = headers['x-request-id'] && /^[\w.:/+=-]{1,128}$/.test(given) ? given : randomUUID();
+    const given = String(headers['x-request-id'] ?? '');
+    const id = /^[\w.:/+=-]{1,128}$/.test(given) ? given : randomUUID();
     const started = performance.now();
     const state = { service, id, started, prefer: {}, applied: new Set<string>(), complete: false };
     c.set('state', state);

@@ -139,7 +139,7 @@ const PARAMETERS = {
   after: { description: 'The cursor of `Link: rel="next"`' },
   ...Object.fromEntries(TREES.map((name) => [name, TREE])),
   columns: { description: 'Names between commas; other members of the body are ignored' },
-  on_conflict: { description: 'The key or a unique column, for `Prefer: resolution=…-duplicates`' },
+  on_conflict: { description: 'The key, for `Prefer: resolution=…-duplicates`' },
   Prefer: { description: 'Preferences between commas', example: 'return=representation' },
   Range: { description: '`0-9`: the first and the last row' },
   'Range-Unit': { description: '`items`, the unit of Range' },
