@@ -288,7 +288,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
       ...(most !== undefined && { most: Number(most) }),
       ...preconditions(c),
     };
-    const nothing = wanted ? wanted !== 'representation' : silent || ofPostgrest(c);
+    const nothing = wanted ? wanted !== 'representation' : silent || isPostgrest(c);
     return nothing ? { ...terms, format: undefined, type: undefined } : { ...terms, type };
   }
 
@@ -327,13 +327,13 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     throw new Problem(400, '22P02', detail, hint);
   }
 
-  /** Whether this is a path of PostgREST, whose writes answer nothing unless asked. */
-  function ofPostgrest(c: C): boolean {
+  /** Whether the client is PostgREST's, for whom a write answers nothing unless asked. */
+  function isPostgrest(c: C): boolean {
     return c.req.path.startsWith(`${limits.BASE_PATH}/rest/v1/`);
   }
 
   function locationOf(c: C, row: Row = {}): string {
-    return `${limits.BASE_PATH}${ofPostgrest(c) ? '/rest/v1' : ''}/${path}/${row[key]}`;
+    return `${limits.BASE_PATH}${isPostgrest(c) ? '/rest/v1' : ''}/${path}/${row[key]}`;
   }
 
   /** A key made from Idempotency-Key and caller, so that a repetition finds the row. */

@@ -43,13 +43,13 @@ export type Env = { Bindings: HttpBindings; Variables: { call: Call; state: Stat
 export type C = Context<Env>;
 type Headers = Record<string, string>;
 
-/** A request in the service. */
+/** What the middleware knows of a request. */
 type State = {
   service: Observers;
   id: string; // X-Request-Id of the answer
   started: number; // ms of performance.now()
-  prefer: Preferences; // those of the request
-  applied: Set<string>; // those that the answer honours
+  prefer: Preferences; // of the request
+  applied: Set<string>; // preferences that the answer honours
   complete: boolean; // whether the answer has the headers of every answer
 };
 
@@ -84,7 +84,7 @@ export function observe(service: Observers): MiddlewareHandler<Env> {
     if (log.isLevelEnabled('debug'))
       log.debug({ id, method: c.req.method, url, status, ms }, 'answered');
     if (state.complete) return;
-    for (const [name, value] of Object.entries(standing(c))) c.res.headers.set(name, value);
+    for (const [name, value] of Object.entries(commonHeaders(c))) c.res.headers.set(name, value);
   };
 }
 
@@ -105,7 +105,7 @@ const CORS = {
 };
 
 /** The headers of every answer. */
-function standing(c: C): Headers {
+function commonHeaders(c: C): Headers {
   const { service, id, started, applied } = c.get('state');
   const ms = performance.now() - started;
   const headers: Headers = {
@@ -121,7 +121,7 @@ function standing(c: C): Headers {
   return headers;
 }
 
-/** Lets in who may; with `life`, once the tables were checked. Reads what routes of tables share. */
+/** Checks the schema, the token and, with `life`, whether the tables are ready; reads Prefer. */
 export function authenticate(authorize: Authorize, life?: Life): MiddlewareHandler<Env> {
   return async (c, next) => {
     const { incoming } = c.env;
@@ -243,7 +243,7 @@ export function refuseAll(c: C, filters: unknown[]): void {
 export function send(c: C, status: number, body: string | null, headers: Headers = {}): Response {
   c.get('state').complete = true;
   const length = body === null ? {} : { 'Content-Length': String(Buffer.byteLength(body)) };
-  const all = { ...headers, ...standing(c), ...length };
+  const all = { ...headers, ...commonHeaders(c), ...length };
   return new Response(body, { status, headers: all });
 }
 
@@ -304,7 +304,7 @@ export function stream(c: C, type: Format, { offset, limit }: Query, batches: Ba
     return send(c, status, null, headers);
   }
   c.get('state').complete = true;
-  outgoing.writeHead(status, { ...standing(c), ...headers });
+  outgoing.writeHead(status, { ...commonHeaders(c), ...headers });
   pipeline(textOf(type, batches), outgoing, batches.close); // an error closes the connection
   return RESPONSE_ALREADY_SENT;
 }

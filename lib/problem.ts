@@ -45,7 +45,7 @@ const STATUSES: [codes: RegExp, status: number, detail?: string][] = [
   [UNDECLARED, 503, 'A table is not as it was declared.'],
   [/^(40001|40P01|55P03|25006|53...|57P0.|08...|28...|3D000)$/, 503],
   [LOST, 503],
-  // Codes of both for a connection that could not be made
+  // Codes of postgres.js and Node for a connection that could not be made
   [/^(CONNECT_TIMEOUT|CONNECTION_ENDED|ECONNREFUSED|ETIMEDOUT|ENOTFOUND|EAI_AGAIN)$/, 503],
 ];
 
