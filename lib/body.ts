@@ -47,7 +47,7 @@ function checkSizes(bytes: Buffer): void {
       if (depth < rowDepth) rows += 1;
       else if (depth === rowDepth) members += 1;
       if (rows > MAX_ARRAY || members > MAX_MEMBERS)
-        throw new Problem(413, 'PGRST102', TOO_MUCH, HINT);
+        throw new Problem(413, 'PGRST102', TOO_MUCH, 'Send several smaller bodies, or CSV.');
     } else if (byte === ARRAY || byte === OBJECT) {
       if (depth === 0 && byte === ARRAY) rowDepth = 2;
       depth += 1;
@@ -60,7 +60,6 @@ function checkSizes(bytes: Buffer): void {
 const [QUOTE, BACKSLASH, COMMA, ARRAY, OBJECT] = [0x22, 0x5c, 0x2c, 0x5b, 0x7b];
 
 const TOO_MUCH = `The array has more than ${MAX_ARRAY} rows, or a row more than ${MAX_MEMBERS} members.`;
-const HINT = 'Send several smaller bodies, or CSV.';
 
 /** With Accept-Patch (RFC 5789) or Accept-Post (W3C, Linked Data Platform). */
 function unsupported(type: string, types: string[], method: string): Problem {

@@ -80,17 +80,13 @@ export function observe(service: Observers): MiddlewareHandler<Env> {
     await next();
     const ms = performance.now() - started;
     const { status } = c.res === RESPONSE_ALREADY_SENT ? { status: 200 } : c.res;
-    metrics.observe(c.req.method, routeOf(c), status, ms);
+    const route = matchedRoutes(c).find(({ method }) => method !== 'ALL')?.path ?? 'unmatched';
+    metrics.observe(c.req.method, route, status, ms);
     if (log.isLevelEnabled('debug'))
       log.debug({ id, method: c.req.method, url, status, ms }, 'answered');
     if (state.complete) return;
     for (const [name, value] of Object.entries(commonHeaders(c))) c.res.headers.set(name, value);
   };
-}
-
-/** The pattern of the route that answers. */
-function routeOf(c: C): string {
-  return matchedRoutes(c).find(({ method }) => method !== 'ALL')?.path ?? 'unmatched';
 }
 
 const CORS = {
@@ -151,7 +147,7 @@ export function preferred(c: C, name: string): string | undefined {
 
 /** Answers an error as a problem; the log has what a problem does not say. */
 export function answerError(error: Error, c: C): Response {
-  const { id, service } = c.get('state');
+  const { id, service, applied } = c.get('state');
   const found = toProblem(error);
   const problem = c.env.outgoing.destroyed && found.status !== 500 ? clientLeft() : found;
   const code = codeOf(error);
@@ -159,12 +155,8 @@ export function answerError(error: Error, c: C): Response {
   const stack = error.stack?.replace(error.message, '');
   if (problem.status === 500) service.log.error({ ...line, stack }, 'failed');
   else if (problem.status > 500) service.log.warn(line, 'failed');
-  return sendProblem(c, problem);
-}
-
-function sendProblem(c: C, problem: Problem): Response {
+  applied.clear();
   const { status, headers, body } = problemAnswer(problem);
-  c.get('state').applied.clear();
   return send(c, status, body, headers);
 }
 
@@ -179,7 +171,7 @@ function methodsAt(app: Hono<Env>, path: string): string[] {
 
 /** 405 for a path that has other methods, else 404 with PostgREST's code. */
 export function notFound(app: Hono<Env>) {
-  return (c: C) => sendProblem(c, missing(c, methodsAt(app, c.req.path).join(', ')));
+  return (c: C) => answerError(missing(c, methodsAt(app, c.req.path).join(', ')), c);
 }
 
 function missing({ req, env }: C, Allow: string): Problem {
