@@ -165,7 +165,7 @@ const [major = 0] = process.versions.node.split('.').map(Number);
 
 /** How this Node runs a TypeScript file: as it is from 23.6 on, else by tsx. */
 export const nodeArguments =
-  major >= 24 ? [] : ['--max-semi-space-size=2', '--import', import.meta.resolve('tsx')];
+  major >= 24 ? [] : ['--max-semi-space-size=16', '--import', import.meta.resolve('tsx')];
 
 /** What every child gets: coverage where it is measured, else the compile cache of deployments. */
 export function inherited(): Record<string, string | undefined> {

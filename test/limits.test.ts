@@ -24,7 +24,7 @@ let service: TestService;
 
 before(async () => {
   database = await startDatabase();
-  const flags = { NODE_OPTIONS: '--max-old-space-size=96 --max-semi-space-size=2' };
+  const flags = { NODE_OPTIONS: '--max-old-space-size=96 --max-semi-space-size=16' };
   service = await startReady({ DATABASE_URL: database.url, ...flags });
 });
 after(async () => {
