@@ -3,6 +3,7 @@ import cluster from 'node:cluster';
 import { on } from 'node:events';
 import prometheus from 'prom-client';
 import type { Config } from './config.ts';
+import { dropped } from './log.ts';
 import type { Pool } from './pool.ts';
 import { unavailable } from './problem.ts';
 
@@ -22,6 +23,7 @@ export function createMetrics(options: Build, pool: Pool) {
     const made: prometheus.Gauge = new prometheus.Gauge({ name, help, registers, collect });
   };
   const { counts, queue } = pool;
+  gauge('log_lines_dropped_total', 'Lines of the log that were not written.', () => dropped.lines);
   gauge('db_statements_in_flight', 'Requests that wait for the database.', () => counts.inFlight);
   gauge('db_statements_waiting', 'Statements without a connection.', () => queue.size);
   gauge('db_up', 'Whether a connection to the database is open.', () => Number(pool.isUp()));
