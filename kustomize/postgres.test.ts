@@ -44,7 +44,8 @@ describe('start.sh', { skip }, () => {
     KEEP_DAYS: '14',
   };
   let server: ChildProcess | undefined;
-  let output = '';
+  const log = join(home, 'output'); // a file: while spawnSync() blocks, nobody reads a pipe
+  const output = () => fs.readFileSync(log, 'utf8');
 
   before(async () => {
     env.PGPORT = String(await freePort());
@@ -66,19 +67,16 @@ describe('start.sh', { skip }, () => {
   });
 
   function launch(password: string): ChildProcess {
+    const file = fs.openSync(log, 'w');
+    const stdio = ['ignore', file, file] as const;
     const options = {
       env: { ...env, PGPASSWORD: password },
       cwd: home,
       detached: true,
       ...account,
     };
-    const child = spawn('bash', ['start.sh'], options);
-    output = '';
-    for (const stream of [child.stdout, child.stderr]) {
-      stream.on('data', (chunk) => {
-        output += chunk;
-      });
-    }
+    const child = spawn('bash', ['start.sh'], { ...options, stdio: [...stdio] });
+    fs.closeSync(file);
     server = child;
     return child;
   }
@@ -88,7 +86,7 @@ describe('start.sh', { skip }, () => {
     await stop('SIGTERM');
     const child = launch(password);
     await until(() => {
-      assert.equal(child.exitCode, null, output);
+      assert.equal(child.exitCode, null, output());
       return canLogIn(password);
     });
   }
@@ -138,8 +136,8 @@ describe('start.sh', { skip }, () => {
       query('create table if not exists kept as select 42 n');
       await start(password);
       assert.deepEqual([query('select n from kept'), canLogIn('first')], ['42', false]);
-      assert.match(output, /listening on/);
-      assert.ok(!output.includes(password));
+      assert.match(output(), /listening on/);
+      assert.ok(!output().includes(password));
     });
   }
 
@@ -188,7 +186,7 @@ describe('start.sh', { skip }, () => {
       await once(client.stdout, 'data');
       const closed = once(client, 'close');
       assert.equal(await stop(signal), 0);
-      assert.match(output, /received fast shutdown request/);
+      assert.match(output(), /received fast shutdown request/);
       client.stdin.end();
       await closed;
     });
