@@ -13,7 +13,7 @@ import type { Logger } from 'pino';
 import { v5 as uuidv5, v7 as uuidv7 } from 'uuid';
 import { z } from 'zod';
 import { createAuth, makeToken, needsToken } from './lib/auth.ts';
-import { MAX_ARRAY, mediaType, type Rows } from './lib/body.ts';
+import { MAX_ARRAY, mediaType, type Rows, readJson, toRows } from './lib/body.ts';
 import {
   boolean,
   integer,
@@ -30,18 +30,16 @@ import { readCsv } from './lib/csv.ts';
 import { isGrouped, LIST, type Query } from './lib/dialect.ts';
 import { CSV, JSON_TYPE, NDJSON, OBJECT } from './lib/headers.ts';
 import {
+  answerError,
   authenticate,
   type C,
   describe,
   type Env,
   notFound,
-  nothingHere,
   observe,
   preconditions,
   preferred,
-  problems,
   readQuery,
-  readRows,
   refuseAll,
   send,
   sendPage,
@@ -142,11 +140,10 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   /** A page as JSON; all rows, streamed, as CSV or NDJSON. */
   async function list(c: C) {
     const format = typeFor(c, [JSON_TYPE, CSV, NDJSON, OBJECT]);
+    if (format === CSV || format === NDJSON) return listAll(c);
     const query = readQuery(c, resource, LIST);
-    const count = Boolean(preferred(c, 'count'));
-    if (format === CSV || format === NDJSON)
-      return stream(c, format, query, await store.stream(query, { count, format }, c.get('call')));
     const limit = Math.min(query.limit ?? limits.MAX_ROWS, limits.MAX_ROWS);
+    const count = Boolean(preferred(c, 'count'));
     const page = await store.page(query, { limit, count, format }, c.get('call'));
     return sendPage(c, format, query, page);
   }
@@ -174,7 +171,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   async function create(c: C) {
     const query = readQuery(c, resource, ['select', 'columns', 'on_conflict']);
     if (mediaType(c.env.incoming) === CSV) return createFromCsv(c, query);
-    const body = await readRows(c, resource.row, limits.BODY_LIMIT, query.columns);
+    const body = await readBody(c, resource.row, query.columns);
     return createRows(c, query, body, answerOf(c, query, { many: body.many }));
   }
 
@@ -257,7 +254,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   async function mergeMany(c: C) {
     const query = readQuery(c, resource, ['filter', 'select', 'columns']);
     const answer = answerOf(c, query, { silent: true });
-    const { rows, many } = await readRows(c, resource.part, limits.BODY_LIMIT, query.columns);
+    const { rows, many } = await readBody(c, resource.part, query.columns);
     checkKeys(rows, many);
     if (!many) refuseAll(c, query.filters);
     const call = c.get('call');
@@ -292,14 +289,18 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
       ...(most !== undefined && { most: Number(most) }),
       ...preconditions(c),
     };
-    const nothing = wanted ? wanted !== 'representation' : silent || c.get('silent');
+    const nothing = wanted ? wanted !== 'representation' : silent || ofPostgrest(c);
     return nothing ? { ...terms, format: undefined, type: undefined } : { ...terms, type };
+  }
+
+  async function readBody(c: C, schema: z.ZodType<Row>, columns?: string[]): Promise<Rows> {
+    return toRows(await readJson(c.env.incoming, limits.BODY_LIMIT), schema, columns);
   }
 
   /** The one row of a body below a path with a key. */
   async function readRow(c: C, schema: z.ZodType<Row>): Promise<Row> {
     const given = keyOf(c);
-    const { rows, many } = await readRows(c, schema, limits.BODY_LIMIT);
+    const { rows, many } = await readBody(c, schema);
     const [row = {}] = rows;
     if (many) throw unprocessable([{ pointer: '', detail: 'must be an object' }]);
     row[key] ??= given;
@@ -327,13 +328,18 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     throw new Problem(400, '22P02', detail, hint);
   }
 
+  /** Whether this is a path of PostgREST, whose writes answer nothing unless asked. */
+  function ofPostgrest(c: C): boolean {
+    return c.req.path.startsWith(`${limits.BASE_PATH}/rest/v1/`);
+  }
+
   function locationOf(c: C, row: Row = {}): string {
-    return `${limits.BASE_PATH}${c.get('silent') ? '/rest/v1' : ''}/${path}/${row[key]}`;
+    return `${limits.BASE_PATH}${ofPostgrest(c) ? '/rest/v1' : ''}/${path}/${row[key]}`;
   }
 
   /** A key made from Idempotency-Key and caller, so that a repetition finds the row. */
   function idempotencyKey(c: C, many: boolean): string | undefined {
-    const given = c.req.header('idempotency-key');
+    const given = c.env.incoming.headers['idempotency-key'];
     if (given === undefined) return undefined;
     const detail = 'An Idempotency-Key has 1 to 255 characters, for one object.';
     if (!given || given.length > 255 || many) throw new Problem(400, 'PGRST100', detail);
@@ -343,14 +349,9 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   return { list, listAll, read, create, replace, merge, remove, mergeMany, removeMany };
 }
 
-/** The routes of one table. `silent`: a write answers nothing unless asked, as PostgREST does. */
-function routes(rows: Handlers, secured: MiddlewareHandler<Env>, silent: boolean) {
-  const withDefault: MiddlewareHandler<Env> = (c, next) => {
-    c.set('silent', silent);
-    return next();
-  };
+/** The routes of one table. */
+function routes(rows: Handlers, secured: MiddlewareHandler<Env>) {
   return new Hono<Env>()
-    .use(withDefault)
     .get('/', secured, rows.list)
     .post('/', secured, rows.create)
     .patch('/', secured, rows.mergeMany)
@@ -376,10 +377,10 @@ type Opened = ReturnType<typeof connect>;
 
 /** The application; `fetch` answers a request. */
 export function createApp(service: Opened): Hono<Env> {
-  const { config, resources, pool, metrics, authorize, life, log } = service;
-  const { APP_VERSION: version, BASE_PATH: base } = config;
+  const { config, resources, pool, metrics, authorize, life } = service;
+  const { APP_VERSION: version, APP_BRANCH: branch, APP_COMMIT: commit } = config;
+  const { BASE_PATH: base, APP_STACK: stack } = config;
   const name = resources[0]?.path ?? '';
-  const { APP_BRANCH: branch, APP_COMMIT: commit, APP_STACK: stack } = config;
   const about = { name, version, branch, commit, stack };
   const linked = ['docs', 'openapi.json', ...resources.map(({ path }) => path)];
   const links = Object.fromEntries(linked.map((to) => [to, `${base}/${to}`]));
@@ -387,8 +388,8 @@ export function createApp(service: Opened): Hono<Env> {
 
   const root = new Hono<Env>({ strict: false }); // without BASE_PATH, which probes do not know
   const app = root.basePath(base);
-  root.use(observe({ metrics, log, life, config }));
-  root.onError(problems(log)).notFound(notFound(root));
+  root.use(observe(service));
+  root.onError(answerError).notFound(notFound(root));
   root.options('*', describe(root, about));
   for (const prefix of new Set(['', base])) {
     root.get(prefix || '/', describe(root, { ...about, links }));
@@ -405,19 +406,17 @@ export function createApp(service: Opened): Hono<Env> {
   });
   app.get('/docs', (c) => c.html(page(name, base), 200, PAGE_HEADERS));
   app.get('/docs/:file', async (c) => {
-    const file = await pageFile(c.req.param('file'));
-    if (!file) throw nothingHere();
-    return c.body(file.body, 200, file.headers);
+    const { body, headers } = await pageFile(c.req.param('file'));
+    return c.body(body, 200, headers);
   });
 
-  const tables = Object.fromEntries(
-    resources.map((one) => [one.path, handlersFor(one, new Store(one, pool), config)]),
-  );
-  for (const one of resources) documentTable(one, tables[one.path] ?? {});
+  const tables: Record<string, Handlers> = {};
+  for (const one of resources)
+    tables[one.path] = documentTable(one, handlersFor(one, new Store(one, pool), config));
   service.endpoints?.(app, { tables, secured, pool });
   for (const [path, rows] of Object.entries(tables)) {
-    app.route(`/${path}`, routes(rows, secured, false));
-    app.route(`/rest/v1/${path}`, routes(rows, secured, true));
+    const routed = routes(rows, secured);
+    app.route(`/${path}`, routed).route(`/rest/v1/${path}`, routed);
   }
   return root;
 }

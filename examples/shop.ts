@@ -31,15 +31,18 @@ export default [products, orders];
 
 /** How many pieces of each product are still to be sent; `documented` lists it in /docs. */
 export const endpoints: Endpoints = (app, { pool, secured }) => {
-  const answer = { example: [{ product: 'Tea', quantity: 2 }] };
-  const open = documented({ summary: 'Count open orders', tag: 'orders', answer }, async (c: C) => {
-    const rows = await pool.json(
-      sql`select name as product, sum(quantity) as quantity
+  const example = [{ product: 'Tea', quantity: 2 }];
+  const open = documented(
+    { summary: 'Count open orders', tag: 'orders', example },
+    async (c: C) => {
+      const rows = await pool.json(
+        sql`select name as product, sum(quantity) as quantity
           from products join shop_orders on product = products.uuid
           where not fulfilled group by products.uuid order by quantity desc, name`,
-      c.var.call,
-    );
-    return c.json(rows);
-  });
+        c.var.call,
+      );
+      return c.json(rows);
+    },
+  );
   app.get('/orders/open', secured, open);
 };

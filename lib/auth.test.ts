@@ -133,7 +133,7 @@ describe('needsToken()', () => {
   ];
   for (const [AUTH, keyed, reads, writes] of modes)
     test(`AUTH=${AUTH} ${keyed ? 'with' : 'without'} a key`, () => {
-      const options = { AUTH, JWT_SECRET: keyed ? [FIRST] : undefined, JWKS_URL: undefined };
+      const options = { ...OPTIONS, AUTH, JWT_SECRET: keyed ? [FIRST] : undefined };
       assert.deepEqual([needsToken(options, false), needsToken(options, true)], [reads, writes]);
     });
 });

@@ -3,14 +3,14 @@ import { parseArgs } from 'node:util';
 import * as jose from 'jose';
 import type { Logger } from 'pino';
 import { CONNECT_TIMEOUT, type Config } from './config.ts';
-import { Problem, RETRY_AFTER, StartError } from './problem.ts';
+import { Problem, StartError, unavailable } from './problem.ts';
 
 type Caller = { sub: string; scopes: string[]; expires: number };
 const MAX_CALLERS = 1000; // verified tokens that are remembered
 const CLOCK_TOLERANCE = 5; // s
 const ASYMMETRIC = ['RS256', 'ES256', 'EdDSA', 'Ed25519'];
-const COOLDOWN = 30_000; // ms between two fetches of the keys
-const FIRST_COOLDOWN = 1000; // ms, while none was fetched
+const COOLDOWN = 30_000; // ms from keys that were fetched to the next fetch
+const RETRY = 1000; // ms from any fetch to the next
 const MAX_KEY_SET = 2 ** 20; // bytes
 const MAX_KEYS = 100;
 
@@ -23,39 +23,33 @@ type AuthOptions = Pick<
 export type Authorize = (authorization: string | undefined, writes: boolean) => Promise<string>;
 
 export function createAuth(options: AuthOptions, log: Logger): Authorize {
-  const { JWT_SECRET = [], JWKS_URL, JWT_WRITE_SCOPE: scope } = options;
+  const { JWT_SECRET = [], JWKS_URL, JWT_WRITE_SCOPE: scope, JWT_ISSUER, JWT_AUDIENCE } = options;
   const secrets = JWT_SECRET.map((secret) => () => Buffer.from(secret));
-  const keys: jose.JWTVerifyGetKey[] = JWKS_URL ? [remoteKeys(JWKS_URL, log)] : secrets;
-  const checks = checksOf(options);
-  const callers = new Map<string, Caller>();
-  return async (authorization = '', writes) => {
-    if (!needsToken(options, writes)) return '';
-    const known = callers.get(authorization);
-    const isFresh = known && known.expires >= Date.now();
-    const caller = isFresh ? known : await verify(authorization, keys, checks);
-    if (caller !== known && callers.size >= MAX_CALLERS) callers.clear();
-    callers.set(authorization, caller);
-    if (!writes || !scope || caller.scopes.includes(scope)) return caller.sub;
-    const hint = `A write needs a token with the scope ${scope}.`;
-    throw new Problem(403, '42501', 'The token does not allow writes.', hint);
-  };
-}
-
-function checksOf({ JWKS_URL, JWT_ISSUER, JWT_AUDIENCE }: AuthOptions): jose.JWTVerifyOptions {
-  return {
+  const keys = JWKS_URL ? [remoteKeys(JWKS_URL, log)] : secrets;
+  const checks = {
     algorithms: JWKS_URL ? ASYMMETRIC : ['HS256'],
     requiredClaims: ['exp', 'sub'],
     clockTolerance: CLOCK_TOLERANCE,
     ...(JWT_ISSUER && { issuer: JWT_ISSUER }),
     ...(JWT_AUDIENCE && { audience: JWT_AUDIENCE }),
   };
+  const callers = new Map<string, Caller>();
+  return async (authorization = '', writes) => {
+    if (!needsToken(options, writes)) return '';
+    let caller = callers.get(authorization);
+    if (!caller || caller.expires < Date.now()) {
+      caller = await verify(authorization, keys, checks);
+      if (callers.size >= MAX_CALLERS) callers.clear();
+      callers.set(authorization, caller);
+    }
+    if (!writes || !scope || caller.scopes.includes(scope)) return caller.sub;
+    const hint = `A write needs a token with the scope ${scope}.`;
+    throw new Problem(403, '42501', 'The token does not allow writes.', hint);
+  };
 }
 
 /** Whether a read, or a write, needs a token. */
-export function needsToken(
-  { AUTH, JWT_SECRET, JWKS_URL }: Pick<AuthOptions, 'AUTH' | 'JWT_SECRET' | 'JWKS_URL'>,
-  writes: boolean,
-): boolean {
+export function needsToken({ AUTH, JWT_SECRET, JWKS_URL }: AuthOptions, writes: boolean): boolean {
   const mode = AUTH ?? (JWT_SECRET || JWKS_URL ? 'all' : 'none');
   return mode === 'all' || (mode === 'write' && writes);
 }
@@ -67,53 +61,40 @@ async function verify(
   checks: jose.JWTVerifyOptions,
 ): Promise<Caller> {
   const token = /^Bearer +([\w.~+/=-]+)$/i.exec(authorization)?.[1];
-  if (!token) throw unauthorized('PGRST302');
+  if (!token) throw unauthorized('PGRST302', 'A token is required');
   const tries = keys.map((key) => jose.jwtVerify(token, key, checks));
   const { payload } = await Promise.any(tries).catch(({ errors }: AggregateError) => {
     const expired = errors.some((error) => error instanceof jose.errors.JWTExpired);
     const problem = errors.find((error) => error instanceof Problem);
-    throw problem ?? unauthorized(expired ? 'PGRST303' : 'PGRST301');
+    throw problem ?? (expired ? unauthorized('PGRST303', 'JWT expired') : unauthorized());
   });
   const { sub, exp, scope } = payload as Record<string, unknown>;
-  if (typeof sub !== 'string' || sub === '') throw unauthorized('PGRST301');
+  if (typeof sub !== 'string' || sub === '') throw unauthorized();
   const expires = (Number(exp) + CLOCK_TOLERANCE) * 1000;
   return { sub, scopes: String(scope ?? '').split(' '), expires };
 }
 
-const REFUSED = {
-  PGRST301: 'JWT invalid',
-  PGRST302: 'A token is required',
-  PGRST303: 'JWT expired',
-};
-
 /** RFC 6750, 3: an error is named only for a request that had a token. */
-function unauthorized(code: keyof typeof REFUSED): Problem {
-  const detail = REFUSED[code];
+function unauthorized(code = 'PGRST301', detail = 'JWT invalid'): Problem {
   const why = code === 'PGRST302' ? '' : ` error="invalid_token", error_description="${detail}"`;
   const headers = { 'WWW-Authenticate': `Bearer realm="api"${why}` };
   return new Problem(401, code, detail, 'Send "Authorization: Bearer <token>".', { headers });
 }
 
-/** Keys that serve on while their source is unavailable, fetched at most once per cooldown. */
+/** Keys that serve on while their source is unavailable. */
 function remoteKeys(url: string, log: Logger): jose.JWTVerifyGetKey {
   let next = 0;
-  let fetched = false;
   const fetchKeys: jose.FetchImplementation = async (href, init) => {
-    const failure = 'The keys for tokens are not available.';
-    const problem = new Problem(503, 'PGRST300', failure, 'Try again.', RETRY_AFTER);
+    const problem = unavailable('The keys for tokens are not available.', 'PGRST300');
     if (Date.now() < next) throw problem;
-    next = Date.now() + (fetched ? COOLDOWN : FIRST_COOLDOWN);
-    try {
-      const keys = await fetchKeySet(href, init as RequestInit);
-      fetched = true;
-      return keys;
-    } catch (error) {
+    next = Date.now() + RETRY;
+    return fetchKeySet(href, init as RequestInit).catch((error) => {
       log.warn({ error: String(error) }, 'JWKS_URL failed');
       throw problem;
-    }
+    });
   };
   return jose.createRemoteJWKSet(new URL(url), {
-    cacheMaxAge: Number.POSITIVE_INFINITY,
+    cacheMaxAge: Infinity,
     cooldownDuration: COOLDOWN,
     timeoutDuration: CONNECT_TIMEOUT,
     [jose.customFetch]: fetchKeys,
@@ -132,9 +113,8 @@ async function fetchKeySet(href: string, init: RequestInit): Promise<Response> {
     chunks.push(chunk);
   }
   const text = Buffer.concat(chunks).toString();
-  const { keys } = JSON.parse(text) as { keys?: unknown[] };
-  const count = Array.isArray(keys) ? keys.length : 0;
-  if (count < 1 || count > MAX_KEYS) throw new Error(`${count} keys, expected 1 to ${MAX_KEYS}`);
+  const { length } = JSON.parse(text).keys;
+  if (!(length > 0 && length <= MAX_KEYS)) throw new Error(`${length} keys, not 1 to ${MAX_KEYS}`);
   return new Response(text, { status: 200 });
 }
 
@@ -146,12 +126,7 @@ export async function makeToken(config: AuthOptions, args: string[]): Promise<st
   if (!secret) throw new StartError('JWT_SECRET is needed to sign a token');
   const options = { sub: TEXT, scope: TEXT, expires: TEXT };
   const { sub = 'me', scope, expires = '1h' } = parseArgs({ args, options }).values;
-  const claims = {
-    sub,
-    ...(JWT_ISSUER && { iss: JWT_ISSUER }),
-    ...(JWT_AUDIENCE && { aud: JWT_AUDIENCE }),
-    ...(scope && { scope }),
-  };
+  const claims = { sub, scope, iss: JWT_ISSUER, aud: JWT_AUDIENCE } as jose.JWTPayload;
   const token = new jose.SignJWT(claims).setProtectedHeader({ alg: 'HS256' });
   return token.setIssuedAt().setExpirationTime(expires).sign(Buffer.from(secret));
 }

@@ -4,20 +4,19 @@ import { Readable } from 'node:stream';
 import { describe, test } from 'node:test';
 import { Hono } from 'hono';
 import type { Logger } from 'pino';
+import { readJson, toRows } from './body.ts';
 import { boolean, number, resource } from './columns.ts';
 import { LIST } from './dialect.ts';
 import { CSV, JSON_TYPE } from './headers.ts';
 import {
+  answerError,
   authenticate,
   describe as describeService,
   type Env,
   notFound,
   observe,
   preferred,
-  problems,
   readQuery,
-  readRows,
-  sendJson,
   sendPage,
   typeFor,
 } from './http.ts';
@@ -41,7 +40,7 @@ const life = { prepared: true, stopping: false };
 const app = new Hono<Env>({ strict: false });
 const secured = authenticate(async (authorization = '') => authorization, life);
 app.use(observe({ metrics, log, life, config: { CORS_ORIGIN: ['https://shop.example'] } }));
-app.onError(problems(log)).notFound(notFound(app));
+app.onError(answerError).notFound(notFound(app));
 app.options('*', describeService(app, { name: 'things' }));
 app.get('/things', secured, (c) => {
   const query = readQuery(c, things, LIST);
@@ -51,8 +50,8 @@ app.get('/things', secured, (c) => {
 });
 for (const method of ['POST', 'PATCH', 'PUT'])
   app.on(method, '/things', secured, async (c) => {
-    const { rows } = await readRows(c, things.part, 1000);
-    return sendJson(c, { rows, sub: c.var.call.sub });
+    const { rows } = toRows(await readJson(c.env.incoming, 1000), things.part);
+    return c.json({ rows, sub: c.var.call.sub });
   });
 app.get('/things/:key', secured, (c) => {
   preferred(c, 'return');
@@ -247,7 +246,7 @@ describe('a page', () => {
   ];
   for (const [query, range, offset, limit] of ranges)
     test(`?${query} and Range: ${range} are intersected`, () => {
-      const c = { env: { incoming: { url: `/?${query}` } }, req: { header: () => range } };
+      const c = { env: { incoming: { url: `/?${query}`, headers: { range } } } };
       const found = readQuery(c as never, things, LIST);
       assert.deepEqual([found.offset, found.limit], [offset, limit]);
     });

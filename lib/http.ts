@@ -1,28 +1,16 @@
 /** HTTP for the endpoints: what happens around each request, and how they read and answer it. */
 import { randomUUID } from 'node:crypto';
-import { pipeline, Readable } from 'node:stream';
+import { pipeline } from 'node:stream';
 import type { HttpBindings } from '@hono/node-server';
 import { RESPONSE_ALREADY_SENT } from '@hono/node-server/utils/response';
-import type {
-  Context,
-  ErrorHandler,
-  Handler,
-  Hono,
-  MiddlewareHandler,
-  NotFoundHandler,
-} from 'hono';
+import type { Context, Hono, MiddlewareHandler } from 'hono';
 import { matchedRoutes } from 'hono/route';
 import type { Logger } from 'pino';
-import type { z } from 'zod';
 import type { Authorize } from './auth.ts';
-import { type Rows, readJson, toRows } from './body.ts';
-import type { Resource, Row } from './columns.ts';
+import type { Resource } from './columns.ts';
 import type { Config } from './config.ts';
 import { type Parameter, parseQuery, type Query } from './dialect.ts';
 import {
-  CSV,
-  JSON_TYPE,
-  MERGE_PATCH,
   negotiate,
   OBJECT,
   type Preferences,
@@ -35,6 +23,7 @@ import { type Call, ownCall } from './pool.ts';
 import {
   clientLeft,
   codeOf,
+  nothingHere,
   notOne,
   Problem,
   pastEnd,
@@ -49,62 +38,52 @@ import { type Life, MAX_HEAD } from './server.ts';
 import type { Preconditions } from './statements.ts';
 import type { Batches, Written } from './store.ts';
 
-/** What Hono's context has here: Node's request and response, and what the middleware sets. */
-export type Env = {
-  Bindings: HttpBindings;
-  Variables: {
-    /** X-Request-Id of the answer. */
-    id: string;
-    /** When the request arrived, in ms of performance.now(). */
-    started: number;
-    /** The caller, for the store. */
-    call: Call;
-    /** The known preferences of the Prefer header, and those that the answer honours. */
-    prefer: Preferences;
-    applied: Set<string>;
-    /** Whether a write is answered with nothing unless asked, as PostgREST does. */
-    silent: boolean;
-    /** Whether the answer has the headers of every answer. */
-    complete: boolean;
-    life: Life;
-    origins: string[];
-  };
-};
+/** What Hono's context has here: Node's request and response, and what observe() sets. */
+export type Env = { Bindings: HttpBindings; Variables: { call: Call; state: State } };
 export type C = Context<Env>;
 type Headers = Record<string, string>;
 
+/** A request in the service. */
+type State = {
+  service: Observers;
+  id: string; // X-Request-Id of the answer
+  started: number; // ms of performance.now()
+  prefer: Preferences; // those of the request
+  applied: Set<string>; // those that the answer honours
+  complete: boolean; // whether the answer has the headers of every answer
+};
+
 const MAX_LINK = 4096; // bytes; fetch() of Node refuses an answer whose head has 16 KiB
-export const METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'];
+const METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE'];
 
 // --- Around each request ----------------------------------------------------------
 
 type Observers = { metrics: Metrics; log: Logger; life: Life; config: Pick<Config, 'CORS_ORIGIN'> };
 
 /** Gives a request its id; afterwards counts it and adds the headers of every answer. */
-export function observe({ metrics, log, life, config }: Observers): MiddlewareHandler<Env> {
+export function observe(service: Observers): MiddlewareHandler<Env> {
+  const { metrics, log } = service;
   return async (c, next) => {
     const { incoming, outgoing } = c.env;
-    const given = c.req.header('x-request-id');
-    c.set('id', given && /^[\w.:/+=-]{1,128}$/.test(given) ? given : randomUUID());
-    c.set('started', performance.now());
-    c.set('call', { ...ownCall(), outgoing });
-    c.set('prefer', {});
-    c.set('applied', new Set());
-    c.set('life', life);
-    c.set('origins', config.CORS_ORIGIN);
     const { url = '', rawHeaders, headers, httpVersion } = incoming;
+    const given = String(headers['x-request-id']);
+    const id = headers['x-request-id'] && /^[\w.:/+=-]{1,128}$/.test(given) ? given : randomUUID();
+    const started = performance.now();
+    const state = { service, id, started, prefer: {}, applied: new Set<string>(), complete: false };
+    c.set('state', state);
+    c.set('call', { ...ownCall(), outgoing });
     if (httpVersion === '1.1' && !headers.host)
       throw new Problem(400, 'PGRST100', 'The Host is missing.');
     const bytes = rawHeaders.reduce((sum, part) => sum + part.length, 0);
     if (url.length > MAX_HEAD) throw new Problem(414, 'PGRST100', 'The URI is too long.');
     if (bytes > MAX_HEAD) throw new Problem(431, 'PGRST100', 'The header is too large.');
     await next();
-    const ms = performance.now() - c.get('started');
+    const ms = performance.now() - started;
     const { status } = c.res === RESPONSE_ALREADY_SENT ? { status: 200 } : c.res;
     metrics.observe(c.req.method, routeOf(c), status, ms);
     if (log.isLevelEnabled('debug'))
-      log.debug({ id: c.get('id'), method: c.req.method, url, status, ms }, 'answered');
-    if (c.get('complete')) return;
+      log.debug({ id, method: c.req.method, url, status, ms }, 'answered');
+    if (state.complete) return;
     for (const [name, value] of Object.entries(standing(c))) c.res.headers.set(name, value);
   };
 }
@@ -117,7 +96,7 @@ function routeOf(c: C): string {
 const CORS = {
   'Access-Control-Expose-Headers':
     'Content-Range, ETag, Link, Location, Preference-Applied, X-Request-Id',
-  'Access-Control-Allow-Methods': METHODS.join(', '),
+  'Access-Control-Allow-Methods': [...METHODS, 'OPTIONS'].join(', '),
   'Access-Control-Allow-Headers':
     'Authorization, Content-Type, Prefer, Range, Range-Unit, If-Match, If-None-Match, ' +
     'Idempotency-Key, Accept-Profile, Content-Profile, apikey, x-client-info, x-retry-count, ' +
@@ -127,18 +106,18 @@ const CORS = {
 
 /** The headers of every answer. */
 function standing(c: C): Headers {
-  const [call, applied, origins] = [c.get('call'), c.get('applied'), c.get('origins')];
-  const ms = performance.now() - c.get('started');
+  const { service, id, started, applied } = c.get('state');
+  const ms = performance.now() - started;
   const headers: Headers = {
-    'X-Request-Id': c.get('id'),
-    'Server-Timing': `db;dur=${call.ms.toFixed(1)}, total;dur=${ms.toFixed(1)}`,
+    'X-Request-Id': id,
+    'Server-Timing': `db;dur=${c.get('call').ms.toFixed(1)}, total;dur=${ms.toFixed(1)}`,
   };
   const { origin } = c.env.incoming.headers;
-  const allowed = origin && origins.find((one) => one === '*' || one === origin);
+  const allowed = service.config.CORS_ORIGIN.find((one) => one === '*' || one === origin);
   if (origin) headers.Vary = 'Origin';
-  if (allowed) Object.assign(headers, CORS, { 'Access-Control-Allow-Origin': allowed });
+  if (origin && allowed) Object.assign(headers, CORS, { 'Access-Control-Allow-Origin': allowed });
   if (applied.size > 0) headers['Preference-Applied'] = [...applied].join(', ');
-  if (c.get('life').stopping) headers.Connection = 'close';
+  if (service.life.stopping) headers.Connection = 'close';
   return headers;
 }
 
@@ -151,42 +130,41 @@ export function authenticate(authorize: Authorize, life?: Life): MiddlewareHandl
     if (profile !== 'public')
       throw new Problem(406, 'PGRST106', 'Invalid schema', 'The only schema is public.');
     const { authorization, prefer } = headers;
-    if (authorization && incoming.headersDistinct.authorization?.length !== 1)
-      // made when read
-      throw new Problem(400, 'PGRST100', 'There is more than one Authorization header.');
+    const isOnce = !authorization || incoming.headersDistinct.authorization?.length === 1;
+    if (!isOnce) throw new Problem(400, 'PGRST100', 'There is more than one Authorization header.');
     const writes = !['GET', 'HEAD'].includes(c.req.method);
     c.get('call').sub = await authorize(authorization, writes);
     if (life && !life.prepared) throw unavailable();
-    if (prefer) c.set('prefer', parsePrefer(String(prefer)));
+    if (prefer) c.get('state').prefer = parsePrefer(String(prefer));
     preferred(c, 'handling');
     await next();
   };
 }
 
-/** A preference of the request. Whoever reads it honours it: Preference-Applied lists it. */
+/** A preference of the request, which the answer then names in Preference-Applied. */
 export function preferred(c: C, name: string): string | undefined {
-  const value = c.get('prefer')[name];
-  if (value !== undefined) c.get('applied').add(`${name}=${value}`);
+  const { prefer, applied } = c.get('state');
+  const value = prefer[name];
+  if (value !== undefined) applied.add(`${name}=${value}`);
   return value;
 }
 
 /** Answers an error as a problem; the log has what a problem does not say. */
-export function problems(log: Logger): ErrorHandler<Env> {
-  return (error, c) => {
-    const found = toProblem(error);
-    const problem = c.env.outgoing.destroyed && found.status !== 500 ? clientLeft() : found;
-    const code = codeOf(error);
-    const line = { id: c.get('id'), code, ...(UNDECLARED.test(code) && { error: error.message }) };
-    const stack = error.stack?.replace(error.message, '');
-    if (problem.status === 500) log.error({ ...line, stack }, 'failed');
-    else if (problem.status > 500) log.warn(line, 'failed');
-    return sendProblem(c, problem);
-  };
+export function answerError(error: Error, c: C): Response {
+  const { id, service } = c.get('state');
+  const found = toProblem(error);
+  const problem = c.env.outgoing.destroyed && found.status !== 500 ? clientLeft() : found;
+  const code = codeOf(error);
+  const line = { id, code, ...(UNDECLARED.test(code) && { error: error.message }) };
+  const stack = error.stack?.replace(error.message, '');
+  if (problem.status === 500) service.log.error({ ...line, stack }, 'failed');
+  else if (problem.status > 500) service.log.warn(line, 'failed');
+  return sendProblem(c, problem);
 }
 
 function sendProblem(c: C, problem: Problem): Response {
   const { status, headers, body } = problemAnswer(problem);
-  c.get('applied').clear();
+  c.get('state').applied.clear();
   return send(c, status, body, headers);
 }
 
@@ -194,15 +172,14 @@ function sendProblem(c: C, problem: Problem): Response {
 function methodsAt(app: Hono<Env>, path: string): string[] {
   const found = METHODS.filter((method) => {
     const as = method.replace('HEAD', 'GET');
-    const [matched] = app.router.match(as, path);
-    return as !== 'OPTIONS' && matched.some(([[, route]]) => route.method === as);
+    return app.router.match(as, path)[0].some(([[, route]]) => route.method === as);
   });
   return found.length > 0 ? [...found, 'OPTIONS'] : [];
 }
 
 /** 405 for a path that has other methods, else 404 with PostgREST's code. */
-export function notFound(app: Hono<Env>): NotFoundHandler<Env> {
-  return (c) => sendProblem(c, missing(c, methodsAt(app, c.req.path).join(', ')));
+export function notFound(app: Hono<Env>) {
+  return (c: C) => sendProblem(c, missing(c, methodsAt(app, c.req.path).join(', ')));
 }
 
 function missing({ req, env }: C, Allow: string): Problem {
@@ -215,18 +192,13 @@ function missing({ req, env }: C, Allow: string): Problem {
   return nothingHere(['PGRST126', 'PGRST202', 'PGRST205'][known]);
 }
 
-export function nothingHere(code = 'PGRST125'): Problem {
-  const hint = 'GET /openapi.json lists the paths.';
-  return new Problem(404, code, 'There is nothing at this path.', hint);
-}
-
 /** Which service this is, and the methods of the path; a CORS preflight gets headers only. */
-export function describe(app: Hono<Env>, about: object): Handler<Env> {
-  return (c) => {
+export function describe(app: Hono<Env>, about: object) {
+  return (c: C) => {
     const methods = methodsAt(app, c.req.path);
     const headers = { Allow: methods.join(', ') || 'OPTIONS' };
     if (c.req.header('access-control-request-method')) return send(c, 204, null, headers);
-    return sendJson(c, { ...about, uri: c.env.incoming.url, methods }, headers);
+    return c.json({ ...about, uri: c.env.incoming.url, methods }, 200, headers);
   };
 }
 
@@ -235,7 +207,7 @@ export function describe(app: Hono<Env>, about: object): Handler<Env> {
 /** The query string with Range; refuses parameters that are not in `allowed`. */
 export function readQuery(c: C, resource: Resource, allowed: Parameter[]): Query {
   const query = parseQuery(resource, parametersOf(c), allowed);
-  const range = allowed.includes('limit') && parseRange(c.req.header('range'));
+  const range = allowed.includes('limit') && parseRange(c.env.incoming.headers.range);
   if (!range) return query;
   const offset = Math.max(range.from, query.offset);
   const ends = [query.offset + (query.limit ?? Infinity), (range.to ?? Infinity) + 1];
@@ -245,18 +217,6 @@ export function readQuery(c: C, resource: Resource, allowed: Parameter[]): Query
 
 function parametersOf({ env }: C): URLSearchParams {
   return new URLSearchParams(/\?(.*)/s.exec(env.incoming.url ?? '')?.[1]);
-}
-
-/** The rows of the body, valid. Throws 400, 413, 415, 422. */
-export async function readRows(
-  c: C,
-  schema: z.ZodType<Row>,
-  limit: number,
-  columns?: string[],
-): Promise<Rows> {
-  const more = { PATCH: MERGE_PATCH, POST: CSV }[c.req.method];
-  const types = more ? [JSON_TYPE, more] : [JSON_TYPE];
-  return toRows(await readJson(c.env.incoming, types, limit), schema, columns);
 }
 
 /** The media type of the answer. Throws 406. */
@@ -272,7 +232,7 @@ export function preconditions(c: C): Preconditions {
 
 /** Refuses a write without a filter, so that nobody empties a table by accident. */
 export function refuseAll(c: C, filters: unknown[]): void {
-  const { handling, 'max-affected': most } = c.get('prefer');
+  const { handling, 'max-affected': most } = c.get('state').prefer;
   if (filters.length > 0 || (most && handling === 'strict')) return;
   const hint = 'Add a filter, or "Prefer: handling=strict, max-affected=N" to mean all rows.';
   throw new Problem(400, '21000', 'Without a filter this would change every row.', hint);
@@ -280,16 +240,11 @@ export function refuseAll(c: C, filters: unknown[]): void {
 
 // --- Answering --------------------------------------------------------------------
 
-export function send(
-  c: C,
-  status: number,
-  body: string | Buffer | null,
-  headers: Headers = {},
-): Response {
-  c.set('complete', true);
+export function send(c: C, status: number, body: string | null, headers: Headers = {}): Response {
+  c.get('state').complete = true;
   const length = body === null ? {} : { 'Content-Length': String(Buffer.byteLength(body)) };
   const all = { ...headers, ...standing(c), ...length };
-  return new Response(body as BodyInit | null, { status, headers: all });
+  return new Response(body, { status, headers: all });
 }
 
 /** The entity tag of a row. */
@@ -297,16 +252,11 @@ export function tag({ version }: { version: string }): { ETag: string } {
   return { ETag: `"${version}"` };
 }
 
-/** An answer as JSON. */
-export function sendJson(c: C, value: unknown, headers: Headers = {}): Response {
-  return send(c, 200, JSON.stringify(value), { 'Content-Type': JSON_TYPE, ...headers });
-}
-
 /** A page with its Content-Range and a link to the next. Throws 406, or 416 past the end. */
 export function sendPage(c: C, type: string, { offset }: Query, page: Page): Response {
   const { rows, body } = page;
   if (type === OBJECT && rows !== 1) throw notOne(rows);
-  const { status, headers } = rangeOf(offset, page);
+  const { status, headers } = rangeOf(offset, rows, page.total);
   const link = page.more ? linkToNext(c, offset, page) : '';
   if (link && link.length <= MAX_LINK) headers.Link = link;
   headers['Content-Type'] = type;
@@ -314,11 +264,10 @@ export function sendPage(c: C, type: string, { offset }: Query, page: Page): Res
 }
 
 /** Content-Range as far as the numbers are known, and 206 for a part of what was counted. */
-function rangeOf(offset: number, { rows, total }: { rows?: number; total?: number }) {
+function rangeOf(offset: number, rows?: number, total?: number) {
   if (total !== undefined && offset > total) throw pastEnd(offset, total);
-  const headers: Headers = {};
-  const range = rows ? `${offset}-${offset + rows - 1}` : '*';
-  if (rows !== undefined) headers['Content-Range'] = `${range}/${total ?? '*'}`;
+  const range = `${rows ? `${offset}-${offset + rows - 1}` : '*'}/${total ?? '*'}`;
+  const headers: Headers = rows === undefined ? {} : { 'Content-Range': range };
   return { headers, status: total !== undefined && Number(rows) < total ? 206 : 200 };
 }
 
@@ -331,13 +280,8 @@ function linkToNext(c: C, offset: number, { next, rows }: Page): string {
 }
 
 /** The answer of a write: its rows, or nothing without a type. */
-export function sendWritten(
-  c: C,
-  status: number,
-  { rows, body }: Written,
-  type: string | undefined,
-  own: Headers = {},
-): Response {
+export function sendWritten(c: C, status: number, made: Written, type?: string, own: Headers = {}) {
+  const { rows, body } = made;
   const headers: Headers = { ...own };
   const range = c.req.method === 'PATCH' && rows > 0 ? `0-${rows - 1}` : '*';
   if (!c.req.param('key'))
@@ -348,28 +292,25 @@ export function sendWritten(
 
 /** All rows of a list as one body. What fails before the first batch is answered as a problem. */
 export function stream(c: C, type: Format, { offset, limit }: Query, batches: Batches): Response {
-  const { first, rest, total } = batches;
+  const { total } = batches;
   const counted =
     total === undefined ? undefined : Math.min(Math.max(total - offset, 0), limit ?? Infinity);
-  const rows = batches.rows ?? counted;
-  const known = { ...(rows !== undefined && { rows }), ...(total !== undefined && { total }) };
-  const { status, headers } = rangeOf(offset, known);
+  const { status, headers } = rangeOf(offset, batches.rows ?? counted, total);
   headers['Content-Type'] = /^text|ndjson/.test(type) ? `${type}; charset=utf-8` : type;
   const { outgoing } = c.env;
   if (c.req.method === 'HEAD' || outgoing.destroyed) {
     batches.close();
     return send(c, status, null, headers);
   }
-  const [open, separator, close] = AROUND[type];
-  const body = Readable.from(
-    (async function* () {
-      yield open + first.join(separator);
-      for await (const batch of rest) yield separator + batch.join(separator);
-      if (open || first.length > 0) yield close;
-    })(),
-  );
-  c.set('complete', true);
+  c.get('state').complete = true;
   outgoing.writeHead(status, { ...standing(c), ...headers });
-  pipeline(body, outgoing, batches.close); // an error breaks the answer off: so a client sees it
+  pipeline(textOf(type, batches), outgoing, batches.close); // an error closes the connection
   return RESPONSE_ALREADY_SENT;
+}
+
+async function* textOf(type: Format, { first, rest }: Batches) {
+  const [open, separator, close] = AROUND[type];
+  yield open + first.join(separator);
+  for await (const batch of rest) yield separator + batch.join(separator);
+  if (open || first.length > 0) yield close;
 }

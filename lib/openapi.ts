@@ -3,34 +3,26 @@ import { readFile } from 'node:fs/promises';
 import { STATUS_CODES } from 'node:http';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
-import { type Resource, typeOf } from './columns.ts';
+import { type Resource, typeOf, uuid } from './columns.ts';
 import { isFor, LIST, OPERATORS } from './dialect.ts';
 import { CSV, JSON_TYPE, MERGE_PATCH, NDJSON, OBJECT } from './headers.ts';
-import { noRow, problemAnswer } from './problem.ts';
+import { noRow, nothingHere, problemAnswer } from './problem.ts';
 import { csvLine } from './rows.ts';
 import { toText } from './sql.ts';
 
-/** What the document says of a handler. */
+/** What the document says of a handler. Bodies and answers are by media type. */
 export type Operation = {
   summary: string;
   description?: string;
-  /** The group on the page. */
-  tag?: string;
-  /** Names of query parameters and, with a capital, of headers; `filter` is one for each column. */
-  parameters?: string[];
-  /** The request body by media type. */
-  body?: Content;
-  /** Statuses of success, the first one usual. */
-  statuses?: number[];
-  /** The answer by media type, or an example of a JSON answer. */
-  answer?: Content | { example: unknown };
-  /** Whether AUTH decides who may; true for the routes of a table. */
-  secured?: boolean;
+  tag?: string; // the group on the page
+  parameters?: string[]; // of the query and, with a capital, headers; `filter` is each column
+  body?: Content | undefined;
+  statuses?: number[]; // of success, the first one usual
+  answer?: Content | undefined;
+  example?: unknown; // of a JSON answer
+  secured?: boolean; // whether AUTH decides who may
 };
 type Content = Record<string, object>;
-
-/** A route as Hono lists it in `app.routes`. */
-type Route = { method: string; path: string; handler: unknown };
 
 const operations = new WeakMap<object, Operation>();
 
@@ -42,17 +34,14 @@ export function documented<H extends object>(operation: Operation, handler: H): 
 
 /** The routes of the service itself, by path. */
 const SERVICE: Record<string, Operation> = {
-  '/': { summary: 'Name, version and paths of the service', answer: { [JSON_TYPE]: {} } },
-  '/hello': { summary: 'Answer ok', answer: { example: { message: 'ok' } } },
-  '/zero': { summary: 'Answer an empty text', answer: { example: { '0': '' } } },
-  '/healthz': { summary: 'Whether the process answers', answer: { example: { status: 'alive' } } },
-  '/readyz': { summary: 'Whether requests are served', answer: { example: { status: 'ready' } } },
-  '/healthz/database': {
-    summary: 'Whether the database answers',
-    answer: { example: { status: 'ready' } },
-  },
+  '/': { summary: 'Name, version and paths of the service' },
+  '/hello': { summary: 'Answer ok', example: { message: 'ok' } },
+  '/zero': { summary: 'Answer an empty text', example: { '0': '' } },
+  '/healthz': { summary: 'Whether the process answers', example: { status: 'alive' } },
+  '/readyz': { summary: 'Whether requests are served', example: { status: 'ready' } },
+  '/healthz/database': { summary: 'Whether the database answers', example: { status: 'ready' } },
   '/metrics': { summary: 'Metrics for Prometheus', answer: { 'text/plain': {} }, secured: true },
-  '/openapi.json': { summary: 'This document', answer: { [JSON_TYPE]: {} } },
+  '/openapi.json': { summary: 'This document' },
   '/docs': { summary: 'This document as a page', answer: { 'text/html': {} } },
   '/docs/{file}': { summary: 'A file of the page', answer: { 'text/*': {} } },
 };
@@ -60,13 +49,9 @@ const SERVICE: Record<string, Operation> = {
 // --- The operations of a table ----------------------------------------------------
 
 const PAGE = [...LIST, 'Prefer'];
-const OF_ROW: Pick<TableOperation, 'parameters' | 'answer'> = {
-  parameters: ['If-Match', 'If-None-Match', 'Prefer'],
-  answer: 'row',
-};
 
-/** The handlers of a table; `body` and `answer` name contents. */
-const OPERATIONS: Record<string, TableOperation> = {
+/** The handlers of a table, where they differ from DEFAULTS. */
+const OPERATIONS: Record<string, Operation> = {
   list: {
     summary: 'List rows',
     description:
@@ -74,105 +59,72 @@ const OPERATIONS: Record<string, TableOperation> = {
       'With aggregates in `select`, such as `count()`, one row for each group.',
     parameters: [...PAGE, 'Range', 'Range-Unit'],
     statuses: [200, 206],
-    answer: 'list',
   },
-  listAll: {
-    summary: 'Stream all rows',
-    description: 'All rows that pass the filters, without pages.',
-    parameters: PAGE,
-    answer: 'all',
-  },
+  listAll: { summary: 'Stream all rows, without pages', parameters: PAGE, statuses: [200] },
   create: {
     summary: 'Create rows',
     description:
       'One row of an object; all rows of an array or of CSV, or none when one is refused. ' +
       '`Prefer: resolution=merge-duplicates` replaces rows whose key exists.',
     parameters: ['select', 'columns', 'on_conflict', 'Idempotency-Key', 'Prefer'],
-    body: 'created',
     statuses: [201, 200],
-    answer: 'written',
   },
   mergeMany: {
     summary: 'Change the rows that pass the filters',
     description: 'Sets the members of the body; each element of an array has the key of its row.',
     parameters: ['filter', 'select', 'columns', 'Prefer'],
-    body: 'parts',
-    statuses: [200, 204],
-    answer: 'written',
   },
   removeMany: {
     summary: 'Delete the rows that pass the filters',
-    description: 'Refused without a filter.',
     parameters: ['filter', 'select', 'Prefer'],
-    statuses: [200, 204],
-    answer: 'written',
   },
-  read: {
-    summary: 'Read a row',
-    description: 'A later write with its ETag as If-Match changes only this version.',
-    statuses: [200, 304],
-    ...OF_ROW,
-  },
-  replace: {
-    summary: 'Replace a row, or create it',
-    description: 'The body is the whole row; `If-None-Match: *` only creates.',
-    body: 'whole',
-    statuses: [200, 201, 204],
-    ...OF_ROW,
-  },
-  merge: {
-    summary: 'Change a row',
-    description: 'Sets the members of the body (JSON merge patch, RFC 7396).',
-    body: 'part',
-    statuses: [200, 204],
-    ...OF_ROW,
-  },
-  remove: {
-    summary: 'Delete a row',
-    description: 'The answer has the row with `Prefer: return=representation`.',
-    statuses: [200, 204],
-    ...OF_ROW,
-  },
+  read: { summary: 'Read a row', statuses: [200, 304] },
+  replace: { summary: 'Replace a row, or create it', statuses: [200, 201, 204] },
+  merge: { summary: 'Set members of a row (JSON merge patch, RFC 7396)' },
+  remove: { summary: 'Delete a row' },
 };
-type Contents = keyof ReturnType<typeof contentsOf>;
-type TableOperation = Omit<Operation, 'body' | 'answer'> & { body?: Contents; answer: Contents };
+const DEFAULTS = {
+  parameters: ['If-Match', 'If-None-Match', 'Prefer'],
+  statuses: [200, 204],
+  secured: true,
+};
 
-/** Lists the handlers of a table in the document. */
-export function documentTable(resource: Resource, handlers: Record<string, object>): void {
-  const contents = contentsOf(resource);
-  for (const [name, handler] of Object.entries(handlers)) {
-    if (!OPERATIONS[name]) continue;
-    const { body, answer, ...operation } = OPERATIONS[name];
-    const shown = { answer: contents[answer], ...(body && { body: contents[body] }) };
-    documented({ tag: resource.path, secured: true, ...operation, ...shown }, handler);
-  }
-}
-
-/** Bodies and answers of a table by media type. */
-function contentsOf({ path, key, settable, example }: Resource) {
+/** Lists the handlers of a table in the document; returns them. */
+export function documentTable<H extends object>(resource: Resource, handlers: H): H {
+  const { path, settable, example } = resource;
   const values = Object.fromEntries(settable.map((name) => [name, example[name]]));
   const schemaOf = (name: string) => reference(`schemas/${path}.${name}`);
   const arrayOf = (name: string) => ({ type: 'array', items: schemaOf(name) });
   const oneOrMany = (name: string) => ({ anyOf: [schemaOf(name), arrayOf(name)] });
   const csv = [Object.keys(values), Object.values(values).map(toText)].map(csvLine).join('\n');
   const lines = { [CSV]: { schema: STRING, example: csv }, [NDJSON]: { schema: STRING } };
-  const list = { [JSON_TYPE]: { schema: arrayOf('Selected'), example: [example] } };
+  const list = { [JSON_TYPE]: { schema: arrayOf('Selected'), example: [example] }, ...lines };
   const selected = { [OBJECT]: { schema: schemaOf('Selected'), example } };
+  const answer = { schema: oneOrMany('Selected'), example: [example] };
+  const written = { [JSON_TYPE]: answer, ...lines, ...selected };
   const row = { schema: schemaOf('Row'), example };
-  const whole = { schema: schemaOf('NewRow'), example: { [key]: example[key], ...values } };
   const part = { schema: schemaOf('Part'), example: values };
   const parts = { schema: oneOrMany('Part'), example: values };
   const examples = { one: { value: values }, many: { value: [values] } };
-  return {
-    list: { ...list, ...selected, ...lines },
-    all: { ...list, ...lines },
-    row: { [JSON_TYPE]: row, [OBJECT]: row },
-    written: { [JSON_TYPE]: { schema: oneOrMany('Selected'), example: [example] }, ...selected },
-    created: { [JSON_TYPE]: { schema: oneOrMany('NewRow'), examples }, [CSV]: lines[CSV] },
-    whole: { [JSON_TYPE]: whole },
-    part: { [JSON_TYPE]: part, [MERGE_PATCH]: part },
-    parts: { [JSON_TYPE]: parts, [MERGE_PATCH]: parts },
-  } satisfies Record<string, Content>;
+  const bodies: Record<string, Content> = {
+    create: { [JSON_TYPE]: { schema: oneOrMany('NewRow'), examples }, [CSV]: lines[CSV] },
+    replace: { [JSON_TYPE]: { schema: schemaOf('NewRow'), example: values } },
+    merge: { [JSON_TYPE]: part, [MERGE_PATCH]: part },
+    mergeMany: { [JSON_TYPE]: parts, [MERGE_PATCH]: parts },
+  };
+  const answers: Record<string, Content> = {
+    ...{ list: { ...list, ...selected }, listAll: list },
+    ...{ create: written, mergeMany: written, removeMany: written },
+  };
+  for (const [name, handler] of Object.entries(handlers)) {
+    const operation = OPERATIONS[name];
+    const shown = {
+      body: bodies[name],
+      answer: answers[name] ?? { [JSON_TYPE]: row, [OBJECT]: row },
+    };
+    if (operation) documented({ tag: path, ...DEFAULTS, ...operation, ...shown }, handler);
+  }
+  return handlers;
 }
 
 // --- The document -----------------------------------------------------------------
@@ -183,7 +135,7 @@ const TREES = ['and', 'or', 'not.and', 'not.or'];
 const TREE = { description: '`(column.operator.value,or(…))`, up to 10 levels' };
 
 /** The parameters that are no filters of a column. */
-const PARAMETERS: Record<string, { description: string; schema?: object; example?: unknown }> = {
+const PARAMETERS = {
   select: { description: '`column`, `alias:column`, `column::type`, `count()`, `column.avg()`' },
   order: { description: '`column.desc.nullslast,column`' },
   limit: { description: 'Most rows of the answer', schema: INTEGER },
@@ -200,15 +152,17 @@ const PARAMETERS: Record<string, { description: string; schema?: object; example
   'Idempotency-Key': { description: 'A repeated request with the same key creates nothing more' },
 };
 
-/** The headers of answers. */
-const HEADERS = {
-  ETag: 'The version of the row',
-  Location: 'The path of the created row',
-  'Content-Range': '`0-9/887`: the first and the last row, the number of all if it was counted',
-  Link: 'The next page as a relative reference with `rel="next"`',
-  'Preference-Applied': 'The preferences that were applied',
-  'Retry-After': 'With 503: seconds until a retry makes sense',
-};
+/** The headers of a table's answers. */
+const HEADERS = mapValues(
+  {
+    ETag: 'Of one row: its version',
+    Location: 'With 201: the path of the row',
+    'Content-Range': '`0-9/887`: the first and the last row, the number of all if it was counted',
+    Link: 'The next page of a list as a relative reference with `rel="next"`',
+    'Preference-Applied': 'The preferences that were applied',
+  },
+  (description) => ({ description, schema: STRING }),
+);
 
 /** The groups on the page after those of the tables. */
 const GROUPS = {
@@ -217,56 +171,45 @@ const GROUPS = {
   'other paths': 'The same under the paths of an earlier service',
 };
 
-const PROBLEM = {
-  type: 'object',
-  required: ['type', 'title', 'status', 'detail', 'code', 'message', 'details', 'hint'],
-  properties: {
-    ...Object.fromEntries(
-      ['type', 'title', 'detail', 'code', 'message'].map((one) => [one, STRING]),
-    ),
-    ...Object.fromEntries(['details', 'hint'].map((one) => [one, { type: ['string', 'null'] }])),
-    status: { type: 'integer', minimum: 400, maximum: 599 },
-    errors: {
-      type: 'array',
-      items: { type: 'object', properties: { pointer: STRING, detail: STRING } },
-    },
-  },
+const RETRY = {
+  'Retry-After': { description: 'With 503: seconds until a retry makes sense', schema: STRING },
 };
-const FAILURE = {
-  description: 'A problem (RFC 9457)',
-  headers: { 'Retry-After': reference('headers/Retry-After') },
-  content: {
-    'application/problem+json': {
-      schema: reference('schemas/Problem'),
-      example: JSON.parse(problemAnswer(noRow()).body),
-    },
-  },
-};
-
-type Described = {
-  title: string;
-  version: string;
-  base: string;
-  /** Whether a method needs a token. */
-  secured: (method: string) => boolean;
-};
+const [TEXT, NULLABLE] = [z.string(), z.string().nullable()];
+const PROBLEM = z.looseObject({
+  ...{ type: TEXT, title: TEXT, detail: TEXT, code: TEXT, message: TEXT },
+  ...{ details: NULLABLE, hint: NULLABLE },
+  status: z.int().min(400).max(599),
+  errors: z.array(z.looseObject({ pointer: TEXT, detail: TEXT })).optional(),
+});
 
 function reference(to: string) {
   return { $ref: `#/components/${to}` };
 }
 
+/** `secured`: whether a method needs a token. */
+type About = { title: string; version: string; base: string; secured: (method: string) => boolean };
+type Route = { method: string; path: string; handler: unknown };
+
 /** The document of all routes whose handlers are documented. */
-export function openapi(routes: Route[], resources: Resource[], about: Described) {
+export function openapi(routes: Route[], resources: Resource[], about: About) {
   const { title, version, base, secured } = about;
   const paths: Record<string, Record<string, object>> = {};
   for (const { method, path, handler } of routes) {
     const at = path.slice(base.length).replace(/:(\w+)/g, '{$1}') || '/';
     const operation = operations.get(handler as object) ?? (method === 'GET' && SERVICE[at]);
     if (!operation || !path.startsWith(base)) continue;
-    const described = describe(method, at, operation, secured, resources);
+    const security = operation.secured && secured(method) ? [{ bearer: [] }] : [];
+    const resource = resources.find((one) => one.path === operation.tag);
+    const described = { security, ...describe(method, at, operation, resource) };
     paths[at] = { ...paths[at], [method.toLowerCase()]: described };
   }
   const description = 'HEAD answers wherever GET does; OPTIONS names the service and the methods.';
+  const parameters = mapValues(PARAMETERS, (parameter, name) => {
+    const place = /^[A-Z]/.test(name) ? 'header' : 'query';
+    return { in: place, name, schema: STRING, ...parameter };
+  });
+  const example = JSON.parse(problemAnswer(noRow()).body);
+  const content = { 'application/problem+json': { schema: reference('schemas/Problem'), example } };
   const bearer = { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' };
   const groups = { ...Object.fromEntries(resources.map(({ path }) => [path, 'Rows'])), ...GROUPS };
   return {
@@ -276,110 +219,77 @@ export function openapi(routes: Route[], resources: Resource[], about: Described
     tags: Object.entries(groups).map(([name, text]) => ({ name, description: text })),
     paths,
     components: {
-      schemas: Object.assign({ Problem: PROBLEM }, ...resources.map(describeRows)),
-      parameters: Object.assign(describeParameters(), ...resources.map(describeColumns)),
-      headers: mapValues(HEADERS, (text) => ({ description: text, schema: STRING })),
-      responses: { Problem: FAILURE },
+      schemas: Object.assign({ Problem: jsonSchema(PROBLEM) }, ...resources.map(describeRows)),
+      parameters: Object.assign(parameters, ...resources.map(describeFilters)),
+      headers: HEADERS,
+      responses: { Problem: { description: 'A problem (RFC 9457)', headers: RETRY, content } },
       ...(secured('POST') && { securitySchemes: { bearer } }),
     },
   };
 }
 
-function describe(
-  method: string,
-  path: string,
-  operation: Operation,
-  secured: Described['secured'],
-  resources: Resource[],
-) {
+function describe(method: string, path: string, operation: Operation, resource?: Resource) {
   const { summary, description = `${summary}.`, tag = 'service', parameters = [] } = operation;
-  const { body, statuses = [200], answer } = operation;
-  const resource = resources.find((one) => one.path === tag);
+  const { body, statuses = [200], example, answer } = operation;
   const [first = '', ...names] = path.match(/\w+/g) ?? ['root'];
   const group = first === 'rest' ? 'PostgREST' : !resource || first === tag ? tag : 'other paths';
-  const example = answer && 'example' in answer ? answer.example : undefined;
-  const content = example === undefined ? answer : { [JSON_TYPE]: { schema: {}, example } };
+  const headers = mapValues(resource ? HEADERS : {}, (_, name) => reference(`headers/${name}`));
   const responses = statuses.map((status) => {
-    const empty = status === 204 || status === 304;
-    const headers = resource ? { headers: headersOf(method, path, status) } : {};
-    const shown = !empty && content ? { content } : {};
-    return [String(status), { description: STATUS_CODES[status], ...headers, ...shown }];
+    const content = answer ?? { [JSON_TYPE]: { schema: {}, example } };
+    const shown = status === 204 || status === 304 ? {} : { content };
+    return [status, { description: STATUS_CODES[status], headers, ...shown }];
   });
   const failures = { '4XX': reference('responses/Problem'), '5XX': reference('responses/Problem') };
   return {
     summary,
     description,
     tags: [group],
-    security: operation.secured && secured(method) ? [{ bearer: [] }] : [],
     operationId: [method.toLowerCase(), first, ...names].join('_'),
-    parameters: [
-      ...inPath(path, resource),
-      ...parameters.flatMap((name) => referencesTo(name, resource)),
-    ],
+    parameters: parametersOf(path, parameters, resource),
     ...(body && { requestBody: { required: true, content: body } }),
     responses: { ...Object.fromEntries(responses), ...failures },
   };
 }
 
-/** References to the headers of a success of a table's route. */
-function headersOf(method: string, path: string, status: number) {
-  const ofRow = path.includes('{');
-  const names = ['Preference-Applied', ...(ofRow ? ['ETag'] : ['Content-Range'])];
-  if (method === 'GET' && !ofRow) names.push('Link');
-  if (status === 201) names.push(...(ofRow ? [] : ['ETag']), 'Location');
-  return Object.fromEntries(names.map((name) => [name, reference(`headers/${name}`)]));
-}
-
-function inPath(path: string, resource?: Resource) {
-  return [...path.matchAll(/\{(\w+)\}/g)].map(([, name = '']) => {
-    if (name === 'key' && resource) return reference(`parameters/${resource.path}.key`);
-    return { in: 'path', name, required: true, schema: STRING };
+function parametersOf(path: string, names: string[], resource?: Resource) {
+  const inPath = [...path.matchAll(/\{(\w+)\}/g)].map(([, name = '']) => {
+    const example = name === 'key' ? resource?.example[resource.key] : undefined;
+    return { in: 'path', name, required: true, schema: STRING, example };
   });
+  const filters = resource?.names.map((column) => `${resource.path}.column.${column}`) ?? [];
+  const others = names.flatMap((name) => (name === 'filter' ? [...filters, ...TREES] : name));
+  return [...inPath, ...others.map((name) => reference(`parameters/${name}`))];
 }
 
-function referencesTo(name: string, resource?: Resource) {
-  if (name !== 'filter' || !resource) return [reference(`parameters/${name}`)];
-  const filters = resource.names.map((column) => `${resource.path}.column.${column}`);
-  return [...filters, ...TREES].map((one) => reference(`parameters/${one}`));
+function jsonSchema(type: z.ZodType) {
+  const { $schema, ...schema } = z.toJSONSchema(type, { io: 'input' });
+  return schema;
 }
 
 /** JSON Schemas of what the validators take and of what is answered; `select` leaves members out. */
-function describeRows({ path, key, names, columns, row, part }: Resource) {
-  const jsonSchema = (type: z.ZodType) => {
-    const { $schema, ...schema } = z.toJSONSchema(type, { io: 'input' });
-    return schema;
-  };
-  const answered = mapValues(columns, ({ schema, nullable }) =>
-    jsonSchema(nullable ? schema.nullable() : schema),
+function describeRows({ path, key, columns, row, part }: Resource) {
+  const values = mapValues(columns, ({ schema, nullable }) =>
+    nullable ? schema.nullable() : schema,
   );
-  const created = jsonSchema(row);
-  const properties = { [key]: created.properties?.[key], ...answered };
+  const answered = z.object({ [key]: uuid().schema, ...values });
   return {
-    [`${path}.Row`]: { type: 'object', properties, required: names },
-    [`${path}.Selected`]: { type: 'object', properties },
-    [`${path}.NewRow`]: created,
+    [`${path}.Row`]: jsonSchema(answered),
+    [`${path}.Selected`]: jsonSchema(answered.partial()),
+    [`${path}.NewRow`]: jsonSchema(row),
     [`${path}.Part`]: jsonSchema(part),
   };
 }
 
-function describeParameters() {
-  return mapValues(PARAMETERS, (parameter, name) => {
-    const place = /^[A-Z]/.test(name) ? 'header' : 'query';
-    return { in: place, name, schema: STRING, ...parameter };
-  });
-}
-
-function describeColumns(resource: Resource) {
-  const { path, key, names, columns, example } = resource;
-  const filters = names.map((name) => {
+function describeFilters(resource: Resource) {
+  const filters = resource.names.map((name) => {
     const operators = [...OPERATORS.keys()].filter((one) => isFor(typeOf(resource, name), one));
     const pattern = `^(not\\.)?(${operators.join('|')})(\\(\\w+\\))?\\.`;
-    const schema = { ...STRING, pattern, examples: [`eq.${toText(example[name])}`] };
-    const description = `Is ${columns[name]?.expects ?? 'a UUID'}`;
-    return [`${path}.column.${name}`, { in: 'query', name, description, schema }];
+    const examples = [`eq.${toText(resource.example[name])}`];
+    const description = `Is ${resource.columns[name]?.expects ?? 'a UUID'}`;
+    const schema = { ...STRING, pattern, examples };
+    return [`${resource.path}.column.${name}`, { in: 'query', name, description, schema }];
   });
-  const row = { in: 'path', name: 'key', required: true, schema: STRING, description: key };
-  return { ...Object.fromEntries(filters), [`${path}.key`]: { ...row, example: example[key] } };
+  return Object.fromEntries(filters);
 }
 
 function mapValues<T, U>(values: Record<string, T>, map: (value: T, name: string) => U) {
@@ -403,13 +313,13 @@ export function page(title: string, base: string): string {
     <script src="docs/swagger-ui-bundle.js"></script><script src="docs/start.js"></script></html>`;
 }
 
-/** A file of the page; undefined for any other name. */
+/** A file of the page. Throws 404 for any other name. */
 export async function pageFile(name: string) {
   const type = `text/${name.endsWith('css') ? 'css' : 'javascript'}; charset=utf-8`;
   const cached = { 'Cache-Control': 'public, max-age=86400', 'X-Content-Type-Options': 'nosniff' };
   const headers = { 'Content-Type': type, ...cached };
   if (name === 'start.js') return { body: START, headers };
-  if (name !== 'swagger-ui.css' && name !== 'swagger-ui-bundle.js') return undefined;
+  if (name !== 'swagger-ui.css' && name !== 'swagger-ui-bundle.js') throw nothingHere();
   const path = fileURLToPath(import.meta.resolve(`swagger-ui-dist/${name}`));
   return { body: await readFile(path, 'utf8'), headers };
 }

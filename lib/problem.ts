@@ -29,23 +29,23 @@ export function problemAnswer({ status, code, message, hint, extras }: Problem) 
   return { status, headers: { 'Content-Type': 'application/problem+json', ...headers }, body };
 }
 
+/** Codes of postgres.js and Node for a connection that broke after it was made. */
+export const LOST = /^(CONNECTION_(CLOSED|DESTROYED)|ECONNRESET|EPIPE)$/;
+/** The dialect refuses unknown columns, so these name what a statement of the service lacks. */
+export const UNDECLARED = /^(42703|42P01)$/;
+
 /** SQLSTATE to status (PostgreSQL's manual, appendix A). Every other code is 500 without a detail. */
-const SQLSTATES: [RegExp, number][] = [
+const STATUSES: [RegExp, number][] = [
   [/^(23505|23503|23001)$/, 409],
   [/^(21000|22...|42601|23502|23514|42704|42803|42804|42846|42883|5400[01])$/, 400],
   [/^42501$/, 403],
   [/^57014$/, 504],
   [/^0A000$/, 501],
   [/^(40001|40P01|55P03|25006|53...|57P0.|08...|28...|3D000)$/, 503],
+  [LOST, 503],
+  // Codes of both for a connection that could not be made
+  [/^(CONNECT_TIMEOUT|CONNECTION_ENDED|ECONNREFUSED|ETIMEDOUT|ENOTFOUND|EAI_AGAIN)$/, 503],
 ];
-/** The dialect refuses unknown columns, so these name what a statement of the service lacks. */
-export const UNDECLARED = /^(42703|42P01)$/;
-
-/** Codes of postgres.js and Node for a connection that broke after it was made. */
-export const LOST = /^(CONNECTION_(CLOSED|DESTROYED)|ECONNRESET|EPIPE)$/;
-/** Codes of postgres.js and Node for a connection that could not be made. */
-const UNREACHABLE =
-  /^(CONNECT_TIMEOUT|CONNECTION_ENDED|ECONNREFUSED|ETIMEDOUT|ENOTFOUND|EAI_AGAIN)$/;
 
 /** The SQLSTATE or errno of an error, else ''. */
 export function codeOf(error: unknown): string {
@@ -56,9 +56,9 @@ export function codeOf(error: unknown): string {
 export function toProblem(error: unknown): Problem {
   if (error instanceof Problem) return error;
   const code = codeOf(error);
-  const status = SQLSTATES.find(([pattern]) => pattern.test(code))?.[1];
+  const status = STATUSES.find(([pattern]) => pattern.test(code))?.[1];
   if (UNDECLARED.test(code)) return unavailable('A table is not as it was declared.');
-  if (status === 503 || LOST.test(code) || UNREACHABLE.test(code)) return unavailable();
+  if (status === 503) return unavailable();
   if (status === 504) return tooSlow();
   if (status === 403)
     return new Problem(403, code, "The service's database role lacks this permission.");
@@ -80,11 +80,8 @@ function conflict({ code, message, detail = '' }: DatabaseError): Problem {
   return new Problem(409, code, why, undefined, { ...(detail && { details: detail }), errors });
 }
 
-/** For 503: the seconds after which a retry makes sense. */
-export const RETRY_AFTER = { headers: { 'Retry-After': '1' } };
-
-export function unavailable(detail = 'The database is not available.'): Problem {
-  return new Problem(503, '08006', detail, 'Try again.', RETRY_AFTER);
+export function unavailable(detail = 'The database is not available.', code = '08006'): Problem {
+  return new Problem(503, code, detail, 'Try again.', { headers: { 'Retry-After': '1' } }); // s
 }
 
 export function tooSlow(): Problem {
@@ -94,6 +91,11 @@ export function tooSlow(): Problem {
 /** 499 as nginx has it, for the log and the metrics: nobody reads this answer. */
 export function clientLeft(): Problem {
   return new Problem(499, '57014', 'The client closed the connection.');
+}
+
+export function nothingHere(code = 'PGRST125'): Problem {
+  const hint = 'GET /openapi.json lists the paths.';
+  return new Problem(404, code, 'There is nothing at this path.', hint);
 }
 
 export function noRow(): Problem {
@@ -138,9 +140,11 @@ export function keyTaken(idempotent?: string): Problem {
 }
 
 export const MAX_FAULTS = 100; // in one answer; validation stops there
+const NOT_SETTABLE = 'cannot be set';
 
-/** 422 with each fault once in `errors`. */
-export function unprocessable(faults: Fault[], code = '22023'): Problem {
+/** 422 with each fault once in `errors`; PGRST204 is PostgREST's code for an unknown column. */
+export function unprocessable(faults: Fault[]): Problem {
+  const code = faults.some(({ detail }) => detail === NOT_SETTABLE) ? 'PGRST204' : '22023';
   const unique = new Map(faults.map((fault) => [`${fault.pointer} ${fault.detail}`, fault]));
   const detail = [...unique.keys()].slice(0, MAX_FAULTS).join('; ').slice(0, 500);
   const errors = [...unique.values()].slice(0, MAX_FAULTS);
@@ -153,7 +157,7 @@ export function toFaults(error: z.ZodError, base: string): Fault[] {
     const at = base + issue.path.map((part) => pointer(String(part))).join('');
     if (issue.code !== 'unrecognized_keys') return [{ pointer: at, detail: issue.message }];
     const some = issue.keys.slice(0, MAX_FAULTS);
-    return some.map((name) => ({ pointer: at + pointer(name), detail: 'cannot be set' }));
+    return some.map((name) => ({ pointer: at + pointer(name), detail: NOT_SETTABLE }));
   });
 }
 
