@@ -43,11 +43,11 @@ import {
   UNDECLARED,
   unavailable,
 } from './problem.ts';
-import { AROUND, type Format } from './rows.ts';
+import type { Format } from './rows.ts';
 import type { Page } from './select.ts';
 import { type Life, MAX_HEAD } from './server.ts';
 import type { Preconditions } from './statements.ts';
-import type { Batches, Written } from './store.ts';
+import type { Streamed, Written } from './store.ts';
 
 /** What Hono's context has here: Node's request and response, and what the middleware sets. */
 export type Env = {
@@ -346,30 +346,22 @@ export function sendWritten(
   return send(c, status, body, { 'Content-Type': type, ...headers });
 }
 
-/** All rows of a list as one body. What fails before the first batch is answered as a problem. */
-export function stream(c: C, type: Format, { offset, limit }: Query, batches: Batches): Response {
-  const { first, rest, total } = batches;
+/** All rows of a list as one body. What fails before the first piece is answered as a problem. */
+export function stream(c: C, type: Format, { offset, limit }: Query, list: Streamed): Response {
+  const { pieces, close, total } = list;
   const counted =
     total === undefined ? undefined : Math.min(Math.max(total - offset, 0), limit ?? Infinity);
-  const rows = batches.rows ?? counted;
+  const rows = list.rows ?? counted;
   const known = { ...(rows !== undefined && { rows }), ...(total !== undefined && { total }) };
   const { status, headers } = rangeOf(offset, known);
   headers['Content-Type'] = /^text|ndjson/.test(type) ? `${type}; charset=utf-8` : type;
   const { outgoing } = c.env;
   if (c.req.method === 'HEAD' || outgoing.destroyed) {
-    batches.close();
+    close();
     return send(c, status, null, headers);
   }
-  const [open, separator, close] = AROUND[type];
-  const body = Readable.from(
-    (async function* () {
-      yield open + first.join(separator);
-      for await (const batch of rest) yield separator + batch.join(separator);
-      if (open || first.length > 0) yield close;
-    })(),
-  );
   c.set('complete', true);
   outgoing.writeHead(status, { ...standing(c), ...headers });
-  pipeline(body, outgoing, batches.close); // an error breaks the answer off: so a client sees it
+  pipeline(Readable.from(pieces), outgoing, close); // an error breaks the answer off: so a client sees it
   return RESPONSE_ALREADY_SENT;
 }

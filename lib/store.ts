@@ -3,7 +3,7 @@ import { v7 as uuidv7 } from 'uuid';
 import type { Resource, Row } from './columns.ts';
 import type { Filter, Member, Query } from './dialect.ts';
 import { type Grouping, group, share } from './group.ts';
-import { CSV, OBJECT } from './headers.ts';
+import { OBJECT } from './headers.ts';
 import { type Call, FETCH, type Kind, ownCall, type Pool } from './pool.ts';
 import {
   clientLeft,
@@ -14,15 +14,7 @@ import {
   preconditionFailed,
   tooMany,
 } from './problem.ts';
-import {
-  bodyOf,
-  csvLine,
-  type Format,
-  headerOf,
-  jsonWriter,
-  rowWriter,
-  type Values,
-} from './rows.ts';
+import { bodyOf, csvLine, type Format, jsonWriter, piecesOf, type Values } from './rows.ts';
 import {
   condition,
   countOf,
@@ -44,14 +36,17 @@ import {
   VERSION,
 } from './statements.ts';
 
-/** A row as JSON, with its version in the database for the ETag. */
-export type Stored = { body: string; version: string };
-
 /**
- * What a write did to how many rows, and those in the wanted format. `created`: some are new.
- * `same`: a create found its keys taken by rows that equal the wanted ones.
+ * What a write did to how many rows, and those in the wanted format; of one row its version, for the
+ * ETag. `created`: some are new. `same`: a create found its keys taken by rows equal to the wanted.
  */
-export type Written = Stored & { rows: number; created: boolean; same: boolean };
+export type Written = {
+  rows: number;
+  body: string;
+  version: string;
+  created: boolean;
+  same: boolean;
+};
 
 /** How a write answers its rows, without `format` not at all; it changes nothing unless `most` holds. */
 export type Terms = Preconditions & {
@@ -60,10 +55,9 @@ export type Terms = Preconditions & {
   most?: number | undefined;
 };
 
-/** All rows of a list, in batches of texts; `rows` is known when the first batch is the last. */
-export type Batches = {
-  first: string[];
-  rest: AsyncIterable<string[]>;
+/** All rows of a list as pieces of a body; `rows` is known when the first piece has them all. */
+export type Streamed = {
+  pieces: AsyncIterable<string>;
   close: () => void;
   rows?: number;
   total?: number;
@@ -109,7 +103,7 @@ export class Store {
   }
 
   /** All rows of a list, streamed at constant memory. */
-  async stream(query: Query, wanted: Omit<Wanted, 'limit'>, call: Call): Promise<Batches> {
+  async stream(query: Query, wanted: Omit<Wanted, 'limit'>, call: Call): Promise<Streamed> {
     this.checkCaller(call);
     const { count, format } = wanted;
     const tests = this.statements.isOwnedBy(call.sub);
@@ -118,13 +112,11 @@ export class Store {
     const counting = count ? countOf(this.resource, query, tests) : undefined;
     const batches = this.pool.stream(statement, counting);
     const total = count ? Number((await batches.next()).value?.[0]?.[0]) : undefined;
-    const { value: rows = [] } = await batches.next();
-    const write = rowWriter(format, fields);
+    const { value: first = [] } = await batches.next();
     return {
-      first: [...(format === CSV ? [headerOf(fields)] : []), ...rows.map(write)],
-      rest: mapBatches(batches, write),
+      pieces: piecesOf(format, fields, first, batches),
       close: () => void batches.return(undefined),
-      ...(rows.length < FETCH && { rows: rows.length }),
+      ...(first.length < FETCH && { rows: first.length }),
       ...(total !== undefined && { total }),
     };
   }
@@ -226,27 +218,25 @@ export class Store {
     call: Call,
   ): Promise<number> {
     this.checkCaller(call);
-    const { statements } = this;
+    const { table, textOf, inputs: all } = this.statements;
     const { columns } = this.resource;
     const isGiven = (name: string) =>
       names.includes(name) || typeof columns[name]?.default !== 'function'; // else the table's
-    const inputs = statements.inputs.filter(isGiven);
+    const inputs = all.filter(isGiven);
     let count = 0;
-    const lineOf = (row: Row) => {
-      const given = this.askFor(row, call).row;
-      return `${csvLine(inputs.map((name) => statements.textOf(name, given[name])))}\n`;
-    };
-    const lines = (rows: Row[]) => {
+    const linesOf = (rows: Row[]) => {
       count += rows.length;
-      return Buffer.from(rows.map(lineOf).join(''));
+      const given = rows.map((row) => this.askFor(row, call).row);
+      const lines = given.map((row) => csvLine(inputs.map((name) => textOf(name, row[name]))));
+      return Buffer.from(lines.join(''));
     };
-    async function* all() {
-      yield lines(first);
-      for await (const rows of rest) yield lines(rows);
+    async function* pieces() {
+      yield linesOf(first);
+      for await (const rows of rest) yield linesOf(rows);
     }
     await this.pool.copy(
-      sql`copy ${statements.table} (${identifiers(inputs)}) from stdin (format csv)`,
-      all(),
+      sql`copy ${table} (${identifiers(inputs)}) from stdin (format csv)`,
+      pieces(),
     );
     return count;
   }
@@ -428,8 +418,4 @@ function sortedRows(asks: Ask[]): Row[] {
 function writtenOf(rows: Values[], body: string, at = 0): Written {
   const created = rows.some((values) => values[at + 1] === 't');
   return { rows: rows.length, body, version: String(rows[0]?.[at] ?? ''), created, same: false };
-}
-
-async function* mapBatches(batches: AsyncIterable<Values[]>, write: (values: Values) => string) {
-  for await (const batch of batches) yield batch.map(write);
 }
