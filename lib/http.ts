@@ -47,7 +47,7 @@ import type { Format } from './rows.ts';
 import type { Page } from './select.ts';
 import { type Life, MAX_HEAD } from './server.ts';
 import type { Preconditions } from './statements.ts';
-import type { Streamed, Written } from './store.ts';
+import type { Store, Written } from './store.ts';
 
 /** What Hono's context has here: Node's request and response, and what the middleware sets. */
 export type Env = {
@@ -345,6 +345,8 @@ export function sendWritten(
   if (type === undefined) return send(c, status === 200 ? 204 : status, null, headers);
   return send(c, status, body, { 'Content-Type': type, ...headers });
 }
+
+type Streamed = Awaited<ReturnType<Store['stream']>>;
 
 /** All rows of a list as one body. What fails before the first piece is answered as a problem. */
 export function stream(c: C, type: Format, { offset, limit }: Query, list: Streamed): Response {

@@ -1,23 +1,14 @@
 /** The statements that write or find rows of one table, as SQL. The table is `t`, given rows are `i`. */
 import { kindOf, type Resource, type Row, typeOf } from './columns.ts';
-import {
-  arrayLiteral,
-  identifier,
-  identifiers,
-  join,
-  raw,
-  type Sql,
-  sql,
-  toText,
-  where,
-} from './sql.ts';
+import { codeOf } from './problem.ts';
+import { arrayLiteral, identifier, identifiers, join, raw, type Sql, sql, where } from './sql.ts';
 
 /** Versions (xmin) of If-Match and If-None-Match; `*` is any. */
 export type Preconditions = { match?: Versions; noneMatch?: Versions };
 type Versions = string[] | '*' | undefined;
 
 /** PostgreSQL's transaction id of the last change: the version of a row. */
-export const VERSION = sql`t.xmin`;
+const VERSION = sql`t.xmin`;
 
 export function statementsFor(resource: Resource) {
   const { names, settable, columns } = resource;
@@ -42,6 +33,10 @@ export function statementsFor(resource: Resource) {
   function areOwnedBy(keys: string[], subs: string[]): Sql[] {
     const arrays = sql`${arrayLiteral(keys)}::uuid[], ${arrayLiteral(subs)}::text[]`;
     return owner ? [sql`(t.${key}, t.${owner}) in (select * from unnest(${arrays}))`] : [];
+  }
+
+  function find(keys: string[], shown: Sql[]): Sql {
+    return sql`select ${join([...shown, VERSION])} from ${table} t where ${isKey(...keys)}`;
   }
 
   function insert(rows: Row[]): Sql {
@@ -126,12 +121,12 @@ export function statementsFor(resource: Resource) {
     const isJson = kindOf(typeOf(resource, name)) === 'json';
     const isNull = value === null && !(isJson && !columns[name]?.nullable);
     if (isNull || value === undefined) return null;
-    return isJson ? JSON.stringify(value) : toText(value);
+    return isJson ? JSON.stringify(value) : String(value);
   }
 
   const tests = { isKey, isOwnedBy, areOwnedBy };
   const writes = { deletion, insert, upsert, update, updateEach };
-  return { table, inputs, ...tests, ...writes, compare, textOf };
+  return { table, inputs, ...tests, find, ...writes, compare, textOf };
 }
 
 export function hasVersion({ match, noneMatch }: Preconditions): Sql[] {
@@ -142,20 +137,23 @@ export function hasVersion({ match, noneMatch }: Preconditions): Sql[] {
   return tests;
 }
 
-/** A write that answers columns; a division by zero undoes it when one of `broken` is true. */
-export function returning(action: Sql, columns: Sql[], broken: Sql[] = []): Sql {
+/** A write that answers columns, version and `created`; if one of `broken` is true, 1 / 0 undoes it. */
+export function returning(action: Sql, shown: Sql[], created = sql`false`, broken: Sql[] = []) {
+  const columns = [...shown, VERSION, created];
   if (broken.length === 0) return sql`${action} returning ${join(columns)}`;
   const named = columns.map((one, at) => sql`${one} as ${identifier(`c${at}`)}`);
   return sql`with changed as (${action} returning ${join(named)})
     select *, 1 / (case when ${join(broken, ' or ')} then 0 else 1 end) from changed`;
 }
 
-/** The SQLSTATE of `returning`; no other statement divides. */
-export const BROKEN = '22012';
+/** For catch(): no result where one of `broken` was true; no other statement divides. */
+export function ifBroken(error: unknown): undefined {
+  if (codeOf(error) !== '22012') throw error;
+}
 
 /** What must not be true of the changed rows: not exactly one, or more than `most`. */
-export function brokenBy(single: boolean, most: number | undefined): Sql[] {
+export function brokenBy(single: boolean, most = Infinity): Sql[] {
   const rows = sql`(select count(*) from changed)`;
   const tests = single ? [sql`${rows} <> 1`] : [];
-  return most === undefined ? tests : [...tests, sql`${rows} > ${most}`];
+  return most === Infinity ? tests : [...tests, sql`${rows} > ${most}`];
 }

@@ -15,25 +15,15 @@ import {
   tooMany,
 } from './problem.ts';
 import { bodyOf, csvLine, type Format, jsonWriter, piecesOf, type Values } from './rows.ts';
+import { condition, countOf, planPage, selectOf, shownOf, type Wanted } from './select.ts';
+import { identifiers, type Sql, sql, where } from './sql.ts';
 import {
-  condition,
-  countOf,
-  type Page,
-  planPage,
-  type Shown,
-  selectOf,
-  shownOf,
-  type Wanted,
-} from './select.ts';
-import { identifiers, join, type Sql, sql, where } from './sql.ts';
-import {
-  BROKEN,
   brokenBy,
   hasVersion,
+  ifBroken,
   type Preconditions,
   returning,
   statementsFor,
-  VERSION,
 } from './statements.ts';
 
 /**
@@ -55,28 +45,25 @@ export type Terms = Preconditions & {
   most?: number | undefined;
 };
 
-/** All rows of a list as pieces of a body; `rows` is known when the first piece has them all. */
-export type Streamed = {
-  pieces: AsyncIterable<string>;
-  close: () => void;
-  rows?: number;
-  total?: number;
-};
-
 /** A request for one row, and one for a page. */
 type Ask = { key: string; row: Row; call: Call };
-type PageAsk = { statement: Sql; toPage: (found: Values[]) => Page; call: Call };
+type PageAsk = ReturnType<typeof planPage> & { call: Call };
 
-const GROUPS = { most: 128, width: 2 };
+/** The requests of a group in the order of their keys, and the columns to answer. */
+type Batch = { keys: string[]; rows: Row[]; subs: string[]; columns: Sql[] };
+
 /** SQLSTATE classes of errors that one row of a group may cause, and that undo the statement. */
 const ONE_ROW = /^(2[^58]|4|55)/;
 const CREATED = sql`t.xmax = 0`; // of an upsert: no row was there
+
+/** How a write runs: `created` is true for new rows, and one of `broken` undoes it, as do its terms. */
+type How = { kind?: Kind; created?: Sql; broken?: Sql[] };
 
 export class Store {
   private resource: Resource;
   private pool: Pool;
   private statements: ReturnType<typeof statementsFor>;
-  private shown: Shown;
+  private shown: ReturnType<typeof shownOf>;
   private toJson: (values: Values) => string;
 
   constructor(resource: Resource, pool: Pool) {
@@ -95,15 +82,14 @@ export class Store {
   }
 
   /** One page. Equal ones that are requested at the same time share one statement. */
-  page(query: Query, wanted: Wanted, call: Call): Promise<Page> {
-    const own = this.statements.isOwnedBy(call.sub);
-    const { fields, ...plan } = planPage(this.resource, query, wanted, own);
-    const key = JSON.stringify([wanted.format, fields, plan.statement]);
+  page(query: Query, wanted: Wanted, call: Call) {
+    const plan = planPage(this.resource, query, wanted, this.statements.isOwnedBy(call.sub));
+    const key = JSON.stringify([wanted.format, plan.fields, plan.statement]);
     return this.admit(call, () => this.pages(key, { ...plan, call }));
   }
 
-  /** All rows of a list, streamed at constant memory. */
-  async stream(query: Query, wanted: Omit<Wanted, 'limit'>, call: Call): Promise<Streamed> {
+  /** All rows of a list at constant memory; `rows` is known when the first piece has them all. */
+  async stream(query: Query, wanted: Omit<Wanted, 'limit'>, call: Call) {
     this.checkCaller(call);
     const { count, format } = wanted;
     const tests = this.statements.isOwnedBy(call.sub);
@@ -116,8 +102,8 @@ export class Store {
     return {
       pieces: piecesOf(format, fields, first, batches),
       close: () => void batches.return(undefined),
-      ...(first.length < FETCH && { rows: first.length }),
-      ...(total !== undefined && { total }),
+      rows: first.length < FETCH ? first.length : undefined,
+      total,
     };
   }
 
@@ -139,7 +125,7 @@ export class Store {
     const asks = rows.map((row) => this.askFor(row, call));
     const action = this.statements.insert(asks.map((ask) => ask.row));
     try {
-      return { ...(await this.write('keyed', action, terms, call)), created: true };
+      return { ...(await this.write(action, terms, call, { kind: 'keyed' })), created: true };
     } catch (error) {
       const found = codeOf(error) === '23505' ? await this.compare(asks, terms) : undefined;
       if (!found?.rows) throw error; // another unique column is taken
@@ -154,15 +140,14 @@ export class Store {
   async upsert(rows: Row[], set: string[], terms: Terms, call: Call): Promise<Written> {
     const { owner, settable } = this.resource;
     const owned = rows.map((row) => this.askFor(row, call).row);
-    const single = terms.format === OBJECT;
-    const broken = brokenBy(single, terms.most);
     const least = owner && set.some((name) => settable.includes(name)) ? rows.length : 0;
-    if (least > 0) broken.push(sql`(select count(*) from changed) < ${least}`);
+    const broken = least > 0 ? [sql`(select count(*) from changed) < ${least}`] : [];
     const action = this.statements.upsert(owned, set);
-    const made = await this.write('write', action, terms, call, CREATED, broken).catch(ifBroken);
+    const how = { created: CREATED, broken };
+    const made = await this.write(action, terms, call, how).catch(ifBroken);
     if (made && made.rows >= least) return made;
     if (!made && rows.length > (terms.most ?? rows.length)) throw tooMany(rows.length);
-    throw !made && single && rows.length > 1 ? notOne(rows.length) : keyTaken();
+    throw !made && terms.format === OBJECT && rows.length > 1 ? notOne(rows.length) : keyTaken();
   }
 
   /** Inserts the row, or replaces the one with its key; 0 rows: that is another caller's. */
@@ -175,7 +160,7 @@ export class Store {
     const upsert = statements.upsert([ask.row], set, hasVersion(terms));
     const made = match
       ? await this.changeOne(statements.update(row, true), ask.key, terms, call)
-      : await this.write('write', upsert, { format: OBJECT }, call, CREATED);
+      : await this.write(upsert, { format: OBJECT }, call, { created: CREATED });
     if (made.rows === 0) throw preconditionFailed();
     return made;
   }
@@ -266,29 +251,21 @@ export class Store {
 
   // Groups
 
-  private reads = this.together('read', 'read', (asks) => {
-    const { table, isKey } = this.statements;
-    const columns = join([...this.shown.columns, VERSION]);
-    return sql`select ${columns} from ${table} t where ${isKey(...asks.map(({ key }) => key))}`;
-  });
-
+  private reads = this.together('read', 'read', ({ keys, columns }) =>
+    this.statements.find(keys, columns),
+  );
   /** Inserts the rows whose key is free; 0 rows for the others. */
-  private creates = this.together('create', 'keyed', (asks) =>
-    this.returning(this.statements.upsert(sortedRows(asks), []), sql`true`),
+  private creates = this.together('create', 'keyed', ({ rows, columns }) =>
+    returning(this.statements.upsert(rows, []), columns, sql`true`),
   );
-
-  private replaces = this.together('replace', 'write', (asks) =>
-    this.returning(this.statements.upsert(sortedRows(asks), this.resource.settable), CREATED),
+  private replaces = this.together('replace', 'write', ({ rows, columns }) =>
+    returning(this.statements.upsert(rows, this.resource.settable), columns, CREATED),
   );
-
-  private removes = this.together('delete', 'write', (asks) => {
+  private removes = this.together('delete', 'write', ({ keys, subs, columns }) => {
     const { deletion, isKey, areOwnedBy } = this.statements;
-    const keys = asks.map(({ key }) => key);
-    const subs = asks.map(({ call }) => call.sub);
-    const tests = where([isKey(...keys), ...areOwnedBy(keys, subs)]);
-    return this.returning(sql`${deletion} ${tests}`, sql`false`);
+    const tests = [isKey(...keys), ...areOwnedBy(keys, subs)];
+    return returning(sql`${deletion} ${where(tests)}`, columns);
   });
-
   private pages = share(
     this.grouping('list', async (asks: PageAsk[], since) => {
       const [{ statement, toPage }] = asks as [PageAsk]; // equal in all
@@ -297,23 +274,23 @@ export class Store {
     }),
   );
 
-  private returning(action: Sql, created: Sql): Sql {
-    return returning(action, [...this.shown.columns, VERSION, created]);
-  }
-
-  /** Asks answered by one statement: each with its row, if that is its caller's. */
-  private together(work: string, kind: Kind, statementFor: (asks: Ask[]) => Sql) {
+  /** Each gets its row, if that is its caller's; rows are locked in the same order by all groups. */
+  private together(work: string, kind: Kind, statementFor: (batch: Batch) => Sql) {
     const run = async (asks: Ask[], since: number) => {
       const call = ownCall();
-      const found = await this.pool.run(kind, call, statementFor(asks), since);
-      const rows = new Map(found.map((values) => [values[0], values])); // the key is first
+      const { fields, columns } = this.shown;
+      const sorted = asks.toSorted((a, b) => (a.key < b.key ? -1 : 1));
+      const [keys, rows] = [sorted.map(({ key }) => key), sorted.map(({ row }) => row)];
+      const subs = sorted.map((ask) => ask.call.sub);
+      const statement = statementFor({ keys, rows, subs, columns });
+      const result = await this.pool.run(kind, call, statement, since);
+      const found = new Map(result.map((values) => [values[0], values])); // the key is first
       const owner = this.resource.names.indexOf(this.resource.owner ?? '');
       return asks.map((ask) => {
         ask.call.repeated ||= call.repeated;
-        const values = rows.get(ask.key);
-        const isOwn = owner < 0 || values?.[owner] === ask.call.sub;
-        if (!values || !isOwn) return writtenOf([], '');
-        return writtenOf([values], this.toJson(values), this.shown.fields.length);
+        const values = found.get(ask.key);
+        if (!values || (owner > 0 && values[owner] !== ask.call.sub)) return writtenOf([], '');
+        return writtenOf([values], this.toJson(values), fields.length);
       });
     };
     const keyOf = kind === 'read' ? () => undefined : ({ key }: Ask) => key;
@@ -322,7 +299,8 @@ export class Store {
 
   private grouping<I extends { call: Call }, O>(work: string, run: Grouping<I, O>['run']) {
     return {
-      ...GROUPS,
+      most: 128,
+      width: 2,
       refuse: ({ call }: I) => call.outgoing?.destroyed && clientLeft(),
       isApart: (error: unknown) => ONE_ROW.test(codeOf(error)),
       observe: (requests: number) => this.pool.observe(work, requests),
@@ -350,7 +328,7 @@ export class Store {
     const own = [isKey(key), ...isOwnedBy(call.sub)];
     const versions = hasVersion(terms);
     const changing = sql`${action} ${where([...own, ...versions])}`;
-    const made = await this.write('write', changing, { format: OBJECT }, call);
+    const made = await this.write(changing, { format: OBJECT }, call);
     if (made.rows === 0 && versions.length > 0 && (await this.count(own, call)) > 0)
       throw preconditionFailed();
     return made;
@@ -365,12 +343,10 @@ export class Store {
     const own = [...tests, ...isOwnedBy(call.sub)];
     const versions = hasVersion(terms);
     const single = terms.format === OBJECT;
-    const broken = brokenBy(single, terms.most);
     const all = sql`(select count(*) from ${table} t ${where(own)})`;
-    if (versions.length > 0) broken.push(sql`(select count(*) from changed) <> ${all}`);
+    const broken = versions.length > 0 ? [sql`(select count(*) from changed) <> ${all}`] : [];
     const changing = sql`${action} ${where([...joined, ...own, ...versions])}`;
-    const writing = this.write('write', changing, terms, call, undefined, broken);
-    const made = await writing.catch(ifBroken);
+    const made = await this.write(changing, terms, call, { broken }).catch(ifBroken);
     if (made && (made.rows > 0 || (!single && versions.length === 0))) return made;
     const rows = await this.count(own, call);
     if (versions.length > 0 && rows > 0) throw preconditionFailed();
@@ -385,33 +361,17 @@ export class Store {
   }
 
   /** Runs a write, and reads back what the format needs; without a format the number of rows. */
-  private async write(
-    kind: Kind,
-    action: Sql,
-    { format, select }: Terms,
-    call: Call,
-    created?: Sql,
-    broken: Sql[] = [],
-  ): Promise<Written> {
+  private async write(action: Sql, terms: Terms, call: Call, how: How = {}): Promise<Written> {
+    const { format, select, most } = terms;
+    const { kind = 'write', created } = how;
     const { fields, columns } = shownOf(this.resource, format ? select : []);
+    const broken = how.broken ? [...brokenBy(format === OBJECT, most), ...how.broken] : [];
     const silent = !format && !created && broken.length === 0;
-    const answered = [...columns, VERSION, created ?? sql`false`];
-    const statement = silent ? action : returning(action, answered, broken);
+    const statement = silent ? action : returning(action, columns, created, broken);
     const result = await this.admit(call, () => this.pool.run(kind, call, statement));
     const written = writtenOf(result, format ? bodyOf(format, fields, result) : '', fields.length);
     return silent ? { ...written, rows: result.count } : written;
   }
-}
-
-/** For catch(): no result where a test of the statement undid it. */
-function ifBroken(error: unknown): undefined {
-  if (codeOf(error) !== BROKEN) throw error;
-}
-
-/** By key, so that two groups lock their rows in the same order. */
-function sortedRows(asks: Ask[]): Row[] {
-  const sorted = asks.length > 1 ? asks.toSorted((a, b) => (a.key < b.key ? -1 : 1)) : asks;
-  return sorted.map(({ row }) => row);
 }
 
 /** The version and the flag of a row are after its `at` values. */
