@@ -27,7 +27,7 @@ import {
 } from './lib/columns.ts';
 import { type Config, readConfig } from './lib/config.ts';
 import { readCsv } from './lib/csv.ts';
-import { isGrouped, LIST, type Query } from './lib/dialect.ts';
+import { groupedBy, LIST, type Query } from './lib/dialect.ts';
 import { CSV, JSON_TYPE, NDJSON, OBJECT } from './lib/headers.ts';
 import {
   answerError,
@@ -180,13 +180,12 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     preferred(c, 'missing'); // a column without a member always gets its default
     const idempotent = idempotencyKey(c, many);
     for (const row of rows) row[key] = idempotent ?? row[key] ?? uuidv7();
-    const target = query.on_conflict ?? [key];
     const hint = `on_conflict can be ${key} alone.`;
-    if (String(target) !== key)
+    if (String(query.on_conflict ?? key) !== key)
       throw new Problem(400, '42P10', 'There is no unique index on these columns.', hint);
     if (resolution) {
       const set = resolution === 'merge-duplicates' ? names : [];
-      const made = await store.upsert(rows, target, set, answer, c.get('call'));
+      const made = await store.upsert(rows, set, answer, c.get('call'));
       const none = made.rows === 0 && answer.format === OBJECT; // the key was taken
       if (none && answer.type === OBJECT) throw notOne(0);
       return sendWritten(c, made.created ? 201 : 200, made, none ? undefined : answer.type);
@@ -276,7 +275,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
 
   /** What a write answers: the row, the rows, or nothing. PostgREST's clients get nothing unasked. */
   function answerOf(c: C, { select }: Query, { many = false, silent = false } = {}): Answer {
-    if (isGrouped({ select }))
+    if (groupedBy({ select }))
       throw new Problem(400, 'PGRST100', 'A write answers rows, not aggregates.');
     const single = Boolean(c.req.param('key'));
     const wanted = preferred(c, 'return');

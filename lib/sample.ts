@@ -36,7 +36,7 @@ export async function startTrial(
     const store = new Store(resource, pool);
     await ensureTable(resource, pool);
     if (existsSync(fresh) && resource.sample)
-      await store.upsert(readSample(resource), [resource.key], [], {}, ownCall());
+      await store.upsert(readSample(resource), [], {}, ownCall());
     const example = await firstRow(resource, store);
     greetings.push((address) => greeting(address, resource, example));
   }

@@ -413,7 +413,7 @@ describe('A unique value that exists', () => {
   const writes: [name: string, write: () => Promise<unknown>][] = [
     ['create()', () => store.create(rowOf(taken), call())],
     ['createMany()', () => store.createMany([rowOf(), rowOf(taken)], {}, call())],
-    ['upsert()', () => store.upsert([rowOf(taken)], ['id'], [], {}, call())],
+    ['upsert()', () => store.upsert([rowOf(taken)], [], {}, call())],
     ['replace()', () => store.replace({ ...row, ...taken }, {}, call())],
     ['merge()', () => store.merge(String(row.id), taken, {}, call())],
   ];
