@@ -450,7 +450,7 @@ export async function main(args: string[], environment: NodeJS.ProcessEnv): Prom
   const log = openLog(config.LOG_LEVEL);
   const ended = untilSignal();
   const given = config.DATABASE_URL || config.PGHOST;
-  const starting = given ? undefined : startTrial(config, program.resources, log);
+  const starting = given ? undefined : startTrial(config, program.resources);
   const trial = await Promise.race([starting, ended.then(() => 'ended' as const)]);
   if (trial === 'ended') return;
   if (trial) config.DATABASE_URL = trial.url;
