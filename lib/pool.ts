@@ -109,7 +109,8 @@ export class Pool {
       const tries = this.options.POOL_SIZE + 2;
       const task = { kind, call, statement, since, sent: 0, tries, resolve, reject };
       this.tasks.add(task);
-      this.enqueue(task);
+      this.queue.add(task);
+      this.advance();
     });
   }
 
@@ -216,11 +217,6 @@ export class Pool {
 
   // Tasks
 
-  private enqueue(task: Task): void {
-    this.queue.add(task);
-    this.advance();
-  }
-
   /** Sends what waits, as far as connections have room; refuses it when none can be opened. */
   private advance(): void {
     for (const task of this.queue) {
@@ -266,7 +262,8 @@ export class Pool {
     task.call.repeated ||= LOST.test(code);
     task.client?.pending.delete(task);
     delete task.query; // it waits again: past its deadline it is refused, not sent
-    this.enqueue(task);
+    this.queue.add(task);
+    this.advance();
   }
 
   private settle(task: Task, error: unknown, rows?: Result): void {
@@ -300,19 +297,15 @@ export class Pool {
  */
 const CONVERTED = [16, 17, 20, 21, 23, 26, 114, 700, 701, 1082, 1114, 1184, 3802];
 
-function connect(
-  { DATABASE_URL, DB_PREPARE }: PoolOptions,
-  timeout: number,
-  onclose = () => {},
-): postgres.Sql {
-  const pooled = DB_PREPARE === 'false'; // a pooler refuses session parameters; the database sets them
+function connect(options: PoolOptions, timeout: number, onclose = () => {}): postgres.Sql {
+  const pooled = options.DB_PREPARE === 'false'; // a pooler refuses session parameters; the database sets them
   const limits = {
     lock_timeout: LOCK_TIMEOUT,
     statement_timeout: timeout,
     client_connection_check_interval: 1000,
   };
   const text = { to: 25, from: CONVERTED, serialize: String, parse: (value: string) => value };
-  return postgres(DATABASE_URL ?? '', {
+  return postgres(options.DATABASE_URL ?? '', {
     max: 1,
     prepare: !pooled,
     fetch_types: false,

@@ -42,7 +42,7 @@ const STALLED = 30_000; // ms without a byte in either direction, such as a list
 
 /** Serves in this process until stop(). */
 export async function serve(
-  config: Pick<Config, 'PORT' | 'HOST' | 'SHUTDOWN_GRACE'>,
+  { PORT, HOST, SHUTDOWN_GRACE }: Pick<Config, 'PORT' | 'HOST' | 'SHUTDOWN_GRACE'>,
   service: Service,
   log: Logger,
 ): Promise<Running> {
@@ -54,7 +54,11 @@ export async function serve(
   });
   const prepared = prepare(service);
   await Promise.race([prepared, sleep(500)]); // so that it is ready when it listens
-  await listen(server, config);
+  server.listen(PORT, HOST);
+  await once(server, 'listening').catch(({ code }) => {
+    const message = `Cannot listen on PORT ${PORT} of HOST ${HOST} (${code}); set another PORT`;
+    throw new StartError(message);
+  });
   const url = urlOf(server.address() as AddressInfo);
   log.info({ url }, 'listening');
   const closeIdle = () => {
@@ -63,10 +67,9 @@ export async function serve(
   };
   const stop = async () => {
     service.life.stopping = true;
-    await sleep(config.SHUTDOWN_GRACE * 1000);
+    await sleep(SHUTDOWN_GRACE * 1000);
     const idle = setInterval(closeIdle, 50);
-    const closed = once(server.close(), 'close');
-    await Promise.race([closed, sleep(DEADLINE + 1000, undefined, { ref: false })]);
+    await Promise.race([once(server.close(), 'close'), sleep(DEADLINE + 1000)]);
     server.closeAllConnections();
     clearInterval(idle);
     await service.close();
@@ -85,15 +88,6 @@ async function prepare({ life, prepare }: Service): Promise<void> {
       await sleep(100);
     }
   }
-}
-
-async function listen(server: Server, { PORT, HOST }: Pick<Config, 'PORT' | 'HOST'>) {
-  server.listen(PORT, HOST);
-  await once(server, 'listening').catch(({ code }) => {
-    throw new StartError(
-      `Cannot listen on PORT ${PORT} of HOST ${HOST} (${code}); set another PORT`,
-    );
-  });
 }
 
 export function urlOf({ address, port }: { address: string; port: number }): string {
