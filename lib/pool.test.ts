@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import { pino } from 'pino';
 import { startDatabase, type TestDatabase } from '../test/harness.ts';
-import { ownCall, Pool, within } from './pool.ts';
+import { ownCall, Pool } from './pool.ts';
 import { sql } from './sql.ts';
 
 let database: TestDatabase;
@@ -104,8 +104,3 @@ for (const [prepare, prepared, timeout, lock] of sessions) {
     await own.end();
   });
 }
-
-test('within() rejects with 503 after its ms, else answers as the promise', async () => {
-  assert.equal(await within(1000, Promise.resolve(7)), 7);
-  await assert.rejects(within(1, new Promise(() => {})), { status: 503 });
-});
