@@ -30,24 +30,14 @@ import {
   bearer,
   inherited,
   nodeArguments,
+  openService,
   type Reply,
   startDatabase,
   startReady,
-  type TestDatabase,
-  type TestService,
   until,
 } from './test/harness.ts';
 
-let database: TestDatabase;
-let service: TestService;
-before(async () => {
-  database = await startDatabase();
-  service = await startReady({ DATABASE_URL: database.url });
-});
-after(async () => {
-  await service?.stop();
-  await database?.stop();
-});
+const { database, service } = await openService();
 
 const BRAUND = {
   ...{ survived: false, passengerClass: 3, name: 'Mr. Owen Harris Braund', sex: 'male', age: 22 },
@@ -322,7 +312,6 @@ describe('The passengers', () => {
     const url = new URL(old.url);
     [url.username, url.password] = ['crud', 'crud'];
     const own = await open({ DATABASE_URL: url.href });
-    console.log((await own.get('/passengerlist')).text, own.log);
     const [half] = (await own.get('/passengerlist')).json;
     assert.deepEqual([half.name, half.age], ['half known', null]);
     assert.deepEqual(Object.keys(half), passengers.names);

@@ -5,33 +5,15 @@ import { once } from 'node:events';
 import { createServer, type IncomingMessage } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { text } from 'node:stream/consumers';
-import { after, before, describe, test } from 'node:test';
+import { describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { checks } from '../test/contract.ts';
-import {
-  bearer,
-  inherited,
-  nodeArguments,
-  startDatabase,
-  startReady,
-  type TestDatabase,
-  type TestService,
-} from '../test/harness.ts';
+import { bearer, inherited, nodeArguments, openService, startReady } from '../test/harness.ts';
 
 const SECRET = 'a secret of the acceptance tests long enough';
 
-let database: TestDatabase;
-let service: TestService;
-let token: string;
-before(async () => {
-  database = await startDatabase();
-  service = await startReady({ DATABASE_URL: database.url, AUTH: 'write', JWT_SECRET: SECRET });
-  token = (await bearer(SECRET, 'acceptance')).authorization.replace('Bearer ', '');
-});
-after(async () => {
-  await service?.stop();
-  await database?.stop();
-});
+const { database, service } = await openService({ AUTH: 'write', JWT_SECRET: SECRET });
+const token = (await bearer(SECRET, 'acceptance')).authorization.replace('Bearer ', '');
 
 type Answer = { status: number; headers: Record<string, string>; body: string };
 type Spoil = (answer: Answer, request: IncomingMessage) => Answer;

@@ -5,7 +5,7 @@ import { after, before, beforeEach, describe, test } from 'node:test';
 import fc from 'fast-check';
 import { pino } from 'pino';
 import { z } from 'zod';
-import { startDatabase, type TestDatabase } from '../test/harness.ts';
+import { openDatabase } from '../test/harness.ts';
 import { boolean, jsonb, now, number, oneOf, resource, text, timestamp, uuid } from './columns.ts';
 import { parseQuery } from './dialect.ts';
 import { JSON_TYPE } from './headers.ts';
@@ -32,20 +32,12 @@ const things = resource({
   },
 });
 
-let database: TestDatabase;
-let pool: Pool;
-let store: Store;
-before(async () => {
-  database = await startDatabase();
-  const options = { DATABASE_URL: database.url, POOL_SIZE: 4, DB_PREPARE: 'true' } as const;
-  pool = new Pool(options, pino({ level: 'silent' }));
-  store = new Store(things, pool);
-  await ensureTable(things, pool);
-});
-after(async () => {
-  await pool?.end();
-  await database?.stop();
-});
+const database = await openDatabase();
+const options = { DATABASE_URL: database.url, DB_PREPARE: 'true' } as const;
+const pool = new Pool({ ...options, POOL_SIZE: 4 }, pino({ level: 'silent' }));
+after(() => pool.end());
+const store = new Store(things, pool);
+await ensureTable(things, pool);
 
 type Row = Record<string, unknown>;
 const call = ownCall;
@@ -307,10 +299,7 @@ describe('Pages', () => {
     await database.sql`analyze "thi""ngs"`;
     const [row] = (await list('', 1)).rows;
     const { next } = await list('', 1);
-    const own = new Pool(
-      { DATABASE_URL: database.url, POOL_SIZE: 1, DB_PREPARE: 'true' },
-      pino({ level: 'silent' }),
-    );
+    const own = new Pool({ ...options, POOL_SIZE: 1 }, pino({ level: 'silent' }));
     const planned = new Store(things, own);
     const wanted = { limit: 20, count: false, format: JSON_TYPE } as const;
     for (let round = 0; round < 20; round += 1) {

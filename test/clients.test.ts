@@ -14,14 +14,7 @@ import * as provider from '@raphiniert/ra-data-postgrest';
 import { dataProvider } from '@refinedev/supabase';
 import { PostgrestClient } from '@supabase/postgrest-js';
 import { createClient } from '@supabase/supabase-js';
-import {
-  bearer,
-  startDatabase,
-  startReady,
-  startService,
-  type TestDatabase,
-  type TestService,
-} from './harness.ts';
+import { bearer, openService, startReady, startService, type TestService } from './harness.ts';
 
 type Passenger = {
   uuid: string;
@@ -107,23 +100,13 @@ function having(...rows: Passenger[]): Passenger[] {
   return [...all.values()].sort((a, b) => (a.uuid < b.uuid ? -1 : 1));
 }
 
-let database: TestDatabase;
-let service: TestService;
-
 /** The table as python-crud-api makes it: any column but the key may be null. */
-before(async () => {
-  database = await startDatabase();
-  await database.sql`
-    create table titanic (uuid uuid primary key, survived bool, "passengerClass" int,
-      name varchar(150), sex varchar(6), age float, "siblingsOrSpousesAboard" int,
-      "parentsOrChildrenAboard" int, fare float)`;
-  service = await startReady({ DATABASE_URL: database.url, AUTH: 'none' });
-});
-
-after(async () => {
-  await service?.stop();
-  await database?.stop();
-});
+const { database, service } = await openService(
+  { AUTH: 'none' },
+  `create table titanic (uuid uuid primary key, survived bool, "passengerClass" int,
+    name varchar(150), sex varchar(6), age float, "siblingsOrSpousesAboard" int,
+    "parentsOrChildrenAboard" int, fare float)`,
+);
 
 beforeEach(async () => {
   const { sql } = database;

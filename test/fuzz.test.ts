@@ -10,9 +10,9 @@
 import assert from 'node:assert/strict';
 import { Agent, request as httpRequest, type IncomingHttpHeaders } from 'node:http';
 import { connect } from 'node:net';
-import { after, before, test } from 'node:test';
+import { test } from 'node:test';
 import fc from 'fast-check';
-import { startDatabase, startReady, type TestDatabase, type TestService } from './harness.ts';
+import { openService } from './harness.ts';
 
 const SEED = Number(process.env.FUZZ_SEED ?? Date.now() % 2 ** 31);
 const REQUESTS = Number(process.env.FUZZ_REQUESTS ?? 20_000);
@@ -32,18 +32,7 @@ const ROW = {
 };
 type Row = Record<string, unknown>;
 
-let database: TestDatabase;
-let service: TestService;
-
-before(async () => {
-  database = await startDatabase();
-  service = await startReady({ DATABASE_URL: database.url, CSV_LIMIT: '100000' });
-});
-
-after(async () => {
-  await service?.stop();
-  await database?.stop();
-});
+const { database, service } = await openService({ CSV_LIMIT: '100000' });
 
 // --- Requests -------------------------------------------------------------------
 

@@ -14,16 +14,12 @@ import { openLog } from '../lib/log.ts';
 import { serve } from '../lib/server.ts';
 import { ensureTable } from '../lib/table.ts';
 import { client, openTables, type Row } from './deployment.ts';
-import { bearer, lint, startDatabase, type TestDatabase } from './harness.ts';
+import { bearer, lint, openDatabase } from './harness.ts';
 
 const SECRET = 'a-secret-of-32-bytes-or-of-more-than-that';
 const CSV = { 'content-type': 'text/csv' };
 
-let database: TestDatabase;
-before(async () => {
-  database = await startDatabase();
-});
-after(() => database?.stop());
+const database = await openDatabase();
 
 type Served = Awaited<ReturnType<typeof open>>;
 

@@ -15,7 +15,7 @@ import { type Running, serve } from '../lib/server.ts';
 import { numbered, quote } from '../lib/sql.ts';
 import { ensureTable } from '../lib/table.ts';
 import { client } from './deployment.ts';
-import { startDatabase, type TestDatabase } from './harness.ts';
+import { openDatabase } from './harness.ts';
 
 const table = (name: string, columns: Record<string, kind.Column>) =>
   kind.resource({ path: name, table: name, key: 'uuid', columns });
@@ -58,10 +58,9 @@ const CELLS: Record<string, (string | null)[]> = {
 };
 const keyOf = (at: number) => `0192f0c1-2f3a-7bcd-8123-${String(at).padStart(12, '0')}`;
 
-let database: TestDatabase;
+const database = await openDatabase();
 let running: Running;
 before(async () => {
-  database = await startDatabase();
   const { sql, url } = database;
   const columns = kinds.names.map((name) => `${quote(name)} ${kind.typeOf(kinds, name)}`);
   await sql.unsafe(`create table kinds (${columns}, primary key (uuid));
@@ -83,10 +82,7 @@ before(async () => {
   const opened = { ...service, fetch, prepare, close: () => service.pool.end() };
   running = await serve(config, opened, log);
 });
-after(async () => {
-  await running?.stop();
-  await database?.stop();
-});
+after(() => running?.stop());
 
 type Headers = Record<string, string>;
 const ask = (method: string, path: string, body?: unknown, headers: Headers = {}) =>

@@ -4,16 +4,16 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, before, describe, type TestContext, test } from 'node:test';
+import { describe, type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
   fill,
+  openService,
   slack,
   startDatabase,
   startReady,
   startService,
   streamsOf,
-  type TestDatabase,
   type TestService,
   until,
 } from './harness.ts';
@@ -30,18 +30,7 @@ const ROW = {
 };
 const SECRET = 'a-secret-that-nobody-is-to-read-anywhere';
 
-let database: TestDatabase;
-let service: TestService;
-
-before(async () => {
-  database = await startDatabase();
-  service = await startReady({ DATABASE_URL: database.url, LOG_LEVEL: 'trace', POOL_SIZE: '1' });
-});
-
-after(async () => {
-  await service?.stop();
-  await database?.stop();
-});
+const { database, service } = await openService({ LOG_LEVEL: 'trace', POOL_SIZE: '1' });
 
 /** The whole answer to bytes that no client would send. */
 async function send(bytes: string): Promise<string> {
