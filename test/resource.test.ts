@@ -260,6 +260,23 @@ describe('A column', () => {
     assert.equal((await send('POST', '/things', other, key)).status, 409);
   });
 
+  test('that rows of an array lack is filled in, or kept where the row exists', async () => {
+    const [one, two] = [thing({ day: '2020-01-02' }), thing()];
+    const missing = { prefer: 'missing=default,return=representation' };
+    const made = await send('POST', '/things?columns=slug,day', [one, two], missing);
+    assert.deepEqual(
+      made.json.map(({ day, tags }: Row) => ({ day, tags })),
+      [
+        { day: '2020-01-02', tags: ["it's"] },
+        { day: '2020-06-01', tags: ["it's"] },
+      ],
+    );
+    const merge = { prefer: 'resolution=merge-duplicates,return=representation' };
+    const changed = { id: made.json[0].id, slug: 'changed' };
+    const merged = await send('POST', '/things', [changed], merge);
+    assert.deepEqual(merged.json, [{ ...made.json[0], ...changed }]);
+  });
+
   test('is read from CSV by its alias', async () => {
     const at = '2001-02-03T04:05:06+00:00';
     const text = `slug,AB,At,day\ncsv,9,${at},2020-02-29\n`;
