@@ -111,26 +111,6 @@ const FAULTS: [fault: string, spoil: Spoil, noticing: RegExp[]][] = [
     [/X-Request-Id/, /Link/, /count=exact/, /Location/, /304/, /Idempotency-Key/, /is 405/, /401/],
   ],
   [
-    'texts are changed',
-    (answer) => ({ ...answer, body: answer.body.replaceAll('check', 'cheque') }),
-    [/a row is read/, /NDJSON/, /PATCH of a row/, /rest\/v1/, /upsert/],
-  ],
-  [
-    'errors are HTML',
-    ({ status, ...answer }) =>
-      status < 400
-        ? { ...answer, status }
-        : { status, headers: { 'content-type': 'text/html' }, body: '<h1>Error</h1>' },
-    [
-      /unknown path/,
-      /every fault/,
-      /over the limit/,
-      /If-Match/,
-      /forged token/,
-      /all rows, or none/,
-    ],
-  ],
-  [
     'lists are empty',
     (answer) => (/^\[.*\]$/s.test(answer.body) ? { ...answer, body: '[]' } : answer),
     [/every column filters/, /like, ilike/, /count\(\)/, /limit, offset/, /array stores/],
