@@ -193,33 +193,24 @@ const CHEAP = [B, E].map((row) => ({ ...row, fare: 1 }));
 const DEARER = ROWS.map((row) => ({ ...row, fare: 5 }));
 const C5 = { ...C, age: 5 };
 const FIVE = [A, B, C, D, E];
-const KEY = { onConflict: 'uuid' };
 const IGNORE = { ignoreDuplicates: true };
 
 const CASES: Case[] = [
   ['single', (t) => t.select().eq('uuid', A.uuid).single(), 200, A],
   ['maybeSingle', (t) => t.select().eq('uuid', A.uuid).maybeSingle(), 200, A],
-  ['maybeSingle of none', (t) => t.select().eq('uuid', NOBODY).maybeSingle(), 200],
-  ['count', (t) => t.select('age', EXACT).eq('age', 4), 200, [{ age: 4 }], ROWS, 1],
   ['count of a part', (t) => t.select('sex', EXACT).limit(1), 206, [{ sex: A.sex }], ROWS, 6],
-  ['head', (t) => t.select('*', HEAD), 200, null, ROWS, 6],
   ['head of a part', (t) => t.select('*', HEAD).limit(1), 206, null, ROWS, 6],
 
   ['insert', (t) => t.insert(NEW), 201, null, having(NEW)],
-  ['insert, selected', (t) => t.insert(NEW).select(), 201, [NEW], having(NEW)],
   ['insert of two', (t) => t.insert([NEWER, NEW]).select(), 201, [NEWER, NEW], having(...TWO)],
-  ['insert of none', (t) => t.insert([]).select(), 201, []],
 
   ['upsert of a row that exists', (t) => t.upsert(OTHER).select(), 200, [OTHER], having(OTHER)],
   ['upsert of a new row', (t) => t.upsert(NEW).select().single(), 201, NEW, having(NEW)],
   ['upsert of both', (t) => t.upsert(BOTH).select(), 201, BOTH, having(...BOTH)],
-  ['upsert on the key', (t) => t.upsert(OTHER, KEY).select(), 200, [OTHER], having(OTHER)],
   ['upsert, one ignored', (t) => t.upsert(BOTH, IGNORE).select(), 201, [NEW], having(NEW)],
-  ['upsert, all ignored', (t) => t.upsert([OTHER], IGNORE).select(), 200, []],
 
   ['update', (t) => t.update({ fare: 1 }).eq('age', 22), 204, null, having(...CHEAP)],
   ['update, selected', (t) => t.update({ age: 5 }).eq('age', 4).select(), 200, [C5], having(C5)],
-  ['update of none, selected', (t) => t.update({ age: 5 }).eq('uuid', NOBODY).select(), 200, []],
   [
     'update as allowed',
     (t) => t.update({ age: 5 }).eq('age', 4).maxAffected(1),
@@ -231,8 +222,6 @@ const CASES: Case[] = [
 
   ['delete', (t) => t.delete().eq('passengerClass', 3), 204, null, [A, D, F]],
   ['delete, selected', (t) => t.delete().eq('uuid', F.uuid).select(), 200, [F], FIVE],
-  ['delete, single', (t) => t.delete().is('age', null).select().single(), 200, F, FIVE],
-  ['delete of none, selected', (t) => t.delete().eq('uuid', NOBODY).select(), 200, []],
 ];
 
 type Refusal = [criterion: string, ask: (table: Table, rest: Rest) => PromiseLike<Reply>];
@@ -241,10 +230,7 @@ type Refusal = [criterion: string, ask: (table: Table, rest: Rest) => PromiseLik
 const REFUSALS: Record<string, Refusal[]> = {
   '406 PGRST116': [
     ['single of none', (t) => t.select().eq('age', 99).single()],
-    ['single of two', (t) => t.select().eq('age', 22).single()],
-    ['insert of two, single', (t) => t.insert(TWO).select().single()],
     ['upsert of two, single', (t) => t.upsert(BOTH).select().single()],
-    ['update of two, single', (t) => t.update({ fare: 5 }).eq('age', 22).select().single()],
     ['delete of two, single', (t) => t.delete().eq('age', 22).select().single()],
   ],
   '416 PGRST103': [['range past the end, counted', (t) => t.select('*', EXACT).range(10, 19)]],
@@ -369,12 +355,6 @@ for (const [version, load] of [
           await assertStored();
         });
 
-    test('an insert without the key makes one', async () => {
-      const { data } = await tableOf(rest).insert(keyless(NEW)).select().single();
-      assert.match(data!.uuid, NEW_KEY);
-      assert.deepEqual(data, { ...NEW, uuid: data?.uuid });
-    });
-
     for (const defaultToNull of [true, false])
       test(`defaultToNull ${defaultToNull} makes the keys that are missing`, async () => {
         const rows = [NEW, keyless(NEWER)];
@@ -390,11 +370,6 @@ for (const [version, load] of [
       assert.deepEqual([lines.length, lines[0], lines[6]], [7, 'name,age', 'Fay,']);
       assert.match(lines[1]!, /^"?Ann Adams"?,29\.5$/);
       assert.match(lines[4]!, /^"Dora, Dr\. \(née: ""D\\{1,2}D""\)",61$/);
-    });
-
-    test('throwOnError throws what was answered', async () => {
-      const list = listOf(rest).eq('uuid', NOBODY).single().throwOnError();
-      await assert.rejects(async () => list, { name: 'PostgrestError', code: 'PGRST116' });
     });
 
     test('rollback is not applied, and not reported as applied', async () => {
@@ -494,14 +469,10 @@ describe('ra-data-postgrest', () => {
     ['no filter', {}, 'ABCDEF'],
     ['eq', { survived: true }, 'AC'],
     ['gte and lt', { 'age@gte': 22, 'fare@lt': 9 }, 'BDE'],
-    ['ilike of one word', { 'name@ilike': 'br' }, 'BC'],
     ['ilike of two words', { 'name@ilike': 'bo own' }, 'B'],
-    ['like with an apostrophe', { 'name@like': "O'Brien" }, 'C'],
     ['in', { 'passengerClass@in': '(1,2)' }, 'ADF'],
     ['is', { 'age@is': 'null' }, 'F'],
     ['or', { '@or': { 'age@lt': 5, 'passengerClass@eq': 2 } }, 'CD'],
-    ['wfts', { 'name@wfts': 'brown' }, 'B'],
-    ['a value that none has', { age: 99 }, ''],
   ] as const)
     test(`getList by ${criterion} is ${expected || 'none'}`, async () => {
       const list = await admin.getList(name, { pagination, sort, filter });
@@ -588,18 +559,12 @@ describe('refine', () => {
   for (const [criterion, filters, expected] of [
     ['no filter', [], 'ABCDEF'],
     ['eq', [where('survived', 'eq', true)], 'AC'],
-    ['ne', [where('passengerClass', 'ne', 3)], 'ADF'],
-    ['gte and lt', [where('age', 'gte', 4), where('age', 'lt', 29.5)], 'BCE'],
     ['between', [where('age', 'between', [4, 22])], 'BCE'],
     ['in', [where('name', 'in', ['Fay', 'Dora', 'x,y'])], 'F'],
     ['nin', [where('passengerClass', 'nin', '(1,2)')], 'BCE'],
     ['contains', [where('name', 'contains', 'BR')], 'BC'],
-    ['containss', [where('name', 'containss', "O'Br")], 'C'],
-    ['ncontains', [where('name', 'ncontains', '%b%')], 'ADF'],
     ['startswith', [where('name', 'startswith', 'dora, dr. (')], 'D'],
-    ['endswith', [where('name', 'endswith', 'BROWN')], 'B'],
     ['null', [where('age', 'null', null)], 'F'],
-    ['nnull', [where('age', 'nnull', null)], 'ABCDE'],
     ['or', [where('', 'or', either)], 'CD'],
   ] as const)
     test(`getList by ${criterion} is ${expected}`, async () => {
@@ -619,17 +584,9 @@ describe('refine', () => {
     assert.deepEqual([all.data, all.total], [ROWS, 6]);
   });
 
-  const page = { currentPage: 9, pageSize: 10 };
   for (const [criterion, request, code] of [
-    ['a page past the end', () => refine.getList({ resource, pagination: page }), 'PGRST103'],
     ['nin without brackets', () => getList(where('passengerClass', 'nin', [1, 2])), 'PGRST100'],
-    ['ina, which is for arrays', () => getList(where('name', 'ina', ['Ann'])), 'PGRST100'],
     ['a row by the column id', () => refine.getOne({ resource, id: D.uuid }), '42703'],
-    [
-      'a row whose age is 151',
-      () => refine.create({ resource, variables: { ...NEW, age: 151 } }),
-      '22023',
-    ],
   ] as const)
     test(`${criterion} rejects with ${code}`, () => assert.rejects(request(), { code }));
 
