@@ -7,41 +7,19 @@ import { randomUUID } from 'node:crypto';
 import { after, before, describe, test } from 'node:test';
 import fc from 'fast-check';
 import { z } from 'zod';
-import { connect, createApp } from '../app.ts';
 import * as kinds from '../lib/columns.ts';
-import { readConfig } from '../lib/config.ts';
-import { openLog } from '../lib/log.ts';
-import { serve } from '../lib/server.ts';
-import { ensureTable } from '../lib/table.ts';
-import { client, openTables, type Row } from './deployment.ts';
+import { openTables, type Row } from './deployment.ts';
 import { bearer, lint, openDatabase } from './harness.ts';
+import { type Served, serveHere } from './inprocess.ts';
 
 const SECRET = 'a-secret-of-32-bytes-or-of-more-than-that';
 const CSV = { 'content-type': 'text/csv' };
 
 const database = await openDatabase();
 
-type Served = Awaited<ReturnType<typeof open>>;
-
-/** The resource on a port of its own, in this process, with its table in the test's database. */
-async function open(resource: kinds.Resource, environment = {}) {
-  const fixed = { DATABASE_URL: database.url, POOL_SIZE: '2', PORT: '0' };
-  const config = readConfig({ ...fixed, ...environment });
-  const log = openLog('silent');
-  const service = connect(config, { resources: [resource] }, log);
-  const close = () => service.pool.end();
-  await ensureTable(resource, service.pool).catch(async (error) => {
-    await close();
-    throw error;
-  });
-  const { fetch } = createApp(service);
-  const opened = { ...service, fetch, prepare: async () => {}, close };
-  const { url, stop } = await serve(config, opened, log);
-  const request = client(url);
-  const send = (method: string, path: string, body?: unknown, headers = {}) =>
-    request(method, path, { body, headers });
-  return { url, send, stop };
-}
+/** The resource, with its table in the test's database. */
+const open = (resource: kinds.Resource, environment = {}) =>
+  serveHere({ resources: [resource] }, { DATABASE_URL: database.url, ...environment });
 
 const TEXT = fc
   .string({ unit: 'grapheme', minLength: 1, maxLength: 20 })

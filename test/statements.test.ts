@@ -5,17 +5,12 @@ import { join } from 'node:path';
 import { after, before, beforeEach, describe, test } from 'node:test';
 import { parse } from 'csv-parse/sync';
 import { z } from 'zod';
-import { connect, createApp } from '../app.ts';
 import * as kind from '../lib/columns.ts';
-import { readConfig } from '../lib/config.ts';
 import { parseQuery } from '../lib/dialect.ts';
-import { openLog } from '../lib/log.ts';
 import { selectOf, shownOf } from '../lib/select.ts';
-import { type Running, serve } from '../lib/server.ts';
 import { numbered, quote } from '../lib/sql.ts';
-import { ensureTable } from '../lib/table.ts';
-import { client } from './deployment.ts';
 import { openDatabase } from './harness.ts';
+import { type Served, serveHere } from './inprocess.ts';
 
 const table = (name: string, columns: Record<string, kind.Column>) =>
   kind.resource({ path: name, table: name, key: 'uuid', columns });
@@ -59,7 +54,7 @@ const CELLS: Record<string, (string | null)[]> = {
 const keyOf = (at: number) => `0192f0c1-2f3a-7bcd-8123-${String(at).padStart(12, '0')}`;
 
 const database = await openDatabase();
-let running: Running;
+let running: Served;
 before(async () => {
   const { sql, url } = database;
   const columns = kinds.names.map((name) => `${quote(name)} ${kind.typeOf(kinds, name)}`);
@@ -72,21 +67,13 @@ before(async () => {
     const cells = Object.values(CELLS).map((list) => list[at % list.length] ?? null);
     await sql.unsafe(`insert into kinds values (${places})`, [keyOf(at), ...cells]);
   }
-  const settings = { DATABASE_URL: `${url}?log_statement=all`, PORT: '0', POOL_SIZE: '2' };
-  const [config, log] = [readConfig(settings), openLog('silent')];
-  const service = connect(config, { resources: [kinds, pages, stamped] }, log);
-  const prepare = async () => {
-    for (const one of service.resources) await ensureTable(one, service.pool);
-  };
-  const { fetch } = createApp(service);
-  const opened = { ...service, fetch, prepare, close: () => service.pool.end() };
-  running = await serve(config, opened, log);
+  const environment = { DATABASE_URL: `${url}?log_statement=all` };
+  running = await serveHere({ resources: [kinds, pages, stamped] }, environment);
 });
 after(() => running?.stop());
 
 type Headers = Record<string, string>;
-const ask = (method: string, path: string, body?: unknown, headers: Headers = {}) =>
-  client(running.url)(method, path, { body, headers });
+const ask = (...request: Parameters<Served['send']>) => running.send(...request);
 
 const OBJECT = { accept: 'application/vnd.pgrst.object+json' };
 const ROWS = { prefer: 'return=representation' };
