@@ -6,32 +6,16 @@ import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
 import { request as httpRequest } from 'node:http';
-import { after, before, describe, test } from 'node:test';
-import {
-  memoryOf,
-  startDatabase,
-  startReady,
-  type TestDatabase,
-  type TestService,
-} from './harness.ts';
+import { describe, test } from 'node:test';
+import { memoryOf, openService } from './harness.ts';
 
 const MAX_CPU = 50; // ms of the event loop for one request
 const MAX_MEMORY = 160; // MB that the process has allocated at the end
 const BODY = 2 ** 20; // bytes: BODY_LIMIT
 const HEAD = 128 * 1024 - 500; // bytes: MAX_HEAD, with room for the other fields
 
-let database: TestDatabase;
-let service: TestService;
-
-before(async () => {
-  database = await startDatabase();
-  const flags = { NODE_OPTIONS: '--max-old-space-size=96 --max-semi-space-size=16' };
-  service = await startReady({ DATABASE_URL: database.url, ...flags });
-});
-after(async () => {
-  await service?.stop();
-  await database?.stop();
-});
+const NODE_OPTIONS = '--max-old-space-size=96 --max-semi-space-size=16';
+const { service } = await openService({ NODE_OPTIONS });
 
 /** CPU time of the main thread in ms: the first number of schedstat, in ns (proc_pid_schedstat). */
 async function cpu(): Promise<number> {

@@ -17,7 +17,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { startDatabase, startReady } from './harness.ts';
+import { openService } from './harness.ts';
 
 const PACKAGES = ['openapi-fetch@0.17.0', 'openapi-typescript@7.13.0', 'typescript@5.9.3'];
 const PROGRAM = `
@@ -40,6 +40,8 @@ const listed = await client.GET('/passengers', { params: { query: { select: 'nam
 console.log(JSON.stringify([replaced?.age, listed.data?.[0]?.name]));
 `;
 
+const { service } = await openService();
+
 /** A directory with the packages, installed once for this machine. */
 function installed(): string {
   const home = join(tmpdir(), `passengers-typed-${process.getuid?.()}`);
@@ -52,14 +54,8 @@ function installed(): string {
 }
 
 test('openapi-fetch gets a row and puts it back, type-checked', async (t) => {
-  const database = await startDatabase();
-  const service = await startReady({ DATABASE_URL: database.url });
   const directory = mkdtempSync(join(tmpdir(), 'passengers test-'));
-  t.after(async () => {
-    rmSync(directory, { recursive: true });
-    await service.stop();
-    await database.stop();
-  });
+  t.after(() => rmSync(directory, { recursive: true }));
   const modules = join(installed(), 'node_modules');
   symlinkSync(modules, join(directory, 'node_modules'));
   const types = fileURLToPath(new URL('../node_modules/@types', import.meta.url));
@@ -70,23 +66,15 @@ test('openapi-fetch gets a row and puts it back, type-checked', async (t) => {
   writeFileSync(join(directory, 'package.json'), '{"type":"module"}');
   writeFileSync(join(directory, 'document.json'), (await service.get('/openapi.json')).text);
   writeFileSync(join(directory, 'program.ts'), PROGRAM);
-  const run = (file: string, ...args: string[]) =>
-    execFileSync(process.execPath, [join(modules, file), ...args], {
-      cwd: directory,
-      encoding: 'utf8',
-    });
-  run('openapi-typescript/bin/cli.js', 'document.json', '-o', 'api.ts');
+  const run = (...args: string[]) => {
+    const options = { cwd: directory, encoding: 'utf8' } as const;
+    const { status, stdout, stderr } = spawnSync(process.execPath, args, options);
+    assert.equal(status, 0, stdout + stderr);
+    return stdout;
+  };
+  run(join(modules, 'openapi-typescript/bin/cli.js'), 'document.json', '-o', 'api.ts');
   const dom = ['--lib', 'es2024,dom,dom.iterable', '--typeRoots', types];
-  const checked = spawnSync(
-    process.execPath,
-    [join(modules, 'typescript/bin/tsc'), '-p', '.', ...dom],
-    {
-      cwd: directory,
-      encoding: 'utf8',
-    },
-  );
-  assert.equal(checked.status, 0, checked.stdout);
-  const tsx = ['--import', import.meta.resolve('tsx'), 'program.ts', service.url];
-  const output = execFileSync(process.execPath, tsx, { cwd: directory, encoding: 'utf8' });
+  run(join(modules, 'typescript/bin/tsc'), '-p', '.', ...dom);
+  const output = run('--import', import.meta.resolve('tsx'), 'program.ts', service.url);
   assert.deepEqual(JSON.parse(output), [34, 'Ada']);
 });
