@@ -35,8 +35,8 @@ RUN NODE_COMPILE_CACHE=/var/cache/node node --eval "import('./app.ts')" \
     && chmod -R g=rX /var/cache/node
 
 # The heap fits the memory limit of 384 MiB in compose.yaml and kustomize/base: change them together.
-# Streaming a million rows takes 100 MB in all, 40 bodies of 700 kB at once 145 MB.
-ENV NODE_OPTIONS="--max-old-space-size=96 --max-semi-space-size=4"
+# Node takes 190 MB while it streams 300 000 rows, 206 MB for 40 bodies of 800 kB at once.
+ENV NODE_OPTIONS="--max-old-space-size=96 --max-semi-space-size=16"
 ENV NODE_ENV=production NODE_COMPILE_CACHE=/tmp \
     APP_VERSION=$VERSION APP_BRANCH=$BRANCH APP_COMMIT=$COMMIT APP_STACK=$STACK
 LABEL org.opencontainers.image.title=passengers \

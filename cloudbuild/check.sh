@@ -5,6 +5,6 @@ set -euo pipefail
 export CI=true DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 apt-get install -y -qq --no-install-recommends chromium kubectl kustomize nginx-light \
-  openssl postgresql-client shellcheck supervisor wrk >/dev/null
+  openssl postgresql prometheus shellcheck >/dev/null
 npm ci --no-fund --no-audit
 npm run check

@@ -1,26 +1,18 @@
 /** Events are counted per city, below the path prefix of a gateway that does not strip it. */
 import assert from 'node:assert/strict';
-import { after, before, test } from 'node:test';
+import { before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { startDatabase, startReady, type TestDatabase, type TestService } from '../test/harness.ts';
+import { openService } from '../test/harness.ts';
 
 const EVENTS = '/ws/cities/events';
 
-let database: TestDatabase;
-let service: TestService;
+const RESOURCE = fileURLToPath(new URL('cities.ts', import.meta.url));
+const { service } = await openService({ RESOURCE, BASE_PATH: '/ws/cities' });
 before(async () => {
-  database = await startDatabase();
-  const RESOURCE = fileURLToPath(new URL('cities.ts', import.meta.url));
-  const environment = { DATABASE_URL: database.url, BASE_PATH: '/ws/cities' };
-  service = await startReady({ RESOURCE, ...environment });
   const rows = 'Bern,2026-01-01\nZürich,2026-01-01\nBern,2026-02-01\n"Bern",2026-03-01';
   const csv = { 'content-type': 'text/csv' };
   const { status } = await service.request('POST', EVENTS, `City,Date\n${rows}\n`, csv);
   assert.equal(status, 201);
-});
-after(async () => {
-  await service?.stop();
-  await database?.stop();
 });
 
 const COUNTS: [query: string, csv: string][] = [

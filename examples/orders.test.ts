@@ -4,18 +4,10 @@
  */
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
-import { after, before, test } from 'node:test';
+import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import type { Row } from '../test/deployment.ts';
-import {
-  bearer,
-  type Reply,
-  startDatabase,
-  startProxy,
-  startReady,
-  type TestDatabase,
-  type TestService,
-} from '../test/harness.ts';
+import { bearer, openService, type Reply, startProxy, startReady } from '../test/harness.ts';
 
 const SECRET = 'a-secret-of-32-bytes-or-of-more-than-that';
 const AUDIENCE = { aud: 'shop-example' };
@@ -23,22 +15,11 @@ const SHOWN = { prefer: 'return=representation' };
 const CALLERS = 20;
 const USER = `user:${randomUUID()}`;
 
-let database: TestDatabase;
-let service: TestService;
-before(async () => {
-  database = await startDatabase();
-  service = await start();
-});
-after(async () => {
-  await service?.stop();
-  await database?.stop();
-});
-
-function start(DATABASE_URL = database.url): Promise<TestService> {
-  const RESOURCE = fileURLToPath(new URL('orders.ts', import.meta.url));
-  const keys = { JWT_SECRET: SECRET, JWT_AUDIENCE: AUDIENCE.aud };
-  return startReady({ RESOURCE, DATABASE_URL, POOL_SIZE: '2', ...keys });
-}
+const ENVIRONMENT = {
+  RESOURCE: fileURLToPath(new URL('orders.ts', import.meta.url)),
+  ...{ POOL_SIZE: '2', JWT_SECRET: SECRET, JWT_AUDIENCE: AUDIENCE.aud },
+};
+const { database, service } = await openService(ENVIRONMENT);
 
 type Send = (method: string, path: string, body?: unknown, headers?: object) => Promise<Reply>;
 type Caller = { sub: string; send: Send; rows: Row[] };
@@ -195,7 +176,7 @@ test('the same Idempotency-Key makes a row per caller, and repeats its own to ea
 test("a create that is repeated after its answer was lost finds no other's row", async (t) => {
   const proxy = await startProxy(database.url);
   t.after(proxy.stop);
-  const through = await start(proxy.url);
+  const through = await startReady({ ...ENVIRONMENT, DATABASE_URL: proxy.url });
   t.after(() => through.stop());
   const [{ rows, sub }, other] = [await call(1), await call(0, through)];
   const body = order({ uuid: rows[0]?.uuid });

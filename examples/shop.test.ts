@@ -1,30 +1,14 @@
 /** Two tables of one program, and its own endpoint: what their contract does not say. */
 import assert from 'node:assert/strict';
-import { after, before, test } from 'node:test';
+import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import {
-  bearer,
-  startDatabase,
-  startReady,
-  type TestDatabase,
-  type TestService,
-} from '../test/harness.ts';
+import { bearer, openService } from '../test/harness.ts';
 
 const JWT_SECRET = 'a-secret-of-32-bytes-or-of-more-than-that';
 
-let database: TestDatabase;
-let service: TestService;
-let own: { authorization: string };
-before(async () => {
-  database = await startDatabase();
-  const RESOURCE = fileURLToPath(new URL('shop.ts', import.meta.url));
-  service = await startReady({ DATABASE_URL: database.url, RESOURCE, JWT_SECRET });
-  own = await bearer(JWT_SECRET, 'shop');
-});
-after(async () => {
-  await service?.stop();
-  await database?.stop();
-});
+const RESOURCE = fileURLToPath(new URL('shop.ts', import.meta.url));
+const { service } = await openService({ RESOURCE, JWT_SECRET });
+const own = await bearer(JWT_SECRET, 'shop');
 
 const get = (path: string) => service.get(path, own);
 const create = async (path: string, body: object) =>

@@ -4,7 +4,7 @@
  */
 import assert from 'node:assert/strict';
 import { execFileSync, spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { BlockList } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join, relative } from 'node:path';
@@ -51,17 +51,13 @@ function render(directory: string): string {
 }
 
 /** Renders a kustomization whose paths are those of an overlay. */
-function renderText(kustomization: Manifest): string {
+function renderOverlay(kustomization: Manifest): Manifest[] {
   const directory = mkdtempSync(join(work, 'overlay-'));
   const moved = (path: string) => relative(directory, join(HERE, 'overlays/any', path));
   const { resources = [], components = [], ...rest } = kustomization;
   const there = { resources: resources.map(moved), components: components.map(moved), ...rest };
   writeFileSync(join(directory, 'kustomization.yaml'), JSON.stringify(there));
-  return render(directory);
-}
-
-function renderOverlay(kustomization: Manifest): Manifest[] {
-  return parseAllDocuments(renderText(kustomization)).map((document) => document.toJS());
+  return parseAllDocuments(render(directory)).map((document) => document.toJS());
 }
 
 /** Components that another one needs before it. */
@@ -122,18 +118,12 @@ const INIT = `${POD}/initContainers/credentials`;
 const BROKEN: [(typeof RULES)[keyof typeof RULES], string, object, RegExp][] = [
   [schemaFaults, 'Deployment passengers', { apiVersion: 'x/v1' }, /no schema/],
   [schemaFaults, MAIN, { imag: '' }, /containers\/0\/imag/],
-  [schemaFaults, DEPLOYMENT, { replicas: '2' }, /replicas/],
-  [podFaults, POD, { hostNetwork: true }, /hostNetwork/],
   [podFaults, `${POD}/volumes/tmp`, { hostPath: {} }, /volume tmp/],
-  [podFaults, `${POD}/volumes/tmp`, { emptyDir: {} }, /volume tmp/],
   [podFaults, `${MAIN}/resources/limits`, { cpu: '2' }, /passengers limits/],
-  [podFaults, `${MAIN}/securityContext`, { runAsNonRoot: false }, /passengers runAsNonRoot/],
   [podFaults, `${INIT}/securityContext`, { readOnlyRootFilesystem: undefined }, /readOnlyRoot/],
   [referenceFaults, 'Service passengers/spec/selector', { x: 'y' }, /passengers selects 0/],
   [referenceFaults, 'Service passengers/spec/ports/0', { targetPort: 'htp' }, /port htp/],
-  [referenceFaults, 'RoleBinding credentials/subjects/0', { namespace: 'x' }, /subjects/],
   [referenceFaults, `${MAIN}/env/JWT_SECRET/valueFrom/secretKeyRef`, { key: 'PASS' }, /PASS/],
-  [referenceFaults, `${MAIN}/volumeMounts/tmp`, { name: 'temp' }, /volume temp/],
   [
     storedFaults,
     'StatefulSet postgres/spec/volumeClaimTemplates/0',
@@ -165,28 +155,10 @@ const FACTS: Record<string, Record<string, unknown>> = {
     [`${MAIN}/readinessProbe/httpGet`]: { path: '/readyz', port: 'ops' },
     [`${MAIN}/livenessProbe/httpGet`]: { path: '/healthz', port: 'ops' },
     [`${MAIN}/env/AUTH/value`]: 'write',
-    [`${MAIN}/volumeMounts`]: [{ name: 'tmp', mountPath: '/tmp' }],
-    'Service passengers/spec/ports': [{ name: 'http', port: 80, targetPort: 'http' }],
-    'Service passengers/spec/type': 'ClusterIP',
-  },
-  install: {
-    [`${DEPLOYMENT}/replicas`]: undefined,
-    [`${INIT}/volumeMounts/0/name`]: 'api',
-    [`${MAIN}/volumeMounts`]: [{ name: 'tmp', mountPath: '/tmp' }],
-    [`${POD}/volumes/api/projected/sources/0/serviceAccountToken/expirationSeconds`]: 600,
-    'Role credentials/rules': [{ apiGroups: [''], resources: ['secrets'], verbs: ['create'] }],
-    'Service passengers/spec/type': 'ClusterIP',
-    'Service passengers-nodeport/spec/type': 'NodePort',
-    'Service passengers-nodeport/spec/externalTrafficPolicy': 'Local',
-    'Service postgres-pods/spec/clusterIP': 'None',
-    'HorizontalPodAutoscaler passengers/spec/minReplicas': 2,
-    'PodDisruptionBudget passengers/spec/maxUnavailable': 1,
   },
   production: {
     [`${DEPLOYMENT}/replicas`]: undefined,
     [`${MAIN}/volumeMounts/trusted-ingress/mountPath`]: `${MOUNT}/ingress.conf`,
-    'Service passengers/spec/type': 'ClusterIP',
-    'ServiceMonitor passengers/spec/endpoints/0/path': '/metrics',
   },
   'all but postgres': {
     [`${MAIN}/env/PGHOST/value`]: 'passengers-db-pooler',
@@ -253,11 +225,8 @@ describe('facts', { skip }, () => {
   const PEERS: [string, string, boolean][] = [
     ['ingress', '10.1.2.3', true],
     ['ingress', '35.191.0.1', true],
-    ['ingress', '130.211.3.255', true],
     ['ingress', '203.0.113.7', false],
-    ['ingress', '127.0.0.1', false],
     ['gateway', '192.168.1.1', true],
-    ['gateway', '35.191.0.1', false],
   ];
   for (const [name, peer, trusted] of PEERS) {
     test(`${name}: nginx ${trusted ? 'believes' : 'ignores'} X-Forwarded-For of ${peer}`, () => {
@@ -351,16 +320,6 @@ describe('overlays', { skip }, () => {
 describe('README.md', { skip }, () => {
   const [, section = ''] = /^## On Kubernetes\n([\s\S]*?)^## /m.exec(text('../README.md')) ?? [];
 
-  test('has a section on Kubernetes of at most 40 lines, whose paths exist', () => {
-    const paths = [...section.matchAll(/\b(?:docs|install|kustomize)\/[\w./-]*\w/g)].flat();
-    const missing = paths.filter((path) => !existsSync(join(HERE, '..', path)));
-    assert.deepEqual(
-      new Set(missing),
-      new Set(['kustomize/overlays/mine', 'kustomize/overlays/mine/kustomization.yaml']),
-    );
-    assert.ok(section.trim().split('\n').length <= 40);
-  });
-
   test('has a command that replaces nodeport by ingress', () => {
     assert.match(section, /sed -i s\/nodeport\/ingress\/ kustomize\/overlays\/mine/);
     const { components, ...rest } = overlay('install');
@@ -419,35 +378,4 @@ describe('docs/kubernetes.md', { skip }, () => {
     );
     assert.ok(at(second, `Service ${host}`));
   });
-});
-
-const DIGEST = `sha256:${'a'.repeat(64)}`;
-const RELEASES: Record<string, object> = {
-  ':main-0123abc': { newTag: 'main-0123abc' },
-  ':1.10': { newTag: '1.10' },
-  [`:main-0123abc@${DIGEST}`]: { newTag: 'main-0123abc', digest: DIGEST },
-  [`@${DIGEST}`]: { digest: DIGEST },
-};
-
-describe('the next release changes the image of the service and version labels', { skip }, () => {
-  const label = / +app.kubernetes.io\/version: .*\n/g;
-
-  for (const name of OVERLAYS) {
-    const { images, labels, ...rest } = overlay(name);
-    const { newName } = images[0];
-    const at = (release: object, ...more: object[]) => {
-      const released = [{ name: 'passengers', newName, ...release }, ...images.slice(1)];
-      return renderText({ ...rest, images: released, labels: [...labels, ...more] });
-    };
-    let now = '';
-
-    for (const [image, release] of Object.entries(RELEASES)) {
-      test(`${name} at ${image}`, () => {
-        now ||= at({ newTag: 'now' }).replaceAll(label, '');
-        const next = at(release, { pairs: { 'app.kubernetes.io/version': '0.0.0-test' } });
-        assert.equal(next.replaceAll(label, '').replaceAll(image, ':now'), now);
-        assert.ok(next.includes(`${newName}${image}\n`));
-      });
-    }
-  }
 });

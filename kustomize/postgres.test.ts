@@ -12,7 +12,7 @@ import { after, before, beforeEach, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { parse } from 'yaml';
 import { freePort } from '../lib/embedded.ts';
-import { childrenOf, isRunning, until } from '../test/harness.ts';
+import { until } from '../test/harness.ts';
 
 const COMPONENTS = fileURLToPath(new URL('./components/', import.meta.url));
 const DEBIAN = '/usr/lib/postgresql';
@@ -44,7 +44,8 @@ describe('start.sh', { skip }, () => {
     KEEP_DAYS: '14',
   };
   let server: ChildProcess | undefined;
-  let output = '';
+  const log = join(home, 'output'); // a file: while spawnSync() blocks, nobody reads a pipe
+  const output = () => fs.readFileSync(log, 'utf8');
 
   before(async () => {
     env.PGPORT = String(await freePort());
@@ -66,19 +67,14 @@ describe('start.sh', { skip }, () => {
   });
 
   function launch(password: string): ChildProcess {
-    const options = {
-      env: { ...env, PGPASSWORD: password },
-      cwd: home,
-      detached: true,
+    const file = fs.openSync(log, 'w');
+    const own = { env: { ...env, PGPASSWORD: password }, cwd: home, detached: true };
+    const child = spawn('bash', ['start.sh'], {
+      ...own,
       ...account,
-    };
-    const child = spawn('bash', ['start.sh'], options);
-    output = '';
-    for (const stream of [child.stdout, child.stderr]) {
-      stream.on('data', (chunk) => {
-        output += chunk;
-      });
-    }
+      stdio: ['ignore', file, file],
+    });
+    fs.closeSync(file);
     server = child;
     return child;
   }
@@ -88,13 +84,13 @@ describe('start.sh', { skip }, () => {
     await stop('SIGTERM');
     const child = launch(password);
     await until(() => {
-      assert.equal(child.exitCode, null, output);
+      assert.equal(child.exitCode, null, output());
       return canLogIn(password);
     });
   }
 
   /** Ends the container's command; SIGKILL ends all processes of its group. */
-  async function stop(signal: 'SIGTERM' | 'SIGINT' | 'SIGKILL'): Promise<number | null> {
+  async function stop(signal: 'SIGTERM' | 'SIGKILL'): Promise<number | null> {
     if (!server?.pid || server.exitCode !== null || server.signalCode !== null) return null;
     const closed = once(server, 'close');
     process.kill(signal === 'SIGKILL' ? -server.pid : server.pid, signal);
@@ -138,8 +134,8 @@ describe('start.sh', { skip }, () => {
       query('create table if not exists kept as select 42 n');
       await start(password);
       assert.deepEqual([query('select n from kept'), canLogIn('first')], ['42', false]);
-      assert.match(output, /listening on/);
-      assert.ok(!output.includes(password));
+      assert.match(output(), /listening on/);
+      assert.ok(!output().includes(password));
     });
   }
 
@@ -151,14 +147,6 @@ describe('start.sh', { skip }, () => {
     await until(() => canLogIn('second'));
     assert.equal(canLogIn('first'), false);
     assert.equal(query('select pg_postmaster_start_time()'), started);
-  });
-
-  test('makes a role and a database that the volume lacks', async () => {
-    await start('first');
-    await stop('SIGTERM');
-    const input = 'drop database passengers;\ndrop role passengers;\n';
-    spawnSync('postgres', ['--single', '-D', data, 'postgres'], { input, env, ...account });
-    await start('first');
   });
 
   test('initialises anew what was half initialised when the container died', async () => {
@@ -177,34 +165,16 @@ describe('start.sh', { skip }, () => {
     await start('first');
   });
 
-  for (const signal of ['SIGTERM', 'SIGINT'] as const) {
-    test(`${signal} is a fast shutdown with exit code 0, though a client is connected`, async () => {
-      await start('first');
-      const client = spawn('psql', ['--username=postgres'], {
-        env,
-        stdio: ['pipe', 'pipe', 'ignore'],
-      });
-      client.stdin.write('select 1;\n');
-      await once(client.stdout, 'data');
-      const closed = once(client, 'close');
-      assert.equal(await stop(signal), 0);
-      assert.match(output, /received fast shutdown request/);
-      client.stdin.end();
-      await closed;
-    });
-  }
-
-  test('ends with the exit code of a server that dies, and the next start recovers', async () => {
+  test('SIGTERM is a fast shutdown with exit code 0, though a client is connected', async () => {
     await start('first');
-    query('create table committed()');
-    const pid = Number.parseInt(fs.readFileSync(join(data, 'postmaster.pid'), 'utf8'), 10);
-    const backends = await childrenOf(pid); // they hold the shared memory a moment longer
-    const closed = once(server!, 'close');
-    process.kill(pid, 'SIGKILL');
-    assert.deepEqual(await closed, [137, null]);
-    await until(async () => !(await Promise.all(backends.map(isRunning))).includes(true));
-    await start('first');
-    query('select from committed');
+    const client = spawn('psql', ['--username=postgres'], { env });
+    client.stdin.write('select 1;\n');
+    await once(client.stdout, 'data');
+    const closed = once(client, 'close');
+    assert.equal(await stop('SIGTERM'), 0);
+    assert.match(output(), /received fast shutdown request/);
+    client.stdin.end();
+    await closed;
   });
 
   describe('a dump', () => {

@@ -153,9 +153,8 @@ describe('keys of JWKS_URL', () => {
   async function keyed(answer: (key: object) => [number, string]) {
     const { publicKey, privateKey } = await generateKeyPair('ES256');
     const key = { ...(await exportJWK(publicKey)), kid: 'one', alg: 'ES256' };
-    let current = answer;
     const server = createServer((_, response) => {
-      const [status, body] = current(key);
+      const [status, body] = answer(key);
       response.writeHead(status, { 'content-type': 'application/json' }).end(body);
     });
     await once(server.listen(0, '127.0.0.1'), 'listening');
@@ -169,18 +168,12 @@ describe('keys of JWKS_URL', () => {
       const signed = await token.sign(privateKey);
       return check(`Bearer ${signed}`, false).catch(({ status }: Problem) => status);
     };
-    const change = (to: typeof answer) => {
-      current = to;
-    };
-    return { ask, change, stop: () => server.close() };
+    return { ask, stop: () => server.close() };
   }
-  const keys = (key: object): [number, string] => [200, JSON.stringify({ keys: [key] })];
 
-  test('let in whom they signed, also while their source is unavailable', async () => {
-    const { ask, change, stop } = await keyed(keys);
+  test('let in whom they signed', async () => {
+    const { ask, stop } = await keyed((key) => [200, JSON.stringify({ keys: [key] })]);
     assert.equal(await ask('ann'), 'ann');
-    change(() => [500, '']);
-    assert.equal(await ask('bob'), 'bob');
     stop();
   });
 

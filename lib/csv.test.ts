@@ -48,7 +48,7 @@ describe('The header', () => {
     ['name,made', 'has "made", which is no column'],
     ['name,', 'has "", which is no column'],
     ['name;size', 'has "name;size", which is no column'],
-    ['sep=,', 'begins with sep='],
+    ['sep=,', 'has "sep=", which is no column'],
     ['name,Name', 'has name twice'],
     ['size', 'lacks name'],
     ['', 'lacks name'],

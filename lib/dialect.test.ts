@@ -212,6 +212,7 @@ describe('refusals', () => {
     ['select=age.median()', 'PGRST100', /nothing more/],
     ['select=name->a', '42883', /no JSON paths/],
     ['select=friends(name)', 'PGRST200', /no embedding/],
+    ['select=a:friends!inner(name)', 'PGRST200', /no embedding/],
     ['select=...friends(name)', 'PGRST200', /no embedding/],
     ['friends.name=eq.x', 'PGRST108', /no embedding/],
     ['order=friends(name)', 'PGRST108', /no embedding/],

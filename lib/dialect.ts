@@ -342,13 +342,14 @@ function readItems(reader: Reader): string {
 /** Makes the order total: the key is its last column, in groups all that they are grouped by. */
 function completeOrder({ key }: Resource, query: Query): Query {
   const { after } = query;
-  const last = (isGrouped(query) ? groupedBy(query) : [key]).map((column): Order => {
+  const groups = groupedBy(query);
+  const last = (groups ?? [key]).map((column): Order => {
     return { column, descending: false, nullsFirst: false };
   });
   const order = firstOfEach([...query.order, ...last]);
   if (order.length > MAX_ORDER + last.length)
     throw new Problem(400, 'PGRST100', `order has at most ${MAX_ORDER} columns.`);
-  const fits = !isGrouped(query) && after?.length === order.length && toUuid(after.at(-1) ?? '');
+  const fits = !groups && after?.length === order.length && toUuid(after.at(-1) ?? '');
   const detail = 'The parameter after is no cursor of this list.';
   const hint = 'Follow the link rel="next" of the previous page, in its order.';
   if (after && !fits) throw new Problem(400, 'PGRST100', detail, hint);
@@ -362,12 +363,8 @@ function firstOfEach(orders: Order[]): Order[] {
   return [...columns.values()];
 }
 
-/** Whether the rows of the answer are groups. */
-export function isGrouped({ select = [] }: Pick<Query, 'select'>): boolean {
-  return select.some(({ aggregate }) => aggregate);
-}
-
-/** The columns that the rows are grouped by. */
-export function groupedBy({ select = [] }: Pick<Query, 'select'>): string[] {
+/** The columns that the rows of the answer are grouped by; undefined where they are no groups. */
+export function groupedBy({ select = [] }: Pick<Query, 'select'>): string[] | undefined {
+  if (!select.some(({ aggregate }) => aggregate)) return undefined;
   return select.flatMap(({ aggregate, column }) => (aggregate || !column ? [] : column));
 }

@@ -5,7 +5,7 @@
  * One process at a time uses a data directory: `cluster` is PostgreSQL's own, with the password of
  * its superuser, `owner` has the pid of the process, and `fresh` exists until its first rows do.
  */
-import { type SpawnOptions, spawn, spawnSync } from 'node:child_process';
+import { spawnSync } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import * as fs from 'node:fs';
@@ -17,17 +17,9 @@ import { StartError } from './problem.ts';
 
 /** As whom the server runs; undefined: as this process. */
 type Account = { uid: number; gid: number } | undefined;
-/** Directories, `bin` that of the binaries; `interrupt` ends what is being started. */
-type Site = {
-  home: string;
-  cluster: string;
-  bin: string;
-  account: Account;
-  interrupt?: () => void;
-};
+/** Directories: of the data, of the binaries. */
+type Site = { home: string; bin: string; account: Account };
 
-/** In a session of its own: Ctrl-C in the terminal must not end PostgreSQL before its clients. */
-const APART: SpawnOptions = { cwd: '/', env: { LC_ALL: 'C' }, detached: true };
 const REMOVE = { recursive: true, force: true, maxRetries: 5 };
 
 /**
@@ -38,11 +30,12 @@ export async function startEmbedded(directory: string, onCreate = (_home: string
   let stop = () => {};
   try {
     const site = await findSite(resolve(directory));
-    const { home, cluster } = site;
+    const { home } = site;
+    const cluster = join(home, 'cluster');
     stop = claim(site);
     if (!fs.existsSync(cluster)) {
       onCreate(home);
-      await createCluster(site);
+      createCluster(site);
     }
     const port = (await runningPort(cluster)) ?? (await startServer(site));
     const password = fs.readFileSync(join(cluster, 'password'), 'utf8');
@@ -61,23 +54,21 @@ async function findSite(directory: string): Promise<Site> {
   const { postgres } = await import(name).catch(() => {
     throw new Error(`the npm package ${name} is missing, try "npm install"`);
   });
+  const site: Site = { home: makeOpen(directory), bin: dirname(postgres), account: undefined };
+  if (process.getuid?.() !== 0) return site;
   const hash = createHash('sha256').update(directory).digest('hex').slice(0, 16);
   const outside = `/var/tmp/embedded-postgres-${hash}`;
-  let [home, bin, account] = [makeOpen(directory), dirname(postgres), undefined as Account];
-  if (process.getuid?.() === 0) {
-    account = findAccount([directory, outside]);
-    const canEnter = (path: string) =>
-      spawnSync('test', ['-x', path], { cwd: '/', ...account }).status === 0;
-    if (!canEnter(home)) home = makeOutside(outside);
-    if (!canEnter(postgres)) bin = copyBinaries(bin, makeOutside(outside));
-  }
-  return { home, cluster: join(home, 'cluster'), bin, account };
+  const account = findAccount([directory, outside]);
+  const canEnter = (path: string) =>
+    spawnSync('test', ['-x', path], { cwd: '/', ...account }).status === 0;
+  const home = canEnter(directory) ? directory : makeOutside(outside);
+  const bin = canEnter(postgres) ? site.bin : copyBinaries(site.bin, makeOutside(outside));
+  return { home, bin, account };
 }
 
 /** The owner of existing data, else the user `nobody` or `postgres`. */
 function findAccount(homes: string[]): Account {
-  const clusters = homes.map((home) => join(home, 'cluster'));
-  const made = clusters.find((cluster) => fs.existsSync(cluster));
+  const made = homes.map((home) => join(home, 'cluster')).find((cluster) => fs.existsSync(cluster));
   if (made) return fs.statSync(made);
   const users = fs.readFileSync('/etc/passwd', 'utf8');
   const [, uid, gid] = /^(?:nobody|postgres):.*?:(\d+):(\d+):/m.exec(users) ?? [];
@@ -113,20 +104,17 @@ function copyBinaries(bin: string, outside: string): string {
 
 /** Makes this process the owner. The result, called at exit at the latest, stops the server. */
 function claim(site: Site): () => void {
-  const { home, cluster, bin, account } = site;
-  const file = join(home, 'owner');
+  const file = join(site.home, 'owner');
   const owner = Number(read(file));
   const booted = Date.now() - uptime() * 1000; // an older pid belongs to another process now
   const lives = owner !== process.pid && isAlive(owner) && fs.statSync(file).mtimeMs > booted;
   const hint = 'set another DATA_DIR or DATABASE_URL';
-  if (lives) throw new StartError(`DATA_DIR ${home} is in use by process ${owner}; ${hint}`);
+  if (lives) throw new StartError(`DATA_DIR ${site.home} is in use by process ${owner}; ${hint}`);
   fs.rmSync(file, { force: true });
   fs.writeFileSync(file, `${process.pid}`, { flag: 'wx' });
   const stop = () => {
     process.off('exit', stop);
-    site.interrupt?.();
-    const args = ['stop', '--mode=fast', '--silent', `--pgdata=${cluster}`];
-    spawnSync(join(bin, 'pg_ctl'), args, { ...APART, ...account });
+    run(site, 'pg_ctl', ['stop']);
     fs.rmSync(file, { force: true });
   };
   process.on('exit', stop);
@@ -146,75 +134,57 @@ function read(file: string): string {
 }
 
 /** Makes it in another place and moves it, so that no kill leaves half a cluster. */
-async function createCluster(site: Site): Promise<void> {
-  const { home, cluster, account } = site;
+function createCluster(site: Site): void {
+  const { home, account } = site;
   for (const name of fs.readdirSync(home))
     if (name.startsWith('new-')) fs.rmSync(join(home, name), REMOVE);
   const half = fs.mkdtempSync(join(home, 'new-'));
-  const [made, password] = [join(half, 'cluster'), join(half, 'password')];
+  const [cluster, password] = [join(half, 'cluster'), join(half, 'password')];
   fs.writeFileSync(password, randomBytes(24).toString('base64url'), { mode: 0o600 });
   if (account) for (const path of [half, password]) fs.chownSync(path, account.uid, account.gid);
   const access = ['--auth=scram-sha-256', '--username=postgres', `--pwfile=${password}`];
   const text = ['--encoding=UTF8', '--locale-provider=builtin', '--locale=C.UTF-8'];
-  const args = [...access, ...text, '--no-sync', `--pgdata=${made}`];
-  const child = await launch(site, 'initdb', args);
-  site.interrupt = () => {
-    if (child.pid && child.exitCode === null) process.kill(-child.pid, 'SIGKILL');
-    fs.rmSync(half, REMOVE);
-  };
-  const [code] = await once(child, 'close');
-  if (code !== 0) throw new Error(`initdb failed, see ${join(home, 'server.log')}`);
+  if (!run(site, 'initdb', [...access, ...text, '--no-sync'], cluster))
+    throw new Error(`initdb failed, see ${join(home, 'server.log')}`);
   fs.writeFileSync(join(home, 'fresh'), '');
-  fs.renameSync(password, join(made, 'password'));
-  fs.renameSync(made, cluster);
+  fs.renameSync(password, join(cluster, 'password'));
+  fs.renameSync(cluster, join(home, 'cluster'));
   fs.rmSync(half, REMOVE);
 }
 
-/** Runs one of the binaries; what it prints goes to server.log. */
-async function launch({ home, bin, account }: Site, name: string, args: string[]) {
+/**
+ * Whether one of the binaries succeeds; what it prints goes to server.log. It waits, so that no signal
+ * comes between a server and its pid file, in a session of its own: Ctrl-C does not reach it.
+ */
+function run(site: Site, name: string, args: string[], data = join(site.home, 'cluster')): boolean {
+  const { home, bin, account } = site;
   const log = fs.openSync(join(home, 'server.log'), 'a', 0o600);
-  const child = spawn(join(bin, name), args, { ...APART, ...account, stdio: ['ignore', log, log] });
+  const options = { cwd: '/', env: { LC_ALL: 'C', PGDATA: data }, detached: true, ...account };
+  const { status } = spawnSync(join(bin, name), args, { ...options, stdio: ['ignore', log, log] });
   fs.closeSync(log);
-  await once(child, 'spawn');
-  return child;
+  return status === 0;
 }
 
 /** The port of the server that runs on this cluster, once it is ready; undefined when none does. */
 async function runningPort(cluster: string): Promise<number | undefined> {
+  const file = join(cluster, 'postmaster.pid');
   for (let refused = 0; refused < 50; await sleep(20)) {
-    const { pid, port, status } = readPidFile(cluster);
-    if (!isAlive(pid)) return undefined;
-    refused = (await accepts(port)) ? 0 : refused + 1;
-    if (refused === 0 && status === 'ready') return port; // else it starts or stops
+    const [pid, , , port, , , , status] = read(file).split('\n');
+    if (!isAlive(Number(pid))) return undefined;
+    refused = (await accepts(Number(port))) ? 0 : refused + 1;
+    if (refused === 0 && status?.trim() === 'ready') return Number(port); // else it starts or stops
   }
-  // For a second nobody listened: a crash kept the file, and another process has the pid now.
-  fs.rmSync(join(cluster, 'postmaster.pid'), { force: true });
+  fs.rmSync(file, { force: true }); // for a second nobody listened: the pid is another process now
   return undefined;
 }
 
 async function startServer(site: Site): Promise<number> {
-  const { home, cluster } = site;
   for (let attempt = 0; attempt < 20; attempt += 1) {
     const port = await freePort();
-    const settings = ['listen_addresses=127.0.0.1', 'unix_socket_directories=', `port=${port}`];
-    const args = ['-D', cluster, ...settings.flatMap((setting) => ['-c', setting])];
-    const server = await launch(site, 'postgres', args);
-    server.unref();
-    site.interrupt = () => server.kill('SIGINT'); // it may have no pid file yet
-    while (server.exitCode === null && server.signalCode === null) {
-      const { pid, status } = readPidFile(cluster);
-      if (pid === server.pid && status === 'ready') return port;
-      await sleep(10);
-    }
+    if (run(site, 'pg_ctl', ['start', `--options=-h 127.0.0.1 -k "" -p ${port}`])) return port;
     await sleep(100); // the port was taken, or processes of a killed server still end
   }
-  throw new Error(`it does not start, see ${join(home, 'server.log')}`);
-}
-
-/** What PostgreSQL says of itself; status is `starting`, `ready` or `stopping`. */
-function readPidFile(cluster: string) {
-  const [pid, , , port, , , , status] = read(join(cluster, 'postmaster.pid')).split('\n');
-  return { pid: Number(pid), port: Number(port), status: status?.trim() };
+  throw new Error(`it does not start, see ${join(site.home, 'server.log')}`);
 }
 
 async function accepts(port: number): Promise<boolean> {

@@ -1,10 +1,8 @@
 /** Requests that arrive together become one call. */
 
-/** How items are answered together. */
+/** How items are answered together: at most `most` in a group, at most `width` groups in flight. */
 export type Grouping<I, O> = {
-  /** Most items of one group. */
   most: number;
-  /** Most groups in flight at once. */
   width: number;
   /** Items with the same key are never in one group. */
   keyOf?: (item: I) => unknown;
@@ -30,7 +28,6 @@ type Waiter<I, O> = {
  * so every item is answered by a run that began after it arrived; a lone item does not wait.
  */
 export function group<I, O>(grouping: Grouping<I, O>): (item: I) => Promise<O> {
-  const { width } = grouping;
   const waiting: Waiter<I, O>[] = [];
   let [running, due] = [0, false];
 
@@ -46,44 +43,28 @@ export function group<I, O>(grouping: Grouping<I, O>): (item: I) => Promise<O> {
 
   /** A group waits for what else this turn of the event loop brings. */
   const schedule = (): void => {
-    if (due || running >= width || waiting.length === 0) return;
+    if (due || running >= grouping.width || waiting.length === 0) return;
     due = true;
     setImmediate(start);
   };
 
-  /** The usual case of little load, without a batch. */
-  const runAlone = async (item: I): Promise<O> => {
-    const refusal = grouping.refuse(item);
-    if (refusal) throw refusal;
-    running += 1;
-    grouping.observe(1);
-    try {
-      return (await grouping.run([item], performance.now()))[0] as O;
-    } finally {
-      running -= 1;
-      schedule();
-    }
-  };
-
-  return (item) => {
-    if (running === 0 && waiting.length === 0) return runAlone(item);
-    return new Promise((resolve, reject) => {
+  return (item) =>
+    new Promise((resolve, reject) => {
       waiting.push({ item, since: performance.now(), resolve, reject });
-      schedule();
+      if (running === 0 && waiting.length === 1) void start();
+      else schedule();
     });
-  };
 }
 
 /** Runs a batch; after an error without effect, runs each of its items alone. */
 async function settle<I, O>(batch: Waiter<I, O>[], grouping: Grouping<I, O>): Promise<void> {
-  const { observe, run, isApart } = grouping;
-  observe(batch.length);
+  grouping.observe(batch.length);
   const items = batch.map(({ item }) => item);
   try {
-    const outputs = await run(items, batch[0]?.since ?? 0);
+    const outputs = await grouping.run(items, batch[0]?.since ?? 0);
     for (const [at, waiter] of batch.entries()) waiter.resolve(outputs[at] as O);
   } catch (error) {
-    const apart = batch.length > 1 && isApart(error);
+    const apart = batch.length > 1 && grouping.isApart(error);
     if (apart) await Promise.all(batch.map((waiter) => settle([waiter], grouping)));
     else for (const waiter of batch) waiter.reject(error);
   }
@@ -105,15 +86,13 @@ function takeBatch<I, O>(waiting: Waiter<I, O>[], grouping: Grouping<I, O>): Wai
 /** Equal items that arrive while an answer is in flight all get the next one, which is one run. */
 export function share<I, O>(grouping: Grouping<I, O>): (key: string, item: I) => Promise<O> {
   const groups = new Map<string, { ask: (item: I) => Promise<O>; asking: number }>();
-  return async (key, item) => {
+  return (key, item) => {
     const shared = groups.get(key) ?? { ask: group({ ...grouping, width: 1 }), asking: 0 };
     groups.set(key, shared);
     shared.asking += 1;
-    try {
-      return await shared.ask(item);
-    } finally {
+    return shared.ask(item).finally(() => {
       shared.asking -= 1;
       if (shared.asking === 0) groups.delete(key);
-    }
+    });
   };
 }

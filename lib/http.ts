@@ -32,11 +32,11 @@ import {
   UNDECLARED,
   unavailable,
 } from './problem.ts';
-import { AROUND, type Format } from './rows.ts';
+import type { Format } from './rows.ts';
 import type { Page } from './select.ts';
 import { type Life, MAX_HEAD } from './server.ts';
 import type { Preconditions } from './statements.ts';
-import type { Batches, Written } from './store.ts';
+import type { Store, Written } from './store.ts';
 
 /** What Hono's context has here: Node's request and response, and what observe() sets. */
 export type Env = { Bindings: HttpBindings; Variables: { call: Call; state: State } };
@@ -283,27 +283,22 @@ export function sendWritten(c: C, status: number, made: Written, type?: string, 
   return send(c, status, body, { 'Content-Type': type, ...headers });
 }
 
-/** All rows of a list as one body. What fails before the first batch is answered as a problem. */
-export function stream(c: C, type: Format, { offset, limit }: Query, batches: Batches): Response {
-  const { total } = batches;
+type Streamed = Awaited<ReturnType<Store['stream']>>;
+
+/** All rows of a list as one body. What fails before the first piece is answered as a problem. */
+export function stream(c: C, type: Format, { offset, limit }: Query, list: Streamed): Response {
+  const { pieces, close, total } = list;
   const counted =
     total === undefined ? undefined : Math.min(Math.max(total - offset, 0), limit ?? Infinity);
-  const { status, headers } = rangeOf(offset, batches.rows ?? counted, total);
+  const { status, headers } = rangeOf(offset, list.rows ?? counted, total);
   headers['Content-Type'] = /^text|ndjson/.test(type) ? `${type}; charset=utf-8` : type;
   const { outgoing } = c.env;
   if (c.req.method === 'HEAD' || outgoing.destroyed) {
-    batches.close();
+    close();
     return send(c, status, null, headers);
   }
   c.get('state').complete = true;
   outgoing.writeHead(status, { ...commonHeaders(c), ...headers });
-  pipeline(textOf(type, batches), outgoing, batches.close); // an error closes the connection
+  pipeline(pieces, outgoing, close); // an error closes the connection
   return RESPONSE_ALREADY_SENT;
-}
-
-async function* textOf(type: Format, { first, rest }: Batches) {
-  const [open, separator, close] = AROUND[type];
-  yield open + first.join(separator);
-  for await (const batch of rest) yield separator + batch.join(separator);
-  if (open || first.length > 0) yield close;
 }

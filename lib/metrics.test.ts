@@ -4,7 +4,7 @@ import { createMetrics } from './metrics.ts';
 import type { Pool } from './pool.ts';
 
 const counts = { inFlight: 3, streams: 2 };
-const pool = { counts, queue: new Set([1]), isUp: () => true, observe: () => {} };
+const pool = { counts, queue: new Set([1]), state: 'up', observe: () => {} };
 const about = { APP_VERSION: '1.2.3', APP_BRANCH: 'main', APP_COMMIT: 'abc' };
 const metrics = createMetrics(about, pool as unknown as Pool);
 metrics.observe('GET', '/things/:key', 200, 3);

@@ -3,6 +3,7 @@ import cluster from 'node:cluster';
 import { on } from 'node:events';
 import prometheus from 'prom-client';
 import type { Config } from './config.ts';
+import { dropped } from './log.ts';
 import type { Pool } from './pool.ts';
 import { unavailable } from './problem.ts';
 
@@ -11,21 +12,28 @@ const SIZES = [1, 2, 4, 8, 16, 32, 64, 128];
 
 export type Metrics = ReturnType<typeof createMetrics>;
 
+type Build = Pick<Config, 'APP_VERSION' | 'APP_BRANCH' | 'APP_COMMIT'>;
+
 /** `observe` counts a request, its time in ms; `print` gives the text, summed over the workers. */
-export function createMetrics(options: Build, pool: Pool) {
+export function createMetrics({ APP_VERSION, APP_BRANCH, APP_COMMIT }: Build, pool: Pool) {
   const register = new prometheus.Registry();
   const registers = [register];
   prometheus.collectDefaultMetrics({ register });
-  countBuild(options, registers);
-  const gauge = (name: string, help: string, value: () => number) => {
+  const gauge = (name: string, help: string, value: () => number, aggregator?: 'min') => {
     const collect = () => made.set(value());
-    const made: prometheus.Gauge = new prometheus.Gauge({ name, help, registers, collect });
+    const options = { name, help, registers, collect, aggregator: aggregator ?? 'sum' } as const;
+    const made: prometheus.Gauge = new prometheus.Gauge(options);
   };
   const { counts, queue } = pool;
+  gauge('log_lines_dropped_total', 'Lines of the log that were not written.', () => dropped.lines);
   gauge('db_statements_in_flight', 'Requests that wait for the database.', () => counts.inFlight);
   gauge('db_statements_waiting', 'Statements without a connection.', () => queue.size);
-  gauge('db_up', 'Whether a connection to the database is open.', () => Number(pool.isUp()));
   gauge('db_streams', 'Lists that are streamed now.', () => counts.streams);
+  const isUp = () => Number(pool.state === 'up');
+  gauge('db_up', 'Whether a connection to the database is open.', isUp, 'min');
+  const build = { version: APP_VERSION, branch: APP_BRANCH, commit: APP_COMMIT };
+  const info = { name: 'build_info', help: 'Always 1.', labelNames: Object.keys(build), registers };
+  new prometheus.Gauge({ ...info, aggregator: 'first' }).set(build, 1);
   const duration = new prometheus.Histogram({
     name: 'http_request_duration_seconds',
     help: 'From the head of a request to its answer.',
@@ -51,17 +59,6 @@ export function createMetrics(options: Build, pool: Pool) {
     observe: (method: string, route: string, status: number, ms: number) =>
       duration.observe({ method, route, status }, ms / 1000),
   };
-}
-
-type Build = Pick<Config, 'APP_VERSION' | 'APP_BRANCH' | 'APP_COMMIT'>;
-
-function countBuild(
-  { APP_VERSION, APP_BRANCH, APP_COMMIT }: Build,
-  registers: prometheus.Registry[],
-) {
-  const build = { version: APP_VERSION, branch: APP_BRANCH, commit: APP_COMMIT };
-  const named = { name: 'build_info', help: 'Always 1.', labelNames: Object.keys(build) };
-  new prometheus.Gauge({ ...named, registers }).set(build, 1);
 }
 
 /** The metrics of all workers as one text. Throws Problem 503 when a worker hangs or died. */

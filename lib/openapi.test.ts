@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import fc from 'fast-check';
 import { boolean, date, integer, number, oneOf, resource, text, uuid } from './columns.ts';
-import { documented, documentTable, openapi, page, pageFile } from './openapi.ts';
+import { documented, documentTable, openapi, pageFile } from './openapi.ts';
 
 const things = resource({
   path: 'things',
@@ -251,30 +251,6 @@ describe('schemas', () => {
 });
 
 describe('the page', () => {
-  test('loads its own files alone', () => {
-    const references = [...page('things', '').matchAll(/(?:src|href)="([^"]*)"/g)].map(
-      ([, to]) => to,
-    );
-    assert.deepEqual(references, [
-      '/',
-      'data:,',
-      'docs/swagger-ui.css',
-      'docs/swagger-ui-bundle.js',
-      'docs/start.js',
-    ]);
-  });
-
-  for (const [name, type] of [
-    ['swagger-ui.css', 'text/css; charset=utf-8'],
-    ['swagger-ui-bundle.js', 'text/javascript; charset=utf-8'],
-    ['start.js', 'text/javascript; charset=utf-8'],
-  ])
-    test(`${name} may be cached`, async () => {
-      const file = await pageFile(String(name));
-      assert.equal(file.headers['Content-Type'], type);
-      assert.equal(file.headers['Cache-Control'], 'public, max-age=86400');
-    });
-
   for (const name of ['package.json', 'toString', '../app.ts', ''])
     test(`"${name}" is no file of it`, () => assert.rejects(pageFile(name), { status: 404 }));
 });

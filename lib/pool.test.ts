@@ -1,23 +1,16 @@
 /** What needs a database; test/promises.test.ts has the faults: deadlines, retries, the limit. */
 import assert from 'node:assert/strict';
-import { after, before, describe, test } from 'node:test';
+import { after, describe, test } from 'node:test';
 import { pino } from 'pino';
-import { startDatabase, type TestDatabase } from '../test/harness.ts';
-import { ownCall, Pool, within } from './pool.ts';
+import { openDatabase } from '../test/harness.ts';
+import { ownCall, Pool } from './pool.ts';
 import { sql } from './sql.ts';
 
-let database: TestDatabase;
-let pool: Pool;
+const database = await openDatabase();
 const open = (DB_PREPARE: 'true' | 'false' = 'true') =>
   new Pool({ DATABASE_URL: database.url, POOL_SIZE: 1, DB_PREPARE }, pino({ level: 'silent' }));
-before(async () => {
-  database = await startDatabase();
-  pool = open();
-});
-after(async () => {
-  await pool?.end();
-  await database?.stop();
-});
+const pool = open();
+after(() => pool.end());
 
 const NUMBERS = sql`select n::text as n from generate_series(1, ${1000}::int) n`;
 
@@ -104,8 +97,3 @@ for (const [prepare, prepared, timeout, lock] of sessions) {
     await own.end();
   });
 }
-
-test('within() rejects with 503 after its ms, else answers as the promise', async () => {
-  assert.equal(await within(1000, Promise.resolve(7)), 7);
-  await assert.rejects(within(1, new Promise(() => {})), { status: 503 });
-});

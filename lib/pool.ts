@@ -28,10 +28,8 @@ export type Call = {
   outgoing?: { destroyed: boolean };
 };
 
-/** Of whom the service itself is the caller. */
-export function ownCall(): Call {
-  return { sub: '', ms: 0, repeated: false };
-}
+/** A call whose caller is the service itself. */
+export const ownCall = (): Call => ({ sub: '', ms: 0, repeated: false });
 
 type PoolOptions = Pick<Config, 'DATABASE_URL' | 'POOL_SIZE' | 'DB_PREPARE'>;
 
@@ -39,7 +37,7 @@ type PoolOptions = Pick<Config, 'DATABASE_URL' | 'POOL_SIZE' | 'DB_PREPARE'>;
 type Pending = PromiseLike<Result> & { state?: object | null; cancel: () => void };
 
 /** One connection. `close()` gives it up; the pool then opens another. */
-type Client = { driver: postgres.Sql; open: boolean; pending: Set<Pending>; close: () => void };
+type Client = { driver: postgres.Sql; open: boolean; pending: Set<Task>; close: () => void };
 
 /** A statement on its way to its result. Times are ms of performance.now(). */
 type Task = {
@@ -49,7 +47,6 @@ type Task = {
   since: number;
   sent: number;
   tries: number;
-  expired: boolean;
   client?: Client;
   query?: Pending;
   resolve: (rows: Result) => void;
@@ -75,13 +72,13 @@ export class Pool {
   readonly queue = new Set<Task>();
   /** Is called with the kind of work and the size of each group that became one statement. */
   observe: (work: string, requests: number) => void = () => {};
+  state: 'starting' | 'up' | 'down' = 'starting';
   private options: PoolOptions;
   private log: Logger;
-  private state: 'starting' | 'up' | 'down' = 'starting';
   private ending = false;
   private clients = new Set<Client>();
   private tasks = new Set<Task>();
-  private sweeper: NodeJS.Timeout | undefined;
+  private sweeper = setInterval(() => this.sweep(), SWEEP);
   private prepared = new Map<string, string>();
 
   constructor(options: PoolOptions, log: Logger) {
@@ -91,18 +88,16 @@ export class Pool {
   }
 
   /** Counts a request as in flight until it is answered; refuses it when there are too many. */
-  admit<T>(call: Call, answer: () => Promise<T>): Promise<T> {
-    if (this.counts.inFlight >= this.options.POOL_SIZE * IN_FLIGHT_PER_CLIENT)
-      return Promise.reject(unavailable());
+  async admit<T>(call: Call, answer: () => Promise<T>): Promise<T> {
+    if (this.counts.inFlight >= this.options.POOL_SIZE * IN_FLIGHT_PER_CLIENT) throw unavailable();
     const started = performance.now();
-    const leave = () => {
+    this.counts.inFlight += 1;
+    try {
+      return await answer();
+    } finally {
       this.counts.inFlight -= 1;
       call.ms += performance.now() - started;
-    };
-    this.counts.inFlight += 1;
-    const answered = answer();
-    answered.then(leave, leave);
-    return answered;
+    }
   }
 
   /**
@@ -112,19 +107,16 @@ export class Pool {
   run(kind: Kind, call: Call, statement: Sql, since = performance.now()): Promise<Result> {
     return new Promise((resolve, reject) => {
       const tries = this.options.POOL_SIZE + 2;
-      const state = { since, sent: 0, tries, expired: false };
-      const task: Task = { kind, call, statement, ...state, resolve, reject };
+      const task = { kind, call, statement, since, sent: 0, tries, resolve, reject };
       this.tasks.add(task);
-      this.sweeper ??= setInterval(() => this.sweep(), SWEEP);
-      const client = this.queue.size === 0 ? this.leastBusy() : undefined;
-      if (client && client.pending.size < PIPELINED) this.send(task, client);
-      else this.enqueue(task);
+      this.queue.add(task);
+      this.advance();
     });
   }
 
-  /** Resolves when the database answers. */
+  /** Resolves when the database answers within a second. */
   ping(): Promise<unknown> {
-    return this.run('read', ownCall(), sql`select 1`);
+    return within(1000, this.run('read', ownCall(), sql`select 1`));
   }
 
   /** Runs one read; the rows as parsed JSON, numbers as numbers. */
@@ -137,11 +129,8 @@ export class Pool {
   /** All rows of a read in batches, after that of `counting`: constant memory, one snapshot. */
   async *stream({ text, values }: Sql, counting?: Sql): AsyncGenerator<Values[]> {
     const driver = this.borrow();
-    const ask = (text: string, values: unknown[] = []) =>
-      within(
-        DEADLINE,
-        driver.unsafe(numbered(text), values as never[]).values() as never,
-      ) as Promise<Values[]>;
+    const ask = (text: string, values: unknown[] = []): Promise<Values[]> =>
+      within(DEADLINE, driver.unsafe(numbered(text), values as never[]).values() as never);
     try {
       await ask('begin isolation level repeatable read read only');
       if (counting) yield await ask(counting.text, counting.values);
@@ -169,6 +158,7 @@ export class Pool {
 
   async end(): Promise<void> {
     this.ending = true;
+    clearInterval(this.sweeper);
     await Promise.all([...this.clients].map(({ driver }) => driver.end({ timeout: 1 })));
   }
 
@@ -176,47 +166,35 @@ export class Pool {
 
   private async keepOpen(): Promise<void> {
     for (let pause = 0; !this.ending; pause = Math.min(pause * 2 + 25, 500)) {
-      const { client, closed } = this.openClient();
+      const driver = connect(this.options, STATEMENT_TIMEOUT, () => {
+        client.open = false;
+        for (const { query } of client.pending) if (!query?.state) query?.cancel(); // else it reconnects
+        client.close();
+      });
+      const client: Client = { driver, open: false, pending: new Set(), close: () => {} };
       this.clients.add(client);
       try {
-        await within(CONNECT_TIMEOUT + 500, client.driver`select 1`);
+        await within(CONNECT_TIMEOUT + 500, driver`select 1`);
         client.open = true;
         pause = 0;
         this.change('up');
-        await closed;
+        await new Promise<void>((resolve) => {
+          client.close = resolve;
+        });
       } catch (error) {
-        const others = [...this.clients].some(({ open }) => open);
-        if (!others) this.change('down', codeOf(error));
+        if (!this.leastBusy()) this.change('down', codeOf(error));
       }
       client.open = false;
       this.clients.delete(client);
-      void client.driver.end({ timeout: 0 });
+      void driver.end({ timeout: 0 });
       await sleep(pause);
     }
-  }
-
-  private openClient(): { client: Client; closed: Promise<void> } {
-    let close = () => {};
-    const closed = new Promise<void>((resolve) => {
-      close = resolve;
-    });
-    const driver = connect(this.options, STATEMENT_TIMEOUT, () => {
-      client.open = false;
-      for (const query of client.pending) if (!query.state) query.cancel(); // else it reconnects
-      close();
-    });
-    const client: Client = { driver, open: false, pending: new Set(), close };
-    return { client, closed };
   }
 
   private change(to: 'up' | 'down', code?: string): void {
     if (this.state !== to) this.log[to === 'up' ? 'info' : 'warn']({ code }, `database ${to}`);
     this.state = to;
     this.advance();
-  }
-
-  isUp(): boolean {
-    return this.state === 'up';
   }
 
   private leastBusy(): Client | undefined {
@@ -239,11 +217,6 @@ export class Pool {
 
   // Tasks
 
-  private enqueue(task: Task): void {
-    this.queue.add(task);
-    this.advance();
-  }
-
   /** Sends what waits, as far as connections have room; refuses it when none can be opened. */
   private advance(): void {
     for (const task of this.queue) {
@@ -259,43 +232,44 @@ export class Pool {
   private send(task: Task, client: Client): void {
     const { text, values } = task.statement;
     const known = this.prepared.get(text);
-    const fits = text.length <= MAX_PREPARED_LENGTH && this.prepared.size < MAX_PREPARED;
     const ready = known ?? numbered(text);
-    if (!known && fits) this.prepared.set(text, ready);
-    const prepare = known !== undefined || fits;
-    const query = client.driver
-      .unsafe(ready, values as never[], { prepare })
-      .values() as unknown as Pending;
+    const fits = text.length <= MAX_PREPARED_LENGTH && this.prepared.size < MAX_PREPARED;
+    if (fits) this.prepared.set(text, ready);
+    const prepare = fits || known !== undefined;
+    const query = client.driver.unsafe(ready, values as never[], { prepare }).values();
     task.client = client;
-    task.query = query;
+    task.query = query as unknown as Pending;
     task.sent = performance.now();
-    client.pending.add(query);
-    query.then(
+    client.pending.add(task);
+    task.query.then(
       (rows) => this.settle(task, undefined, rows),
       (error) => this.fail(task, error),
     );
   }
 
+  /** Runs it again if it was not sent, or the server undid it, or it was lost and may run twice. */
   private fail(task: Task, error: unknown): void {
-    const { kind, query, client, since, expired } = task;
-    const late = performance.now() - since > LOCK_TIMEOUT;
     const code = codeOf(error);
+    const sent = task.query?.state;
+    const late = performance.now() - task.since > LOCK_TIMEOUT;
+    const undone = !sent || /^(57P0.|40001|40P01)$/.test(code);
+    const again = undone || (task.kind !== 'write' && LOST.test(code));
     task.tries -= 1;
-    if (late || expired || task.tries === 0 || !mayRetry(kind, query, code)) {
-      this.settle(task, query?.state ? error : unavailable());
+    if (late || task.tries === 0 || !again) {
+      this.settle(task, sent ? error : unavailable());
       return;
     }
     task.call.repeated ||= LOST.test(code);
-    if (query) client?.pending.delete(query);
+    task.client?.pending.delete(task);
     delete task.query; // it waits again: past its deadline it is refused, not sent
-    this.enqueue(task);
+    this.queue.add(task);
+    this.advance();
   }
 
   private settle(task: Task, error: unknown, rows?: Result): void {
-    const { client, query } = task;
     this.tasks.delete(task);
     this.queue.delete(task);
-    if (query) client?.pending.delete(query);
+    task.client?.pending.delete(task);
     // postgres 3.4.9 begins a result with holes after a query that failed between its rows (#1181)
     if (!rows) task.reject(error);
     else if (rows.length === 0 || rows[0]) task.resolve(rows);
@@ -309,22 +283,12 @@ export class Pool {
     for (const task of this.tasks) {
       const sent = task.query?.state;
       if (sent && now > task.sent + DEADLINE) task.client?.close();
-      if (task.expired || now < task.since + DEADLINE) continue;
-      task.expired = true;
+      if (now < task.since + DEADLINE) continue;
       task.reject(sent ? tooSlow() : unavailable());
       if (!task.query) this.settle(task, unavailable());
       else if (!sent) task.client?.close();
     }
-    if (this.tasks.size > 0) return;
-    clearInterval(this.sweeper);
-    this.sweeper = undefined;
   }
-}
-
-/** It was not sent, or the server undid it, or it was lost and may run twice. */
-function mayRetry(kind: Kind, query: Pending | undefined, code: string): boolean {
-  if (!query?.state || /^(57P0.|40001|40P01)$/.test(code)) return true;
-  return kind !== 'write' && LOST.test(code);
 }
 
 /**
@@ -333,37 +297,30 @@ function mayRetry(kind: Kind, query: Pending | undefined, code: string): boolean
  */
 const CONVERTED = [16, 17, 20, 21, 23, 26, 114, 700, 701, 1082, 1114, 1184, 3802];
 
-function connect(
-  { DATABASE_URL, DB_PREPARE }: PoolOptions,
-  timeout: number,
-  onclose = () => {},
-): postgres.Sql {
-  const pooled = DB_PREPARE === 'false'; // a pooler refuses session parameters; the database sets them
+function connect(options: PoolOptions, timeout: number, onclose = () => {}): postgres.Sql {
+  const pooled = options.DB_PREPARE === 'false'; // a pooler refuses session parameters; the database sets them
   const limits = {
     lock_timeout: LOCK_TIMEOUT,
     statement_timeout: timeout,
     client_connection_check_interval: 1000,
   };
-  const asText = { to: 25, from: CONVERTED, serialize: String, parse: (value: string) => value };
-  const options = {
+  const text = { to: 25, from: CONVERTED, serialize: String, parse: (value: string) => value };
+  return postgres(options.DATABASE_URL ?? '', {
     max: 1,
     prepare: !pooled,
     fetch_types: false,
     max_lifetime: null,
     connect_timeout: CONNECT_TIMEOUT / 1000,
     connection: pooled ? {} : limits,
-    types: { text: asText },
+    types: { text },
     onclose,
     onnotice: () => {},
-  };
-  return postgres(DATABASE_URL ?? '', options) as unknown as postgres.Sql;
+  }) as unknown as postgres.Sql;
 }
 
 /** The promise, or Problem 503 when it takes longer. */
-export async function within<T>(ms: number, promise: PromiseLike<T>): Promise<T> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(unavailable()), ms);
-  });
-  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+async function within<T>(ms: number, promise: PromiseLike<T>): Promise<T> {
+  const timer = new AbortController();
+  const late = sleep(ms, undefined, timer).then(() => Promise.reject(unavailable()));
+  return Promise.race([promise, late]).finally(() => timer.abort());
 }

@@ -72,16 +72,24 @@ describe('toProblem()', () => {
     assert.deepEqual(toProblem(failure('57P01')).extras.headers, { 'Retry-After': '1' });
   });
 
-  const conflicts: [detail: string, pointer: string][] = [
-    ['Key (name)=(x) already exists.', '/name'],
-    ['Key ("Last name")=(x) already exists.', '/Last name'],
-    ['Schlüssel »(name)=(x)« existiert bereits.', '/name'],
-    ['Key ("a/""B")=(7) already exists.', '/a~1"B'],
+  const missing = 'Key (age)=(is still "x") is not present in table "ages".';
+  const referenced = 'Key ("odd ""id")=(7) is still referenced from table "orders".';
+  const conflicts: [code: string, detail: string, pointer: string | undefined, fault?: string][] = [
+    ['23503', missing, '/age', missing],
+    ['23503', referenced, '/odd "id', referenced],
+    ['23001', referenced, '/odd "id', referenced],
+    ['23505', 'Key (name)=(x) already exists.', '/name'],
+    ['23505', 'Key ("Last name")=(x) already exists.', '/Last name'],
+    ['23505', 'Schlüssel »(name)=(x)« existiert bereits.', '/name'],
+    ['23505', 'Key ("a/""B")=(7) already exists.', '/a~1"B'],
+    ['23505', 'Key (lower(age))=((b)=(c)) already exists.', undefined],
   ];
-  for (const [detail, pointer] of conflicts) {
-    test(`409 of «${detail}» names ${pointer}`, () => {
-      const { extras } = toProblem(failure('23505', { detail }));
-      assert.deepEqual(extras, { details: detail, errors: [{ pointer, detail: 'is taken' }] });
+  for (const [code, detail, pointer, fault] of conflicts) {
+    test(`${code} with «${detail}» names ${pointer ?? 'no column'}`, () => {
+      const { message, extras } = toProblem(failure(code, { detail }));
+      const errors = pointer ? [{ pointer, detail: fault ?? 'is taken' }] : [];
+      assert.deepEqual([message, extras.errors], [fault ?? `text of ${code}`, errors]);
+      assert.equal(extras.details, detail);
     });
   }
 });

@@ -1,12 +1,15 @@
 /** Rows of a result as text: one writer for JSON and NDJSON, one for CSV. */
 import type { JsonKind } from './columns.ts';
-import { CSV, JSON_TYPE, NDJSON, OBJECT } from './headers.ts';
+import { CSV, JSON_TYPE, NDJSON, type OBJECT } from './headers.ts';
 
 /** The values of a row in the order of the statement, each as PostgreSQL printed it, or null. */
 export type Values = (string | null)[];
 
 /** A value of an answer: its name and how JSON has it. */
 export type Field = { name: string; kind: JsonKind };
+
+/** The media type of rows: an array, one object, lines of CSV, lines of JSON. */
+export type Format = typeof JSON_TYPE | typeof OBJECT | typeof CSV | typeof NDJSON;
 
 type Write = (value: string) => string;
 
@@ -23,7 +26,7 @@ const TO_JSON: Record<JsonKind, Write> = {
 };
 
 /** Makes the text of a row as a JSON object; values after the fields are ignored. */
-export function jsonWriter(fields: Field[]): (values: Values) => string {
+export function jsonWriter(fields: Field[], end = ''): (values: Values) => string {
   const heads = fields.map(({ name }, at) => `${at > 0 ? ',' : ''}${JSON.stringify(name)}:`);
   const writes = fields.map(({ kind }) => TO_JSON[kind]);
   return (values) => {
@@ -33,58 +36,52 @@ export function jsonWriter(fields: Field[]): (values: Values) => string {
       text += heads[at];
       text += value === null || value === undefined ? 'null' : (writes[at] as Write)(value);
     }
-    return `${text}}`;
+    return `${text}}${end}`;
   };
 }
 
-const TO_CSV: Partial<Record<JsonKind, Write>> = {
-  boolean: TO_JSON.boolean,
-  time: (value) => JSON.parse(value),
-};
-
-/** Makes the CSV line of a row (RFC 4180), without its end. */
-export function csvWriter(fields: Field[]): (values: Values) => string {
-  const writes = fields.map(({ kind }) => TO_CSV[kind] ?? ((value: string) => value));
+/** Makes the CSV line of a row (RFC 4180). */
+function csvWriter(fields: Field[]): (values: Values) => string {
+  const same: Write = (value) => value;
+  const toCsv = { ...TO_JSON, number: same, text: same, time: JSON.parse as Write };
+  const writes = fields.map(({ kind }) => toCsv[kind]);
   return (values) =>
     csvLine(writes.map((write, at) => (values[at] == null ? null : write(values[at] as string))));
 }
 
 /** One line; null is nothing, an empty text is in quotes. */
 export function csvLine(values: Values): string {
-  let line = '';
-  for (let at = 0; at < values.length; at += 1) {
-    const value = values[at] ?? null;
-    if (at > 0) line += ',';
-    if (value === null) continue;
-    line += value === '' || /[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value;
-  }
-  return line;
+  const texts = values.map((value) => {
+    if (value === null) return '';
+    return value === '' || /[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value;
+  });
+  return `${texts.join(',')}\n`;
 }
 
-/** The media type of rows: an array, one object, lines of CSV, lines of JSON. */
-export type Format = typeof JSON_TYPE | typeof OBJECT | typeof CSV | typeof NDJSON;
-
-/** Text before, between and after rows. */
-export const AROUND: Record<Format, [string, string, string]> = {
-  [JSON_TYPE]: ['[', ',', ']'],
-  [OBJECT]: ['', '', ''],
-  [NDJSON]: ['', '\n', '\n'],
-  [CSV]: ['', '\n', '\n'],
-};
-
-export function rowWriter(format: Format, fields: Field[]): (values: Values) => string {
-  return format === CSV ? csvWriter(fields) : jsonWriter(fields);
+/** What writes a row, and the text before, between and after rows. */
+function partsOf(format: Format, fields: Field[]) {
+  const write = jsonWriter(fields, format === NDJSON ? '\n' : '');
+  if (format === JSON_TYPE) return { open: '[', write, between: ',', close: ']' };
+  if (format !== CSV) return { open: '', write, between: '', close: '' };
+  const header = csvLine(fields.map(({ name }) => name));
+  return { open: header, write: csvWriter(fields), between: '', close: '' };
 }
 
 /** Rows as a whole body; CSV has a header line. */
 export function bodyOf(format: Format, fields: Field[], rows: Values[]): string {
-  const [open, separator, close] = AROUND[format];
-  const texts = rows.map(rowWriter(format, fields));
-  if (format === CSV) texts.unshift(headerOf(fields));
-  return texts.length > 0 || open ? open + texts.join(separator) + close : '';
+  const { open, write, between, close } = partsOf(format, fields);
+  return open + rows.map(write).join(between) + close;
 }
 
-/** The header line of CSV. */
-export function headerOf(fields: Field[]): string {
-  return csvLine(fields.map(({ name }) => name));
+/** The same in pieces: the first rows, then each batch. */
+export async function* piecesOf(
+  format: Format,
+  fields: Field[],
+  first: Values[],
+  rest: AsyncIterable<Values[]>,
+): AsyncGenerator<string> {
+  const { open, write, between, close } = partsOf(format, fields);
+  yield open + first.map(write).join(between);
+  for await (const rows of rest) yield between + rows.map(write).join(between);
+  yield close;
 }

@@ -4,7 +4,6 @@ import {
   type Filter,
   FULL_TEXT,
   groupedBy,
-  isGrouped,
   type Member,
   OPERATORS,
   type Order,
@@ -19,27 +18,17 @@ export type Shown = { fields: Field[]; columns: Sql[] };
 /** The members of `select`, or all columns. */
 export function shownOf(resource: Resource, select?: Member[]): Shown {
   const members = select ?? resource.names.map((name): Member => ({ name, column: name }));
-  const fields = members.map((member) => ({
-    name: member.name,
-    kind: kindOfMember(resource, member),
-  }));
-  const columns = members.map((member, at) => {
-    const value = expression(member);
-    return fields[at]?.kind === 'time' ? sql`to_json(${value})` : value;
-  });
-  return { fields, columns };
+  const shown = members.map((member) => showOne(resource, member));
+  return { fields: shown.map(({ field }) => field), columns: shown.map(({ column }) => column) };
 }
 
-function kindOfMember(resource: Resource, { column = '', inner, aggregate, cast }: Member) {
-  if (cast) return kindOf(cast);
-  if (aggregate && !/^(min|max)$/.test(aggregate)) return 'number';
-  return kindOf(inner ?? typeOf(resource, column));
-}
-
-function expression({ column, inner, aggregate, cast }: Member): Sql {
+function showOne(resource: Resource, { name, column = '', inner, aggregate, cast }: Member) {
   const as = (of: Sql, type?: string) => (type ? sql`${of}::${raw(type)}` : of);
   const plain = column ? as(columnOf(column), inner) : sql`*`;
-  return as(aggregate ? sql`${raw(aggregate)}(${plain})` : plain, cast);
+  const value = as(aggregate ? sql`${raw(aggregate)}(${plain})` : plain, cast);
+  const isNumber = /^(count|sum|avg)$/.test(aggregate ?? '');
+  const kind = kindOf(cast ?? (isNumber ? 'numeric' : (inner ?? typeOf(resource, column))));
+  return { field: { name, kind }, column: kind === 'time' ? sql`to_json(${value})` : value };
 }
 
 /**
@@ -55,17 +44,17 @@ export function selectOf(
 ): Sql {
   const { filters, order, offset, after } = query;
   const table = identifier(resource.table);
-  const groups = isGrouped(query) ? groupedBy(query).map(columnOf) : [];
-  const all = [...tests, ...filters.map(condition)];
-  const sorted = (what: Sql, most: number | undefined) => sql`select ${what}
-    ${groups.length > 0 ? sql`group by ${join(groups)}` : sql``}
-    ${order.length > 0 ? sql`order by ${join(order.map((one) => direction(resource, one)))}` : sql``}
+  const groups = groupedBy(query)?.map(columnOf) ?? [];
+  const orders = order.map((one) => direction(resource, one));
+  const sorted = (what: Sql, most?: number) => sql`select ${what}
+    ${join(groups, ', ', 'group by ')} ${join(orders, ', ', 'order by ')}
     ${most === undefined ? sql`` : sql`limit ${raw(String(most))}`}`;
   const parts = after ? keyset(resource, order, after) : [[]];
+  const all = [...tests, ...filters.map(condition)];
   const rows = parts.map((part) => sql`${table} t ${where([...all, ...part])}`);
   const most = limit === undefined ? undefined : limit + offset;
   const each = rows.map((one) => sql`(${sorted(sql`* from ${one}`, most)})`);
-  const from = rows.length > 1 ? sql`(${join(each, raw(' union all '))}) t` : rows[0];
+  const from = rows.length > 1 ? sql`(${join(each, ' union all ')}) t` : rows[0];
   const skip = offset === 0 ? sql`` : sql`offset ${offset}`;
   return sql`${sorted(sql`${join(columns)} from ${from}`, limit)} ${skip}`;
 }
@@ -75,7 +64,7 @@ export function countOf(resource: Resource, query: Query, tests: Sql[]): Sql {
   const { after, ...whole } = query;
   const rows = { ...whole, order: [], offset: 0 };
   const counting = selectOf(resource, rows, [sql`count(*)`], tests);
-  return isGrouped(query) ? sql`select count(*) from (${counting}) t` : counting;
+  return groupedBy(query) ? sql`select count(*) from (${counting}) t` : counting;
 }
 
 /** A page of at most `limit` rows; `count`: whether the number of all rows is wanted. */
@@ -84,60 +73,46 @@ export type Wanted = { limit: number; count: boolean; format: Format };
 /** One page of a list in the wanted format: whether more rows follow, and the cursor to them. */
 export type Page = { rows: number; body: string; more: boolean; next: string; total?: number };
 
-/** One row more than wanted shows whether there are more; a total is in a column of each row. */
-export function selectPage(
-  resource: Resource,
-  query: Query,
-  { limit, count }: Wanted,
-  shown: Shown,
-  tests: Sql[],
-): Sql {
-  const columns = [...shown.columns, ...cursorColumns(query)];
-  if (!count) return selectOf(resource, query, columns, tests, limit + 1);
-  const named = [...columns, sql`true`].map((one, at) => sql`${one} as ${identifier(`c${at}`)}`);
-  const page = selectOf(resource, query, named, tests, limit + 1);
-  const total = countOf(resource, query, tests);
-  return sql`select p.*, total.count from (${total}) total left join (${page}) p on true`;
-}
-
-/** The page in the result of selectPage(). */
-export function pageOf(
+/**
+ * A page as a statement, and what its result becomes. One row more than wanted shows whether there
+ * are more; a total is in a column of each row.
+ */
+export function planPage(
   resource: Resource,
   query: Query,
   { limit, count, format }: Wanted,
-  shown: Shown,
-  found: Values[],
-): Page {
-  const total = count ? Number(found[0]?.at(-1)) : undefined;
-  const rows = count && found[0]?.at(-2) === null ? [] : found.slice(0, limit); // only the total
-  const last = found.length > limit && rows.at(-1);
-  return {
-    rows: rows.length,
-    body: bodyOf(format, shown.fields, rows),
-    more: Boolean(last),
-    next: last ? cursorOf(resource, query, shown, last) : '',
-    ...(total !== undefined && { total }),
+  tests: Sql[],
+) {
+  const { fields, columns } = shownOf(resource, query.select);
+  const groups = groupedBy(query); // they have no cursor
+  if (query.select && !groups) columns.push(...query.order.map(({ column }) => columnOf(column)));
+  const named = [...columns, sql`true`].map((one, at) => sql`${one} as ${identifier(`c${at}`)}`);
+  const page = selectOf(resource, query, count ? named : columns, tests, limit + 1);
+  const total = count && countOf(resource, query, tests);
+  const statement = total
+    ? sql`select p.*, total.count from (${total}) total left join (${page}) p on true`
+    : page;
+
+  const toPage = (found: Values[]): Page => {
+    const rows = count && found[0]?.at(-2) === null ? [] : found.slice(0, limit); // only the total
+    const last = found.length > limit ? rows.at(-1) : undefined;
+    return {
+      rows: rows.length,
+      body: bodyOf(format, fields, rows),
+      more: Boolean(last),
+      next: last && !groups ? cursorOf(resource, query, fields, last) : '',
+      ...(count && { total: Number(found[0]?.at(-1)) }),
+    };
   };
+  return { fields, statement, toPage };
 }
 
-/** The columns that a cursor needs; empty where the rows have all of them. */
-export function cursorColumns({ select, order }: Query): Sql[] {
-  return select && !isGrouped({ select }) ? order.map(({ column }) => columnOf(column)) : [];
-}
-
-/** The cursor after a row: the order's values, JSON in base64url; '' for groups, which have none. */
-export function cursorOf(
-  { names }: Resource,
-  query: Query,
-  { fields }: Shown,
-  row: Values,
-): string {
-  if (isGrouped(query)) return '';
+/** The cursor after a row: the order's values, of the row or after its fields, in base64url. */
+function cursorOf({ names }: Resource, query: Query, fields: Field[], row: Values): string {
   const values = query.order.map(({ column }, at) => {
-    if (query.select) return row[fields.length + at] ?? null;
-    const index = names.indexOf(column);
-    const value = row[index] ?? null;
-    return value !== null && fields[index]?.kind === 'time' ? JSON.parse(value) : value;
+    const place = query.select ? fields.length + at : names.indexOf(column);
+    const value = row[place] ?? null;
+    return value !== null && fields[place]?.kind === 'time' ? JSON.parse(value) : value;
   });
   return Buffer.from(JSON.stringify(values)).toString('base64url');
 }
@@ -154,8 +129,7 @@ function direction({ notNull }: Resource, { column, descending, nullsFirst }: Or
 
 export function condition(filter: Filter): Sql {
   if ('not' in filter) return sql`not (${condition(filter.not)})`;
-  if ('tree' in filter)
-    return sql`(${join(filter.branches.map(condition), raw(` ${filter.tree} `))})`;
+  if ('tree' in filter) return sql`(${join(filter.branches.map(condition), ` ${filter.tree} `)})`;
   const { operator, modifier, value } = filter;
   const [left, by] = [columnOf(filter.column), raw(OPERATORS.get(operator) ?? '')];
   if (operator === 'is') return sql`${left} is ${raw(value.replace('_', ' '))}`;
@@ -174,21 +148,16 @@ export function condition(filter: Filter): Sql {
 function keyset({ notNull }: Resource, order: Order[], values: (string | null)[]): Sql[][] {
   const tests = order.map(({ column, descending, nullsFirst }, at) => {
     const [left, value = null] = [columnOf(column), values[at]];
-    const compare = (operator: string) => sql`${left} ${raw(operator)} ${value}`;
     const isNull = sql`${left} is null`;
     if (value === null)
       return { beyond: nullsFirst ? [sql`not ${isNull}`] : [], nulls: [], same: isNull, bound: [] };
+    const beyond = sql`${left} ${raw(descending ? '<' : '>')}`;
     const nulls = notNull.has(column) || nullsFirst ? [] : [isNull];
-    const operator = descending ? '<' : '>';
-    return {
-      beyond: [compare(operator)],
-      nulls,
-      same: compare('='),
-      bound: [compare(`${operator}=`)],
-    };
+    const same = sql`${left} = ${value}`;
+    return { beyond: [sql`${beyond} ${value}`], nulls, same, bound: [sql`${beyond}= ${value}`] };
   });
   const either = ([one = sql`false`, ...more]: Sql[]) =>
-    more.length > 0 ? sql`(${join([one, ...more], raw(' or '))})` : one;
+    more.length > 0 ? sql`(${join([one, ...more], ' or ')})` : one;
   const after = tests.reduceRight<Sql[]>((rest, { beyond, nulls, same }, at) => {
     const equal = rest.length > 0 ? [sql`(${same} and ${either(rest)})`] : [];
     return [...beyond, ...(at > 0 ? nulls : []), ...equal];

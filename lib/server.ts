@@ -42,65 +42,52 @@ const STALLED = 30_000; // ms without a byte in either direction, such as a list
 
 /** Serves in this process until stop(). */
 export async function serve(
-  config: Pick<Config, 'PORT' | 'HOST' | 'SHUTDOWN_GRACE'>,
+  { PORT, HOST, SHUTDOWN_GRACE }: Pick<Config, 'PORT' | 'HOST' | 'SHUTDOWN_GRACE'>,
   service: Service,
   log: Logger,
 ): Promise<Running> {
-  const { life } = service;
   const server = createHttpServer(service.fetch);
   const sockets = new Set<Socket>();
   server.on('connection', (socket: Socket) => {
     sockets.add(socket);
     socket.once('close', () => sockets.delete(socket));
   });
-  await Promise.race([tryPrepare(service), sleep(500)]); // so that it is ready when it listens
-  await listen(server, config);
+  const prepared = prepare(service);
+  await Promise.race([prepared, sleep(500)]); // so that it is ready when it listens
+  server.listen(PORT, HOST);
+  await once(server, 'listening').catch(({ code }) => {
+    const message = `Cannot listen on PORT ${PORT} of HOST ${HOST} (${code}); set another PORT`;
+    throw new StartError(message);
+  });
   const url = urlOf(server.address() as AddressInfo);
   log.info({ url }, 'listening');
+  const closeIdle = () => {
+    server.closeIdleConnections(); // those that have sent nothing yet count as busy in Node
+    for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
+  };
   const stop = async () => {
-    life.stopping = true;
-    await sleep(config.SHUTDOWN_GRACE * 1000);
-    const idle = setInterval(() => closeIdle(server, sockets), 50);
-    const closed = once(server.close(), 'close');
-    await Promise.race([closed, sleep(DEADLINE + 1000, undefined, { ref: false })]);
+    service.life.stopping = true;
+    await sleep(SHUTDOWN_GRACE * 1000);
+    const idle = setInterval(closeIdle, 50);
+    await Promise.race([once(server.close(), 'close'), sleep(DEADLINE + 1000)]);
     server.closeAllConnections();
     clearInterval(idle);
     await service.close();
   };
-  return { url, failed: prepare(service), stop };
-}
-
-/** Closes idle connections; Node counts one that has sent nothing yet as a request in progress. */
-function closeIdle(server: Server, sockets: Set<Socket>): void {
-  server.closeIdleConnections();
-  for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
+  return { url, failed: prepared.then(() => new Promise(() => {})), stop };
 }
 
 /** Tries until the tables are as declared; rejects when they cannot be served. */
-async function prepare(service: Service): Promise<never> {
-  const { life } = service;
+async function prepare({ life, prepare }: Service): Promise<void> {
   while (!life.prepared && !life.stopping) {
-    await tryPrepare(service);
-    if (!life.prepared) await sleep(100);
+    try {
+      await prepare();
+      life.prepared = true;
+    } catch (error) {
+      if (error instanceof StartError || toProblem(error).status < 503) throw error;
+      await sleep(100);
+    }
   }
-  return new Promise(() => {});
-}
-
-async function tryPrepare(service: Service): Promise<void> {
-  try {
-    await service.prepare();
-    service.life.prepared = true;
-  } catch (error) {
-    if (error instanceof StartError || toProblem(error).status < 503) throw error;
-  }
-}
-
-async function listen(server: Server, { PORT, HOST }: Pick<Config, 'PORT' | 'HOST'>) {
-  server.listen(PORT, HOST);
-  await once(server, 'listening').catch(({ code }: NodeJS.ErrnoException) => {
-    const message = `Cannot listen on PORT ${PORT} of HOST ${HOST} (${code}); set another PORT`;
-    throw new StartError(message);
-  });
 }
 
 export function urlOf({ address, port }: { address: string; port: number }): string {
@@ -109,7 +96,7 @@ export function urlOf({ address, port }: { address: string; port: number }): str
 
 // --- Requests that never reach the application ------------------------------------
 
-/** Node answers these without a body, or not at all. */
+/** What Node answers without a body. */
 const CLIENT_ERRORS: Record<string, [number, string]> = {
   HPE_INVALID_METHOD: [405, 'There is no such method.'],
   HPE_HEADER_OVERFLOW: [431, 'The head of the request is too large.'],
@@ -118,18 +105,17 @@ const CLIENT_ERRORS: Record<string, [number, string]> = {
 
 function createHttpServer(fetch: Service['fetch']): Server {
   const errorHandler = () => {
-    const { status, headers, body } = refusal(400, 'The Host or the target is not valid.');
-    return new Response(body, { status, headers });
+    const { body, ...init } = refusal(400, 'The Host or the target is not valid.');
+    return new Response(body, init);
   };
-  const server = createServer(
-    LIMITS,
-    getRequestListener(fetch, { hostname: 'localhost', errorHandler }),
-  );
+  const listener = getRequestListener(fetch, { hostname: 'localhost', errorHandler });
+  const server = createServer(LIMITS, listener);
   server.timeout = STALLED;
   server.on('connect', (_, socket: Socket) => refuse(socket, 405, 'There is no such method.'));
-  server.on('checkExpectation', ({ socket, method }) =>
-    refuse(socket, 417, 'The only expectation is 100-continue.', method === 'HEAD'),
-  );
+  server.on('checkExpectation', (_, response) => {
+    const { status, headers, body } = refusal(417, 'The only expectation is 100-continue.');
+    response.writeHead(status, headers).end(body);
+  });
   server.on('clientError', ({ code = '' }: NodeJS.ErrnoException, socket: Socket) => {
     refuse(socket, ...(CLIENT_ERRORS[code] ?? [400, 'This is not valid HTTP.']));
   });
@@ -146,14 +132,12 @@ function refusal(status: number, detail: string) {
   return problemAnswer(new Problem(status, 'PGRST100', detail, undefined, { headers }));
 }
 
-function refuse(socket: Socket, status: number, detail: string, isHead = false): void {
-  if (socket.writableEnded) return; // Node reports the bytes after the fault again
-  if (!socket.writable) return void socket.destroy();
+function refuse(socket: Socket, status: number, detail: string): void {
+  if (!socket.writable) return; // it is closed, or answered: Node reports each byte after the fault
   const { headers, body } = refusal(status, detail);
-  const all = { ...headers, 'Content-Length': String(Buffer.byteLength(body)) };
+  const all = { ...headers, 'Content-Length': Buffer.byteLength(body) };
   const lines = Object.entries(all).map(([name, value]) => `${name}: ${value}\r\n`);
-  const head = `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\n${lines.join('')}\r\n`;
-  socket.end(isHead ? head : head + body);
+  socket.end(`HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\n${lines.join('')}\r\n${body}`);
   socket.resume(); // unread bytes would make the close a reset, which discards the answer
   setTimeout(() => socket.destroy(), 500).unref();
 }
@@ -164,14 +148,14 @@ function refuse(socket: Socket, status: number, detail: string, isHead = false):
 export function untilSignal(): Promise<void> {
   process.on('SIGUSR1', () => {}); // Node would open its debugger
   return new Promise((resolve) => {
-    let asked = Number.POSITIVE_INFINITY;
-    const end = (signal: string) => {
-      const window = signal === 'SIGINT' ? 500 : 0;
-      if (performance.now() > asked + window) process.exit(1);
-      asked = Math.min(asked, performance.now());
+    let first = Number.POSITIVE_INFINITY;
+    const onSignal = (signal: string) => {
+      if (cluster.isWorker) return; // the primary stops its workers
+      const now = performance.now();
+      if (now > first + (signal === 'SIGINT' ? 500 : 0)) process.exit(1);
+      first = Math.min(first, now);
       resolve();
     };
-    const onSignal = cluster.isWorker ? () => {} : end; // the primary stops its workers
     for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP']) process.on(signal, onSignal);
     process.on('message', ({ ask }: { ask?: string }) => ask === 'stop' && resolve());
   });
@@ -186,8 +170,7 @@ export function isMain(url: string): boolean {
 /** Ends the process; exit code 2 for what an operator must fix, with one line of log. */
 export function exitWith(error: unknown): never {
   const known = error instanceof StartError;
-  const details =
-    error instanceof Error ? { message: error.message, stack: error.stack } : { error };
-  openLog('info').fatal(known ? {} : details, known ? error.message : 'ended by an error');
+  const { message, stack } = error instanceof Error ? error : new Error(String(error));
+  openLog('info').fatal(known ? {} : { message, stack }, known ? message : 'ended by an error');
   process.exit(known ? 2 : 1);
 }

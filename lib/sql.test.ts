@@ -25,7 +25,7 @@ const statements: [name: string, sql: Sql, text: string, values: unknown[]][] = 
   ['identifier() quotes', identifier(HOSTILE), '"a""; drop table t; --"', []],
   ['identifiers() have commas', identifiers(['a', 'b"'], 't.'), 't."a", t."b"""', []],
   ['join() has commas', join([sql`a ${1}`, sql`b ${2}`]), 'a $1, b $2', [1, 2]],
-  ['join() has its separator', join([sql`a`, sql`b`], raw(' or ')), 'a or b', []],
+  ['join() has its separator', join([sql`a`, sql`b`], ' or '), 'a or b', []],
   ['join() of nothing is empty', join([]), '', []],
   ['where() has and', where([sql`a = ${1}`, sql`b`]), 'where a = $1 and b', [1]],
   ['where() of nothing is empty', where([]), '', []],

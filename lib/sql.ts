@@ -21,13 +21,11 @@ export function sql(texts: TemplateStringsArray, ...parts: unknown[]): Sql {
   return made;
 }
 
-/** The parts with a separator between them. */
-export function join(parts: Sql[], separator = new Sql(', ')): Sql {
-  const text = parts.map((part) => part.text).join(separator.text);
-  return new Sql(
-    text,
-    parts.flatMap(({ values }) => values),
-  );
+/** The parts with constant text between them, and `before` them if there are any. */
+export function join(parts: Sql[], between = ', ', before = ''): Sql {
+  const text = parts.map((part) => part.text).join(between);
+  const values = parts.flatMap((part) => part.values);
+  return new Sql(parts.length > 0 ? before + text : '', values);
 }
 
 /** A constant of the program as SQL; never text of a caller. */
@@ -47,7 +45,7 @@ export function identifiers(names: string[], prefix = ''): Sql {
 
 /** `where a and b`, or nothing without a test. */
 export function where(tests: Sql[]): Sql {
-  return tests.length > 0 ? sql`where ${join(tests, new Sql(' and '))}` : new Sql('');
+  return join(tests, ' and ', 'where ');
 }
 
 /** The text with PostgreSQL's numbered parameters, `$1`, `$2`, … */

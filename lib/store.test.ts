@@ -5,7 +5,7 @@ import { after, before, beforeEach, describe, test } from 'node:test';
 import fc from 'fast-check';
 import { pino } from 'pino';
 import { z } from 'zod';
-import { startDatabase, type TestDatabase } from '../test/harness.ts';
+import { openDatabase } from '../test/harness.ts';
 import { boolean, jsonb, now, number, oneOf, resource, text, timestamp, uuid } from './columns.ts';
 import { parseQuery } from './dialect.ts';
 import { JSON_TYPE } from './headers.ts';
@@ -32,20 +32,12 @@ const things = resource({
   },
 });
 
-let database: TestDatabase;
-let pool: Pool;
-let store: Store;
-before(async () => {
-  database = await startDatabase();
-  const options = { DATABASE_URL: database.url, POOL_SIZE: 4, DB_PREPARE: 'true' } as const;
-  pool = new Pool(options, pino({ level: 'silent' }));
-  store = new Store(things, pool);
-  await ensureTable(things, pool);
-});
-after(async () => {
-  await pool?.end();
-  await database?.stop();
-});
+const database = await openDatabase();
+const options = { DATABASE_URL: database.url, DB_PREPARE: 'true' } as const;
+const pool = new Pool({ ...options, POOL_SIZE: 4 }, pino({ level: 'silent' }));
+after(() => pool.end());
+const store = new Store(things, pool);
+await ensureTable(things, pool);
 
 type Row = Record<string, unknown>;
 const call = ownCall;
@@ -78,19 +70,14 @@ describe('A list', () => {
   const found: [query: string, sizes: (number | null)[]][] = [
     ['size=eq.4.05e1', [40.5]],
     ['size=eq. 7 ', [7]],
-    ['size=not.gt.7', [7]],
     ['size=isdistinct.7', [40.5, null]],
     ['size=not.isdistinct.7', [7]],
-    ['size=is.null', [null]],
     ['size=is.not_null', [7, 40.5]],
     ['good=is.unknown', [null]],
-    ['good=is.FALSE', [7]],
     ['good=not.is.true', [7, null]],
     ['sex=like.m_le', [40.5]],
     ['sex=like.MALE', []],
     ['sex=match.^(fe)?male$', [7, 40.5]],
-    ['size=in.("7","9")', [7]],
-    ['size=in.()', []],
     ['size=not.in.()', [7, 40.5, null]],
     ['size=neq(all).{7,8}', [40.5]],
     ['size=not.eq(any).{7,8}', [40.5]],
@@ -104,9 +91,6 @@ describe('A list', () => {
     ['name=phfts.test miss', []],
     ['name=wfts.test -miss', []],
     ['name=not.wfts(simple).nobody', [7, 40.5, null]],
-    ['or=(size.eq.7,and(size.gt.8,not.or(sex.eq.female,sex.is.null)))', [7, 40.5]],
-    ['or=(sex.eq."female",sex.eq."a,b)")', [7]],
-    ['or=(sex.eq.female)&or=(size.eq.8)', []],
     ['tags=eq.["it\'s"]&size=eq.7', [7]],
   ];
   for (const [query, sizes] of found) {
@@ -116,32 +100,6 @@ describe('A list', () => {
         rows.map(({ size }) => size),
         sizes,
       );
-    });
-  }
-
-  const selected: [query: string, rows: Row[]][] = [
-    ['select=years:size', [{ years: 7 }, { years: 40.5 }, { years: null }]],
-    ['select=s:size::text', [{ s: '7' }, { s: '40.5' }, { s: null }]],
-    [`select="it's \\"1\\"":size&limit=1`, [{ 'it\'s "1"': 7 }]],
-    ['select=count()::text', [{ count: '3' }]],
-    ['select=t:size.sum(),size.avg(),size.max()', [{ t: 47.5, avg: 23.75, max: 40.5 }]],
-    ['select=size::int.sum()', [{ sum: 47 }]],
-    ['select=size.sum()::int', [{ sum: 48 }]],
-    [
-      'select=sex,size.max()&order=sex.desc.nullslast',
-      [
-        { sex: 'male', max: 40.5 },
-        { sex: 'female', max: 7 },
-        { sex: null, max: null },
-      ],
-    ],
-    ['select=sex,count()&limit=1', [{ sex: 'female', count: 1 }]],
-  ];
-  for (const [query, expected] of selected) {
-    test(`?${query}`, async () => {
-      const order = /count|sum|max/.test(query) ? '' : '&order=size';
-      const limit = Number(/limit=(\d)/.exec(query)?.[1] ?? 100);
-      assert.deepEqual((await list(query + order, limit)).rows, expected);
     });
   }
 
@@ -266,29 +224,6 @@ describe('Random filters and selects', () => {
 describe('Pages', () => {
   beforeEach(clear);
 
-  const orders: [order: string, sizes: (number | null)[]][] = [
-    ['size', [1, 3, 5, null, null, null]],
-    ['size.desc', [null, null, null, 5, 3, 1]],
-    ['size.nullsfirst', [null, null, null, 1, 3, 5]],
-    ['size.desc.nullslast', [5, 3, 1, null, null, null]],
-    ['good,size', [1, 3, 5, null, null, null]],
-  ];
-  for (const [order, sizes] of orders) {
-    test(`in the order ${order} have every row once, nulls in place`, async () => {
-      const rows = [null, 5, null, 1, 3, null].map((size) => rowOf({ size }));
-      await store.createMany(rows, {}, call());
-      for (const limit of [1, 2, 4]) {
-        const found: unknown[] = [];
-        for (let after: string | undefined = ''; after !== undefined; ) {
-          const { rows, next } = await list(`order=${order}${after && `&after=${after}`}`, limit);
-          found.push(...rows.map(({ size }) => size));
-          after = next || undefined;
-        }
-        assert.deepEqual(found, sizes, `pages of ${limit}`);
-      }
-    });
-  }
-
   test('go on after a row that was deleted', async () => {
     const [one, two, three] = [1, 2, 3].map((size) => rowOf({ size })) as [Row, Row, Row];
     await store.createMany([one, two, three], {}, call());
@@ -307,10 +242,7 @@ describe('Pages', () => {
     await database.sql`analyze "thi""ngs"`;
     const [row] = (await list('', 1)).rows;
     const { next } = await list('', 1);
-    const own = new Pool(
-      { DATABASE_URL: database.url, POOL_SIZE: 1, DB_PREPARE: 'true' },
-      pino({ level: 'silent' }),
-    );
+    const own = new Pool({ ...options, POOL_SIZE: 1 }, pino({ level: 'silent' }));
     const planned = new Store(things, own);
     const wanted = { limit: 20, count: false, format: JSON_TYPE } as const;
     for (let round = 0; round < 20; round += 1) {
@@ -400,38 +332,6 @@ describe('Requests that arrive together', () => {
     const made = await Promise.all(Array.from({ length: 20 }, merge));
     assert.deepEqual(made.sort(), [1, ...Array(19).fill(412)]);
   });
-});
-
-describe('A unique value that exists', () => {
-  const taken = { 'a/"B': 'taken' };
-  let row: Row;
-  before(async () => {
-    await clear();
-    row = rowOf();
-    await store.createMany([rowOf(taken), row], {}, call());
-  });
-  const writes: [name: string, write: () => Promise<unknown>][] = [
-    ['create()', () => store.create(rowOf(taken), call())],
-    ['createMany()', () => store.createMany([rowOf(), rowOf(taken)], {}, call())],
-    ['upsert()', () => store.upsert([rowOf(taken)], ['id'], [], {}, call())],
-    ['replace()', () => store.replace({ ...row, ...taken }, {}, call())],
-    ['merge()', () => store.merge(String(row.id), taken, {}, call())],
-  ];
-  for (const [name, write] of writes) {
-    test(`makes ${name} reject with the column`, async () => {
-      const detail = 'Key ("a/""B")=(taken) already exists.';
-      await assert.rejects(write(), { code: '23505', detail });
-      assert.equal(await count(), 2);
-    });
-  }
-});
-
-test('What the database makes is made once, and no replacement changes it', async () => {
-  const row = rowOf({ name: 'made' });
-  const first = JSON.parse((await store.create(row, call())).body);
-  assert.ok(Math.abs(Date.parse(first.at) - Date.now()) < 60_000);
-  const second = JSON.parse((await store.replace({ ...row, name: 'again' }, {}, call())).body);
-  assert.deepEqual([second.made, second.name], [first.made, 'again']);
 });
 
 // --- COPY -------------------------------------------------------------------------

@@ -3,8 +3,8 @@ import { v7 as uuidv7 } from 'uuid';
 import type { Resource, Row } from './columns.ts';
 import type { Filter, Member, Query } from './dialect.ts';
 import { type Grouping, group, share } from './group.ts';
-import { CSV, OBJECT } from './headers.ts';
-import { type Call, FETCH, type Kind, ownCall, type Pool, type Result } from './pool.ts';
+import { OBJECT } from './headers.ts';
+import { type Call, FETCH, type Kind, ownCall, type Pool } from './pool.ts';
 import {
   clientLeft,
   codeOf,
@@ -14,44 +14,29 @@ import {
   preconditionFailed,
   tooMany,
 } from './problem.ts';
+import { bodyOf, csvLine, type Format, jsonWriter, piecesOf, type Values } from './rows.ts';
+import { condition, countOf, planPage, selectOf, shownOf, type Wanted } from './select.ts';
+import { identifiers, type Sql, sql, where } from './sql.ts';
 import {
-  bodyOf,
-  csvLine,
-  type Format,
-  headerOf,
-  jsonWriter,
-  rowWriter,
-  type Values,
-} from './rows.ts';
-import {
-  condition,
-  countOf,
-  type Page,
-  pageOf,
-  type Shown,
-  selectOf,
-  selectPage,
-  shownOf,
-  type Wanted,
-} from './select.ts';
-import { identifier, identifiers, join, type Sql, sql, where } from './sql.ts';
-import {
-  BROKEN,
   brokenBy,
+  hasVersion,
+  ifBroken,
   type Preconditions,
   returning,
-  Statements,
-  VERSION,
+  statementsFor,
 } from './statements.ts';
 
-/** A row as JSON, with its version in the database for the ETag. */
-export type Stored = { body: string; version: string };
-
 /**
- * What a write did to how many rows, and those in the wanted format. `created`: some are new.
- * `same`: a create found its keys taken by rows that equal the wanted ones.
+ * What a write did to how many rows, and those in the wanted format; of one row its version, for the
+ * ETag. `created`: some are new. `same`: a create found its keys taken by rows equal to the wanted.
  */
-export type Written = Stored & { rows: number; created: boolean; same: boolean };
+export type Written = {
+  rows: number;
+  body: string;
+  version: string;
+  created: boolean;
+  same: boolean;
+};
 
 /** How a write answers its rows, without `format` not at all; it changes nothing unless `most` holds. */
 export type Terms = Preconditions & {
@@ -60,42 +45,31 @@ export type Terms = Preconditions & {
   most?: number | undefined;
 };
 
-/** All rows of a list, in batches of texts; `rows` is known when the first batch is the last. */
-export type Batches = {
-  first: string[];
-  rest: AsyncIterable<string[]>;
-  close: () => void;
-  rows?: number;
-  total?: number;
-};
-
 /** A request for one row, and one for a page. */
-type Ask = { key: string; call: Call; row: Row };
-type PageAsk = { query: Query; wanted: Wanted; shown: Shown; statement: Sql; call: Call };
+type Ask = { key: string; row: Row; call: Call };
+type PageAsk = ReturnType<typeof planPage> & { call: Call };
 
-const GROUPS = { most: 128, width: 2 };
+/** The requests of a group in the order of their keys, and the columns to answer. */
+type Batch = { keys: string[]; rows: Row[]; subs: string[]; columns: Sql[] };
+
 /** SQLSTATE classes of errors that one row of a group may cause, and that undo the statement. */
 const ONE_ROW = /^(2[^58]|4|55)/;
 const CREATED = sql`t.xmax = 0`; // of an upsert: no row was there
 
+/** How a write runs: `created` is true for new rows, and one of `broken` undoes it, as do its terms. */
+type How = { kind?: Kind; created?: Sql; broken?: Sql[] };
+
 export class Store {
   private resource: Resource;
   private pool: Pool;
-  private statements: Statements;
-  private shown: Shown;
+  private statements: ReturnType<typeof statementsFor>;
+  private shown: ReturnType<typeof shownOf>;
   private toJson: (values: Values) => string;
-  private reads = this.together('read', (asks, since) => this.readAll(asks, since));
-  private creates = this.together('create', (asks, since) => this.createAll(asks, since));
-  private replaces = this.together('replace', (asks, since) => this.replaceAll(asks, since));
-  private removes = this.together('delete', (asks, since) => this.removeAll(asks, since));
-  private pages = share(
-    this.grouping('list', (asks: PageAsk[], since) => this.readPages(asks, since)),
-  );
 
   constructor(resource: Resource, pool: Pool) {
     this.resource = resource;
     this.pool = pool;
-    this.statements = new Statements(resource);
+    this.statements = statementsFor(resource);
     this.shown = shownOf(resource);
     this.toJson = jsonWriter(this.shown.fields);
   }
@@ -104,40 +78,32 @@ export class Store {
 
   /** The row as an answer of 1 row, or of 0. */
   read(key: string, call: Call): Promise<Written> {
-    return this.admit(call, () => this.reads({ key, call, row: {} }));
+    return this.admit(call, () => this.reads({ key, row: {}, call }));
   }
 
   /** One page. Equal ones that are requested at the same time share one statement. */
-  page(query: Query, wanted: Wanted, call: Call): Promise<Page> {
-    const shown = shownOf(this.resource, query.select);
-    const tests = this.statements.isOwnedBy(call.sub);
-    const statement = selectPage(this.resource, query, wanted, shown, tests);
-    const names = shown.fields.map(({ name }) => name); // aliases are not in the statement
-    const key = wanted.format + statement.text + JSON.stringify([statement.values, names]);
-    return this.admit(call, () => this.pages(key, { query, wanted, shown, statement, call }));
+  page(query: Query, wanted: Wanted, call: Call) {
+    const plan = planPage(this.resource, query, wanted, this.statements.isOwnedBy(call.sub));
+    const key = JSON.stringify([wanted.format, plan.fields, plan.statement]);
+    return this.admit(call, () => this.pages(key, { ...plan, call }));
   }
 
-  /** All rows of a list, streamed at constant memory. */
-  async stream(
-    query: Query,
-    { count, format }: Omit<Wanted, 'limit'>,
-    call: Call,
-  ): Promise<Batches> {
+  /** All rows of a list at constant memory; `rows` is known when the first piece has them all. */
+  async stream(query: Query, wanted: Omit<Wanted, 'limit'>, call: Call) {
     this.checkCaller(call);
+    const { count, format } = wanted;
     const tests = this.statements.isOwnedBy(call.sub);
     const { fields, columns } = shownOf(this.resource, query.select);
     const statement = selectOf(this.resource, query, columns, tests, query.limit);
     const counting = count ? countOf(this.resource, query, tests) : undefined;
     const batches = this.pool.stream(statement, counting);
     const total = count ? Number((await batches.next()).value?.[0]?.[0]) : undefined;
-    const { value: rows = [] } = await batches.next();
-    const write = rowWriter(format, fields);
+    const { value: first = [] } = await batches.next();
     return {
-      first: [...(format === CSV ? [headerOf(fields)] : []), ...rows.map(write)],
-      rest: mapBatches(batches, write),
+      pieces: piecesOf(format, fields, first, batches),
       close: () => void batches.return(undefined),
-      ...(rows.length < FETCH && { rows: rows.length }),
-      ...(total !== undefined && { total }),
+      rows: first.length < FETCH ? first.length : undefined,
+      total,
     };
   }
 
@@ -147,13 +113,8 @@ export class Store {
   create(row: Row, call: Call): Promise<Written> {
     const ask = this.askFor(row, call);
     return this.admit(call, async () => {
-      for (let tries = 3; tries > 0; tries -= 1) {
-        const made = await this.creates(ask);
-        if (made.rows > 0) return made;
-        const found = await this.compare([ask], { format: OBJECT });
-        if (found.rows > 0) return found; // else it was deleted meanwhile
-      }
-      return writtenOf([], '');
+      const made = await this.creates(ask);
+      return made.rows > 0 ? made : this.compare([ask], { format: OBJECT });
     });
   }
 
@@ -164,7 +125,7 @@ export class Store {
     const asks = rows.map((row) => this.askFor(row, call));
     const action = this.statements.insert(asks.map((ask) => ask.row));
     try {
-      return { ...(await this.write('keyed', action, terms, call)), created: true };
+      return { ...(await this.write(action, terms, call, { kind: 'keyed' })), created: true };
     } catch (error) {
       const found = codeOf(error) === '23505' ? await this.compare(asks, terms) : undefined;
       if (!found?.rows) throw error; // another unique column is taken
@@ -173,47 +134,33 @@ export class Store {
   }
 
   /**
-   * Inserts rows; where the `target` columns are taken, sets the `set` columns, or nothing. Throws 409
-   * when another caller has one of the rows to set.
+   * Inserts rows; where the key exists, sets the `set` columns, or nothing. Throws 409 when another
+   * caller has one of the rows to set.
    */
-  async upsert(
-    rows: Row[],
-    target: string[],
-    set: string[],
-    terms: Terms,
-    call: Call,
-  ): Promise<Written> {
-    const { statements } = this;
+  async upsert(rows: Row[], set: string[], terms: Terms, call: Call): Promise<Written> {
     const { owner, settable } = this.resource;
-    const insert = statements.insert(rows.map((row) => this.askFor(row, call).row));
-    const action = sql`${insert} ${statements.onConflict(target, set)}`;
-    const single = terms.format === OBJECT;
-    const broken = brokenBy(single, terms.most);
-    const all = owner && set.some((name) => settable.includes(name)) ? rows.length : 0;
-    if (all > 0) broken.push(sql`(select count(*) from changed) < ${all}`);
-    const made = await this.write('write', action, terms, call, { created: CREATED, broken }).catch(
-      (error) => {
-        if (codeOf(error) !== BROKEN) throw error;
-        if (rows.length > (terms.most ?? rows.length)) throw tooMany(rows.length);
-        throw single && rows.length > 1 ? notOne(rows.length) : keyTaken();
-      },
-    );
-    if (made.rows < all) throw keyTaken();
-    return made;
+    const owned = rows.map((row) => this.askFor(row, call).row);
+    const least = owner && set.some((name) => settable.includes(name)) ? rows.length : 0;
+    const broken = least > 0 ? [sql`(select count(*) from changed) < ${least}`] : [];
+    const action = this.statements.upsert(owned, set);
+    const how = { created: CREATED, broken };
+    const made = await this.write(action, terms, call, how).catch(ifBroken);
+    if (made && made.rows >= least) return made;
+    if (!made && rows.length > (terms.most ?? rows.length)) throw tooMany(rows.length);
+    throw !made && terms.format === OBJECT && rows.length > 1 ? notOne(rows.length) : keyTaken();
   }
 
   /** Inserts the row, or replaces the one with its key; 0 rows: that is another caller's. */
   async replace(row: Row, terms: Preconditions, call: Call): Promise<Written> {
+    const { statements } = this;
     const { match, noneMatch } = terms;
     const ask = this.askFor(row, call);
     if (!match && !noneMatch) return this.admit(call, () => this.replaces(ask));
-    const { key, settable } = this.resource;
-    const set = noneMatch === '*' ? [] : settable;
-    const conflict = this.statements.onConflict([key], set, this.statements.hasVersion(terms));
-    const action = sql`${this.statements.insert([ask.row])} ${conflict}`;
+    const set = noneMatch === '*' ? [] : this.resource.settable;
+    const upsert = statements.upsert([ask.row], set, hasVersion(terms));
     const made = match
-      ? await this.changeOne(this.statements.update(row, true), ask.key, terms, call)
-      : await this.write('write', action, { format: OBJECT }, call, { created: CREATED });
+      ? await this.changeOne(statements.update(row, true), ask.key, terms, call)
+      : await this.write(upsert, { format: OBJECT }, call, { created: CREATED });
     if (made.rows === 0) throw preconditionFailed();
     return made;
   }
@@ -234,14 +181,14 @@ export class Store {
     if (new Set(keys).size < keys.length)
       throw new Problem(400, '21000', 'Two rows have the same key.', 'Send each row once.');
     const tests = [this.statements.isKey(...keys), ...filters.map(condition)];
-    const { action, joined } = this.statements.updateEach(parts);
-    return this.change(action, tests, terms, call, joined);
+    const { action, isSame } = this.statements.updateEach(parts);
+    return this.change(action, tests, terms, call, [isSame]);
   }
 
   remove(key: string, terms: Preconditions, call: Call): Promise<Written> {
     if (Array.isArray(terms.match) || terms.noneMatch)
       return this.changeOne(this.statements.deletion, key, terms, call);
-    return this.admit(call, () => this.removes({ key, call, row: {} }));
+    return this.admit(call, () => this.removes({ key, row: {}, call }));
   }
 
   removeMany(filters: Filter[], terms: Terms, call: Call): Promise<Written> {
@@ -256,27 +203,25 @@ export class Store {
     call: Call,
   ): Promise<number> {
     this.checkCaller(call);
-    const { statements } = this;
+    const { table, textOf, inputs: all } = this.statements;
     const { columns } = this.resource;
     const isGiven = (name: string) =>
       names.includes(name) || typeof columns[name]?.default !== 'function'; // else the table's
-    const inputs = statements.inputs.filter(isGiven);
+    const inputs = all.filter(isGiven);
     let count = 0;
-    const lineOf = (row: Row) => {
-      const given = this.askFor(row, call).row;
-      return `${csvLine(inputs.map((name) => statements.textOf(name, given[name])))}\n`;
-    };
-    const lines = (rows: Row[]) => {
+    const linesOf = (rows: Row[]) => {
       count += rows.length;
-      return Buffer.from(rows.map(lineOf).join(''));
+      const given = rows.map((row) => this.askFor(row, call).row);
+      const lines = given.map((row) => csvLine(inputs.map((name) => textOf(name, row[name]))));
+      return Buffer.from(lines.join(''));
     };
-    async function* all() {
-      yield lines(first);
-      for await (const rows of rest) yield lines(rows);
+    async function* pieces() {
+      yield linesOf(first);
+      for await (const rows of rest) yield linesOf(rows);
     }
     await this.pool.copy(
-      sql`copy ${statements.table} (${identifiers(inputs)}) from stdin (format csv)`,
-      all(),
+      sql`copy ${table} (${identifiers(inputs)}) from stdin (format csv)`,
+      pieces(),
     );
     return count;
   }
@@ -306,14 +251,56 @@ export class Store {
 
   // Groups
 
-  private together(work: string, run: Grouping<Ask, Written>['run']) {
-    const keyOf = work === 'read' ? () => undefined : ({ key }: Ask) => key;
+  private reads = this.together('read', 'read', ({ keys, columns }) =>
+    this.statements.find(keys, columns),
+  );
+  /** Inserts the rows whose key is free; 0 rows for the others. */
+  private creates = this.together('create', 'keyed', ({ rows, columns }) =>
+    returning(this.statements.upsert(rows, []), columns, sql`true`),
+  );
+  private replaces = this.together('replace', 'write', ({ rows, columns }) =>
+    returning(this.statements.upsert(rows, this.resource.settable), columns, CREATED),
+  );
+  private removes = this.together('delete', 'write', ({ keys, subs, columns }) => {
+    const { deletion, isKey, areOwnedBy } = this.statements;
+    const tests = [isKey(...keys), ...areOwnedBy(keys, subs)];
+    return returning(sql`${deletion} ${where(tests)}`, columns);
+  });
+  private pages = share(
+    this.grouping('list', async (asks: PageAsk[], since) => {
+      const [{ statement, toPage }] = asks as [PageAsk]; // equal in all
+      const page = toPage(await this.pool.run('read', ownCall(), statement, since));
+      return asks.map(() => page);
+    }),
+  );
+
+  /** Each gets its row, if that is its caller's; rows are locked in the same order by all groups. */
+  private together(work: string, kind: Kind, statementFor: (batch: Batch) => Sql) {
+    const run = async (asks: Ask[], since: number) => {
+      const call = ownCall();
+      const { fields, columns } = this.shown;
+      const sorted = asks.toSorted((a, b) => (a.key < b.key ? -1 : 1));
+      const [keys, rows] = [sorted.map(({ key }) => key), sorted.map(({ row }) => row)];
+      const subs = sorted.map((ask) => ask.call.sub);
+      const statement = statementFor({ keys, rows, subs, columns });
+      const result = await this.pool.run(kind, call, statement, since);
+      const found = new Map(result.map((values) => [values[0], values])); // the key is first
+      const owner = this.resource.names.indexOf(this.resource.owner ?? '');
+      return asks.map((ask) => {
+        ask.call.repeated ||= call.repeated;
+        const values = found.get(ask.key);
+        if (!values || (owner > 0 && values[owner] !== ask.call.sub)) return writtenOf([], '');
+        return writtenOf([values], this.toJson(values), fields.length);
+      });
+    };
+    const keyOf = kind === 'read' ? () => undefined : ({ key }: Ask) => key;
     return group({ ...this.grouping(work, run), keyOf });
   }
 
   private grouping<I extends { call: Call }, O>(work: string, run: Grouping<I, O>['run']) {
     return {
-      ...GROUPS,
+      most: 128,
+      width: 2,
       refuse: ({ call }: I) => call.outgoing?.destroyed && clientLeft(),
       isApart: (error: unknown) => ONE_ROW.test(codeOf(error)),
       observe: (requests: number) => this.pool.observe(work, requests),
@@ -321,74 +308,14 @@ export class Store {
     };
   }
 
-  private async readAll(asks: Ask[], since: number): Promise<Written[]> {
-    const { statements, shown, resource } = this;
-    const keyed = statements.isKey(...asks.map(({ key }) => key));
-    const columns = join([...shown.columns, VERSION]);
-    const statement = sql`select ${columns} from ${statements.table} t where ${keyed}`;
-    const found = await this.pool.run('read', ownCall(), statement, since);
-    const owner = resource.names.indexOf(resource.owner ?? '');
-    return this.writtenFor(
-      asks,
-      found,
-      (values, { call }) => owner < 0 || values[owner] === call.sub,
-    );
-  }
-
-  /** Inserts the rows whose key is free; 0 rows for the others. */
-  private createAll(asks: Ask[], since: number): Promise<Written[]> {
-    const { key } = this.resource;
-    const insert = this.statements.insert(sortedRows(asks));
-    const action = sql`${insert} on conflict (${identifier(key)}) do nothing`;
-    return this.writeAll('keyed', asks, action, since, sql`true`);
-  }
-
-  private replaceAll(asks: Ask[], since: number): Promise<Written[]> {
-    const { key, settable } = this.resource;
-    const insert = this.statements.insert(sortedRows(asks));
-    const action = sql`${insert} ${this.statements.onConflict([key], settable)}`;
-    return this.writeAll('write', asks, action, since, CREATED);
-  }
-
-  private removeAll(asks: Ask[], since: number): Promise<Written[]> {
-    const { statements } = this;
-    const keys = asks.map(({ key }) => key);
-    const subs = asks.map(({ call }) => call.sub);
-    const tests = [statements.isKey(...keys), ...statements.areOwnedBy(keys, subs)];
-    return this.writeAll('write', asks, sql`${statements.deletion} ${where(tests)}`, since);
-  }
-
-  private async writeAll(
-    kind: Kind,
-    asks: Ask[],
-    action: Sql,
-    since: number,
-    created = sql`false`,
-  ) {
-    const call = ownCall();
-    const statement = returning(action, [...this.shown.columns, VERSION, created]);
-    const result = await this.pool.run(kind, call, statement, since);
-    for (const ask of asks) ask.call.repeated ||= call.repeated;
-    return this.writtenFor(asks, result);
-  }
-
-  /** For each ask, what happened to its row; the key is the first column. */
-  private writtenFor(asks: Ask[], result: Result, isOwn = (_: Values, ask: Ask) => Boolean(ask)) {
-    const rows = new Map(result.map((values) => [values[0], values]));
-    return asks.map((ask) => {
-      const values = rows.get(ask.key);
-      if (!values || !isOwn(values, ask)) return writtenOf([], '');
-      return writtenOf([values], this.toJson(values), this.shown.fields.length);
-    });
-  }
+  // Single statements
 
   /** The caller's existing rows among those asked for; `same`: all are there, equal to the wanted ones. */
   private async compare(asks: Ask[], { format, select }: Terms): Promise<Written> {
-    const { statements } = this;
     const { fields, columns } = shownOf(this.resource, format ? select : []);
     const rows = asks.map(({ row }) => row);
-    const own = where(statements.isOwnedBy(asks[0]?.call.sub ?? ''));
-    const statement = sql`${statements.compare(rows, columns)} ${own}`;
+    const own = where(this.statements.isOwnedBy(asks[0]?.call.sub ?? ''));
+    const statement = sql`${this.statements.compare(rows, columns)} ${own}`;
     const found = await this.pool.run('read', ownCall(), statement);
     const at = fields.length;
     const same = found.length === asks.length && found.every((values) => values[at + 1] === 't');
@@ -396,19 +323,12 @@ export class Store {
     return { ...writtenOf(found, body, at), created: false, same };
   }
 
-  // Single statements
-
-  private async changeOne(
-    action: Sql,
-    key: string,
-    terms: Preconditions,
-    call: Call,
-  ): Promise<Written> {
-    const { statements } = this;
-    const own = [statements.isKey(key), ...statements.isOwnedBy(call.sub)];
-    const versions = statements.hasVersion(terms);
+  private async changeOne(action: Sql, key: string, terms: Preconditions, call: Call) {
+    const { isKey, isOwnedBy } = this.statements;
+    const own = [isKey(key), ...isOwnedBy(call.sub)];
+    const versions = hasVersion(terms);
     const changing = sql`${action} ${where([...own, ...versions])}`;
-    const made = await this.write('write', changing, { format: OBJECT }, call);
+    const made = await this.write(changing, { format: OBJECT }, call);
     if (made.rows === 0 && versions.length > 0 && (await this.count(own, call)) > 0)
       throw preconditionFailed();
     return made;
@@ -418,35 +338,20 @@ export class Store {
    * Changes the caller's rows that pass the tests, if all of them have the wanted versions. `joined`
    * are the tests that need the tables of the action.
    */
-  private async change(
-    action: Sql,
-    tests: Sql[],
-    terms: Terms,
-    call: Call,
-    joined: Sql[] = [],
-  ): Promise<Written> {
-    const { statements } = this;
-    const own = [...tests, ...statements.isOwnedBy(call.sub)];
-    const versions = statements.hasVersion(terms);
+  private async change(action: Sql, tests: Sql[], terms: Terms, call: Call, joined: Sql[] = []) {
+    const { table, isOwnedBy } = this.statements;
+    const own = [...tests, ...isOwnedBy(call.sub)];
+    const versions = hasVersion(terms);
     const single = terms.format === OBJECT;
-    const broken = brokenBy(single, terms.most);
-    const all = sql`(select count(*) from ${statements.table} t ${where(own)})`;
-    if (versions.length > 0) broken.push(sql`(select count(*) from changed) <> ${all}`);
+    const all = sql`(select count(*) from ${table} t ${where(own)})`;
+    const broken = versions.length > 0 ? [sql`(select count(*) from changed) <> ${all}`] : [];
     const changing = sql`${action} ${where([...joined, ...own, ...versions])}`;
-    const refuse = async () => {
-      const rows = await this.count(own, call);
-      if (versions.length > 0 && rows > 0) return preconditionFailed();
-      return single && rows !== 1 ? notOne(rows) : tooMany(rows);
-    };
-    const made = await this.write('write', changing, terms, call, { broken }).catch(
-      async (error) => {
-        throw codeOf(error) === BROKEN ? await refuse() : error;
-      },
-    );
-    if (made.rows === 0 && (single || versions.length > 0)) {
-      const problem = await refuse();
-      if (single || problem.status === 412) throw problem;
-    }
+    const made = await this.write(changing, terms, call, { broken }).catch(ifBroken);
+    if (made && (made.rows > 0 || (!single && versions.length === 0))) return made;
+    const rows = await this.count(own, call);
+    if (versions.length > 0 && rows > 0) throw preconditionFailed();
+    if (single && rows !== 1) throw notOne(rows);
+    if (!made || single) throw tooMany(rows);
     return made;
   }
 
@@ -456,43 +361,21 @@ export class Store {
   }
 
   /** Runs a write, and reads back what the format needs; without a format the number of rows. */
-  private async write(
-    kind: Kind,
-    action: Sql,
-    { format, select }: Terms,
-    call: Call,
-    { created, broken }: { created?: Sql; broken?: Sql[] } = {},
-  ): Promise<Written> {
+  private async write(action: Sql, terms: Terms, call: Call, how: How = {}): Promise<Written> {
+    const { format, select, most } = terms;
+    const { kind = 'write', created } = how;
     const { fields, columns } = shownOf(this.resource, format ? select : []);
-    const silent = !format && !created && !broken?.length;
-    const answered = [...columns, VERSION, created ?? sql`false`];
-    const statement = silent ? action : returning(action, answered, broken);
+    const broken = how.broken ? [...brokenBy(format === OBJECT, most), ...how.broken] : [];
+    const silent = !format && !created && broken.length === 0;
+    const statement = silent ? action : returning(action, columns, created, broken);
     const result = await this.admit(call, () => this.pool.run(kind, call, statement));
     const written = writtenOf(result, format ? bodyOf(format, fields, result) : '', fields.length);
     return silent ? { ...written, rows: result.count } : written;
   }
-
-  /** Equal asks share a page. */
-  private async readPages(asks: PageAsk[], since: number): Promise<Page[]> {
-    const [{ query, wanted, shown, statement }] = asks as [PageAsk];
-    const rows = await this.pool.run('read', ownCall(), statement, since);
-    const page = pageOf(this.resource, query, wanted, shown, rows);
-    return asks.map(() => page);
-  }
-}
-
-/** By key, so that two groups lock their rows in the same order. */
-function sortedRows(asks: Ask[]): Row[] {
-  const sorted = asks.length > 1 ? asks.toSorted((a, b) => (a.key < b.key ? -1 : 1)) : asks;
-  return sorted.map(({ row }) => row);
 }
 
 /** The version and the flag of a row are after its `at` values. */
 function writtenOf(rows: Values[], body: string, at = 0): Written {
   const created = rows.some((values) => values[at + 1] === 't');
   return { rows: rows.length, body, version: String(rows[0]?.[at] ?? ''), created, same: false };
-}
-
-async function* mapBatches(batches: AsyncIterable<Values[]>, write: (values: Values) => string) {
-  for await (const batch of batches) yield batch.map(write);
 }

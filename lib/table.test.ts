@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
-import { after, before, beforeEach, test } from 'node:test';
+import { after, beforeEach, test } from 'node:test';
 import { pino } from 'pino';
 import { z } from 'zod';
-import { startDatabase, type TestDatabase } from '../test/harness.ts';
+import { openDatabase } from '../test/harness.ts';
 import {
   boolean,
   type Column,
@@ -20,18 +20,11 @@ import { Pool } from './pool.ts';
 import { StartError } from './problem.ts';
 import { ensureTable } from './table.ts';
 
-let database: TestDatabase;
-let pool: Pool;
+const database = await openDatabase();
 const open = (DATABASE_URL: string) =>
   new Pool({ DATABASE_URL, POOL_SIZE: 1, DB_PREPARE: 'true' }, pino({ level: 'silent' }));
-before(async () => {
-  database = await startDatabase();
-  pool = open(database.url);
-});
-after(async () => {
-  await pool?.end();
-  await database?.stop();
-});
+const pool = open(database.url);
+after(() => pool.end());
 beforeEach(() => database.sql`drop table if exists "thi""ngs"`);
 
 const declare = (columns: Record<string, Column>) =>

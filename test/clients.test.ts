@@ -5,7 +5,6 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync } from 'node:fs';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -14,14 +13,7 @@ import * as provider from '@raphiniert/ra-data-postgrest';
 import { dataProvider } from '@refinedev/supabase';
 import { PostgrestClient } from '@supabase/postgrest-js';
 import { createClient } from '@supabase/supabase-js';
-import {
-  bearer,
-  startDatabase,
-  startReady,
-  startService,
-  type TestDatabase,
-  type TestService,
-} from './harness.ts';
+import { bearer, openService, startReady, type TestService } from './harness.ts';
 
 type Passenger = {
   uuid: string;
@@ -107,23 +99,13 @@ function having(...rows: Passenger[]): Passenger[] {
   return [...all.values()].sort((a, b) => (a.uuid < b.uuid ? -1 : 1));
 }
 
-let database: TestDatabase;
-let service: TestService;
-
 /** The table as python-crud-api makes it: any column but the key may be null. */
-before(async () => {
-  database = await startDatabase();
-  await database.sql`
-    create table titanic (uuid uuid primary key, survived bool, "passengerClass" int,
-      name varchar(150), sex varchar(6), age float, "siblingsOrSpousesAboard" int,
-      "parentsOrChildrenAboard" int, fare float)`;
-  service = await startReady({ DATABASE_URL: database.url, AUTH: 'none' });
-});
-
-after(async () => {
-  await service?.stop();
-  await database?.stop();
-});
+const { database, service } = await openService(
+  { AUTH: 'none' },
+  `create table titanic (uuid uuid primary key, survived bool, "passengerClass" int,
+    name varchar(150), sex varchar(6), age float, "siblingsOrSpousesAboard" int,
+    "parentsOrChildrenAboard" int, fare float)`,
+);
 
 beforeEach(async () => {
   const { sql } = database;
@@ -145,18 +127,12 @@ async function assertStored(rows: readonly Passenger[] = ROWS): Promise<void> {
 const LAST = { ascending: false, nullsFirst: false };
 /** Without an order rows come by their key, which is the order of their names. */
 const LISTS: [criterion: string, filter: (list: List) => List, expected: string][] = [
-  ['eq on a boolean, true', (list) => list.eq('survived', true), 'AC'],
   ['eq on a boolean, false', (list) => list.eq('survived', false), 'BDE'],
-  ['eq on a double', (list) => list.eq('fare', 211.3375), 'A'],
-  ['eq on the key in capitals', (list) => list.eq('uuid', D.uuid.toUpperCase()), 'D'],
   ['eq on all of , . : ( ) " \\', (list) => list.eq('name', D.name), 'D'],
   ['eq on all of % + ; *', (list) => list.eq('name', E.name), 'E'],
   ['neq, without null', (list) => list.neq('survived', true), 'BDE'],
   ['gte and lte', (list) => list.gte('age', 5).lte('age', 25), 'BE'],
-  ['like with *', (list) => list.like('name', '*Brown'), 'B'],
-  ['like with an apostrophe', (list) => list.like('name', "%O'Brien%"), 'C'],
   ['like with an escaped %', (list) => list.like('name', '%100\\%%'), 'E'],
-  ['like with an escaped _', (list) => list.like('name', '%b\\_c'), 'E'],
   ['ilike with punctuation', (list) => list.ilike('name', '%, dr. (NÉE:%'), 'D'],
   ['likeAllOf', (list) => list.likeAllOf('name', ['%n%', '%A%']), 'A'],
   ['likeAnyOf', (list) => list.likeAnyOf('name', ['Ann%', '*Brown']), 'AB'],
@@ -165,27 +141,16 @@ const LISTS: [criterion: string, filter: (list: List) => List, expected: string]
   ['ilikeAnyOf', (list) => list.ilikeAnyOf('name', ['fay', 'EVE%']), 'EF'],
   ['regexMatch', (list) => list.regexMatch('name', '^[AB]'), 'AB'],
   ['regexIMatch', (list) => list.regexIMatch('name', '^[ab]'), 'AB'],
-  ['is unknown', (list) => list.filter('survived', 'is', 'unknown'), 'F'],
-  ['is not_null', (list) => list.filter('survived', 'is', 'not_null'), 'ABCDE'],
   ['isDistinct, which counts null in', (list) => list.isDistinct('survived', true), 'BDEF'],
-  ['in of keys', (list) => list.in('uuid', [A.uuid, F.uuid, NOBODY]), 'AF'],
   ['in of a value with a comma', (list) => list.in('name', ['Bob Brown', 'x,y']), 'B'],
   ['in of none', (list) => list.in('passengerClass', []), ''],
-  ['in of quoted integers', (list) => list.filter('passengerClass', 'in', '("1","2")'), 'ADF'],
   ['notIn', (list) => list.notIn('passengerClass', [3]), 'ADF'],
   ['match', (list) => list.match({ passengerClass: 3, sex: 'male' }), 'BC'],
   ['not in', (list) => list.not('passengerClass', 'in', '("1","2")'), 'BCE'],
-  ['not is true', (list) => list.filter('survived', 'not.is', 'true'), 'BDEF'],
   ['or with and', (list) => list.or('and(sex.eq.male,age.gt.10),name.eq.Fay'), 'BF'],
-  ['or with not.and', (list) => list.or('not.and(age.gte.5,sex.eq.female),age.eq.61'), 'BCD'],
-  ['or with in and is', (list) => list.or('passengerClass.in.(2),age.is.null'), 'DF'],
-  ['or with not.in', (list) => list.or('passengerClass.not.in.("1","3"),age.is.null'), 'DF'],
   ['or with quotes', (list) => list.or('name.eq."Dora, Dr. (née: \\"D\\\\D\\")",age.eq.4'), 'CD'],
-  ['or with (any)', (list) => list.or('name.like(any).{Ann*,Bob*},age.eq.4'), 'ABC'],
   ['two of or', (list) => list.or('sex.eq.male,age.gt.60').or('survived.is.true,fare.eq.0'), 'CD'],
-  ['textSearch', (list) => list.textSearch('name', 'Adams & Ann'), 'A'],
   ['textSearch plain', (list) => list.textSearch('name', 'brown bob', { type: 'plain' }), 'B'],
-  ['textSearch phrase', (list) => list.textSearch('name', 'brown bob', { type: 'phrase' }), ''],
   [
     'textSearch websearch with config',
     (list) => list.textSearch('name', 'brown or adams', { type: 'websearch', config: 'english' }),
@@ -193,27 +158,20 @@ const LISTS: [criterion: string, filter: (list: List) => List, expected: string]
   ],
   ['no order is by the key', (list) => list, 'ABCDEF'],
   ['order ascending, nulls last', (list) => list.order('age'), 'CBEADF'],
-  ['order descending, nulls first', (list) => list.order('age', { ascending: false }), 'FDABEC'],
-  ['order descending, nulls last', (list) => list.order('age', LAST), 'DABECF'],
   ['order ascending, nulls first', (list) => list.order('age', { nullsFirst: true }), 'FCBEAD'],
   ['order by two', (list) => list.order('passengerClass').order('age', LAST), 'AFDBEC'],
-  ['limit of none', (list) => list.limit(0), ''],
   ['range past the end', (list) => list.order('name').range(10, 20), ''],
 ];
 
 const SELECTS: [columns: string, expected: object[]][] = [
   ['*', [A]],
-  ['', [A]],
   ['name, age', [{ name: 'Ann Adams', age: 29.5 }]],
   ['age,name', [{ age: 29.5, name: 'Ann Adams' }]],
   ['who:name', [{ who: 'Ann Adams' }]],
   ['age::text', [{ age: '29.5' }]],
-  ['years:age::int', [{ years: 30 }]],
   ['"name","passengerClass"', [{ name: 'Ann Adams', passengerClass: 1 }]],
   ['*,who:name', [{ ...A, who: 'Ann Adams' }]],
   ['passengerClass,count()', [{ passengerClass: 1, count: 1 }]],
-  ['sex,youngest:age.min()', [{ sex: 'female', youngest: 29.5 }]],
-  ['passengerClass.avg()::text', [{ avg: '1.00000000000000000000' }]],
   ['n:count(),age.sum()', [{ n: 1, sum: 29.5 }]],
 ];
 
@@ -235,47 +193,24 @@ const CHEAP = [B, E].map((row) => ({ ...row, fare: 1 }));
 const DEARER = ROWS.map((row) => ({ ...row, fare: 5 }));
 const C5 = { ...C, age: 5 };
 const FIVE = [A, B, C, D, E];
-const KEY = { onConflict: 'uuid' };
 const IGNORE = { ignoreDuplicates: true };
 
 const CASES: Case[] = [
   ['single', (t) => t.select().eq('uuid', A.uuid).single(), 200, A],
-  ['single by limit', (t) => t.select().limit(1).single(), 200, A],
   ['maybeSingle', (t) => t.select().eq('uuid', A.uuid).maybeSingle(), 200, A],
-  ['maybeSingle of none', (t) => t.select().eq('uuid', NOBODY).maybeSingle(), 200],
-  ['count', (t) => t.select('age', EXACT).eq('age', 4), 200, [{ age: 4 }], ROWS, 1],
   ['count of a part', (t) => t.select('sex', EXACT).limit(1), 206, [{ sex: A.sex }], ROWS, 6],
-  ['count of none', (t) => t.select('*', EXACT).eq('age', 99), 200, [], ROWS, 0],
-  ['head', (t) => t.select('*', HEAD), 200, null, ROWS, 6],
   ['head of a part', (t) => t.select('*', HEAD).limit(1), 206, null, ROWS, 6],
 
   ['insert', (t) => t.insert(NEW), 201, null, having(NEW)],
-  ['insert, selected', (t) => t.insert(NEW).select(), 201, [NEW], having(NEW)],
-  ['insert, shaped', (t) => t.insert(NEW).select('n:age::text'), 201, [{ n: '33' }], having(NEW)],
   ['insert of two', (t) => t.insert([NEWER, NEW]).select(), 201, [NEWER, NEW], having(...TWO)],
-  ['insert of none', (t) => t.insert([]).select(), 201, []],
-  ['insert, counted', (t) => t.insert(TWO, EXACT), 201, null, having(...TWO), 2],
 
   ['upsert of a row that exists', (t) => t.upsert(OTHER).select(), 200, [OTHER], having(OTHER)],
   ['upsert of a new row', (t) => t.upsert(NEW).select().single(), 201, NEW, having(NEW)],
   ['upsert of both', (t) => t.upsert(BOTH).select(), 201, BOTH, having(...BOTH)],
-  ['upsert, counted', (t) => t.upsert(BOTH, EXACT), 201, null, having(...BOTH), 2],
-  ['upsert on the key', (t) => t.upsert(OTHER, KEY).select(), 200, [OTHER], having(OTHER)],
   ['upsert, one ignored', (t) => t.upsert(BOTH, IGNORE).select(), 201, [NEW], having(NEW)],
-  ['upsert, all ignored', (t) => t.upsert([OTHER], IGNORE).select(), 200, []],
 
   ['update', (t) => t.update({ fare: 1 }).eq('age', 22), 204, null, having(...CHEAP)],
   ['update, selected', (t) => t.update({ age: 5 }).eq('age', 4).select(), 200, [C5], having(C5)],
-  [
-    'update, single',
-    (t) => t.update({ age: 5 }).eq('age', 4).select().single(),
-    200,
-    C5,
-    having(C5),
-  ],
-  ['update of none', (t) => t.update({ age: 5 }).eq('uuid', NOBODY), 204],
-  ['update of none, selected', (t) => t.update({ age: 5 }).eq('uuid', NOBODY).select(), 200, []],
-  ['update, counted', (t) => t.update({ age: 5 }, EXACT).eq('age', 4), 204, null, having(C5), 1],
   [
     'update as allowed',
     (t) => t.update({ age: 5 }).eq('age', 4).maxAffected(1),
@@ -287,17 +222,6 @@ const CASES: Case[] = [
 
   ['delete', (t) => t.delete().eq('passengerClass', 3), 204, null, [A, D, F]],
   ['delete, selected', (t) => t.delete().eq('uuid', F.uuid).select(), 200, [F], FIVE],
-  ['delete, single', (t) => t.delete().is('age', null).select().single(), 200, F, FIVE],
-  ['delete of none', (t) => t.delete().eq('uuid', NOBODY), 204],
-  ['delete of none, selected', (t) => t.delete().eq('uuid', NOBODY).select(), 200, []],
-  ['delete, counted', (t) => t.delete(EXACT).in('uuid', [F.uuid, NOBODY]), 204, null, FIVE, 1],
-  [
-    'delete by or and in',
-    (t) => t.delete().or('age.eq.4,age.is.null').in('sex', ['female']),
-    204,
-    null,
-    FIVE,
-  ],
 ];
 
 type Refusal = [criterion: string, ask: (table: Table, rest: Rest) => PromiseLike<Reply>];
@@ -306,104 +230,53 @@ type Refusal = [criterion: string, ask: (table: Table, rest: Rest) => PromiseLik
 const REFUSALS: Record<string, Refusal[]> = {
   '406 PGRST116': [
     ['single of none', (t) => t.select().eq('age', 99).single()],
-    ['single of two', (t) => t.select().eq('age', 22).single()],
-    ['insert of two, single', (t) => t.insert(TWO).select().single()],
     ['upsert of two, single', (t) => t.upsert(BOTH).select().single()],
-    ['update of two, single', (t) => t.update({ fare: 5 }).eq('age', 22).select().single()],
     ['delete of two, single', (t) => t.delete().eq('age', 22).select().single()],
   ],
   '416 PGRST103': [['range past the end, counted', (t) => t.select('*', EXACT).range(10, 19)]],
   '409 23505': [
-    ['insert of a key that exists', (t) => t.insert(A)],
     ['insert of it among new ones', (t) => t.insert([NEW, A])],
     ['insert of a key twice', (t) => t.insert([NEW, NEW])],
   ],
   '422 PGRST204': [
     ['insert of an unknown column', (t) => t.insert([NEW, { ...NEWER, cabin: 'C85' }])],
-    ['update to an unknown column', (t) => t.update({ cabin: 'x' } as never).eq('age', 4)],
   ],
   '422 22023': [
-    ['insert of another type', (t) => t.insert({ ...NEW, age: 'old' as never })],
-    ['insert of a null', (t) => t.insert({ ...NEW, age: null })],
     ['insert of ragged rows', (t) => t.insert([NEW, { name: 'x' }])],
     ['upsert of a part', (t) => t.upsert({ uuid: A.uuid, age: 31 })],
-    ['update to a bad value', (t) => t.update({ passengerClass: 4 }).eq('age', 4)],
   ],
   '400 42P10': [['upsert on another column', (t) => t.upsert(OTHER, { onConflict: 'name' })]],
   '400 PGRST124': [
     ['update of more than allowed', (t) => t.update({ age: 5 }).eq('age', 22).maxAffected(1)],
-    ['delete of more than allowed', (t) => t.delete().eq('age', 22).maxAffected(1)],
-  ],
-  '400 21000': [
-    ['update without a filter', (t) => t.update({ fare: 5 })],
-    ['delete without a filter', (t) => t.delete()],
   ],
   '400 PGRST200': [
     ['embedding', (t) => t.select('*,cabins(*)')],
-    ['embedding by a hint', (t) => t.select('name,cabins!fk(deck)')],
-    ['inner embedding', (t) => t.select('name,cabins!inner(*)')],
-    ['embedding under an alias', (t) => t.select('cabin:cabins(*)')],
-    ['nested embedding', (t) => t.select('cabins(deck,ships(name))')],
-    ['spread embedding', (t) => t.select('name,...cabins(deck)')],
     ['embedding in an insert', (t) => t.insert(NEW).select('*,cabins(*)')],
     ['embedding in an update', (t) => t.update({ age: 1 }).eq('age', 4).select('*,cabins(*)')],
     ['embedding in a delete', (t) => t.delete().eq('age', 4).select('*,cabins(*)')],
   ],
   '400 PGRST108': [
-    ['a filter on another table', (t) => t.select().eq('cabins.deck', 'A')],
     ['an order of another table', (t) => t.select().order('deck', { referencedTable: 'cabins' })],
-    ['an order by another table', (t) => t.select().order('cabins(deck)')],
     ['a limit of another table', (t) => t.select().limit(1, { referencedTable: 'cabins' })],
     ['or on another table', (t) => t.select().or('deck.eq.A', { referencedTable: 'cabins' })],
   ],
-  '404 PGRST202': [
-    ['rpc', (_, rest) => rest.rpc('sink' as never, { ship: 1 } as never)],
-    ['rpc by GET', (_, rest) => rest.rpc('sink' as never, {} as never, { get: true })],
-  ],
-  '404 PGRST205': [
-    ['an unknown table', (_, rest) => rest.from('cabins' as 'passengers').select()],
-    ['an insert into it', (_, rest) => rest.from('cabins' as 'passengers').insert(NEW)],
-    ['an update of it', (_, rest) => rest.from('cabins' as 'passengers').update({ age: 1 })],
-  ],
+  '404 PGRST202': [['rpc', (_, rest) => rest.rpc('sink' as never, { ship: 1 } as never)]],
+  '404 PGRST205': [['an unknown table', (_, rest) => rest.from('cabins' as 'passengers').select()]],
   '404 PGRST126': [['getOpenApiSpec', (_, rest) => (rest as Newer).getOpenApiSpec()]],
   '406 PGRST106': [
     ['another schema', (_, rest) => listOf(rest.schema('private' as 'public') as Rest)],
-    ['an insert', (_, rest) => tableOf(rest.schema('private' as 'public') as Rest).insert(NEW)],
   ],
   '406 PGRST107': [
     ['explain', (t) => t.select().explain()],
-    ['explain as JSON', (t) => t.select().explain({ format: 'json', analyze: true })],
     ['geojson', (t) => t.select().geojson()],
     ['stripNulls', (t) => t.select().stripNulls()],
-    ['stripNulls of a row', (t) => t.select().eq('uuid', F.uuid).single().stripNulls()],
   ],
   '400 PGRST100': [
     ['contains', (t) => t.select().contains('name', ['Ann'])],
-    ['containedBy', (t) => t.select().containedBy('name', ['Ann'])],
-    ['overlaps', (t) => t.select().overlaps('name', ['Ann'])],
     ['rangeGt', (t) => t.select().rangeGt('age', '[1,2]')],
-    ['rangeAdjacent', (t) => t.select().rangeAdjacent('age', '[1,2]')],
-    ['an operator called toString', (t) => t.select().filter('age', 'toString', 3)],
-    ['is of another value', (t) => t.select().filter('survived', 'is', 'perhaps')],
     ['update with limit', (t) => t.update({ fare: 5 }).eq('age', 22).limit(1)],
-    ['an empty tree', (t) => t.select().or('')],
-    ['an open tree', (t) => t.select().or('and(age.eq.1')],
   ],
-  '400 42703': [
-    ['upsert on an unknown column', (t) => t.upsert(OTHER, { onConflict: 'cabin' })],
-    ['an unknown column in a filter', (t) => t.select().eq('cabin' as 'name', 'C85')],
-    ['an unknown column in select', (t) => t.select('cabin')],
-    ['an unknown column in order', (t) => t.select().order('cabin')],
-    ['an unknown column in or', (t) => t.select().or('cabin.eq.C85')],
-    ['a column called __proto__', (t) => t.select().filter('__proto__', 'eq', 1)],
-  ],
-  '400 22P02': [
-    ['a value that is no integer', (t) => t.select().filter('passengerClass', 'in', '(1,x)')],
-    ['a value that is no boolean', (t) => t.select().filter('survived', 'eq', 'perhaps')],
-    ['a value that is no key', (t) => t.select().eq('uuid', '7')],
-    ['an update by it', (t) => t.update({ age: 1 }).eq('uuid', '7')],
-    ['a delete by it', (t) => t.delete().eq('uuid', '7')],
-  ],
+  '400 42703': [['upsert on an unknown column', (t) => t.upsert(OTHER, { onConflict: 'cabin' })]],
   '400 42883': [
     ['a json path in select', (t) => t.select('first:name->>first')],
     ['a json path in a filter', (t) => t.select().filter('name->>first', 'eq', 'Ann')],
@@ -482,12 +355,6 @@ for (const [version, load] of [
           await assertStored();
         });
 
-    test('an insert without the key makes one', async () => {
-      const { data } = await tableOf(rest).insert(keyless(NEW)).select().single();
-      assert.match(data!.uuid, NEW_KEY);
-      assert.deepEqual(data, { ...NEW, uuid: data?.uuid });
-    });
-
     for (const defaultToNull of [true, false])
       test(`defaultToNull ${defaultToNull} makes the keys that are missing`, async () => {
         const rows = [NEW, keyless(NEWER)];
@@ -505,11 +372,6 @@ for (const [version, load] of [
       assert.match(lines[4]!, /^"Dora, Dr\. \(née: ""D\\{1,2}D""\)",61$/);
     });
 
-    test('throwOnError throws what was answered', async () => {
-      const list = listOf(rest).eq('uuid', NOBODY).single().throwOnError();
-      await assert.rejects(async () => list, { name: 'PostgrestError', code: 'PGRST116' });
-    });
-
     test('rollback is not applied, and not reported as applied', async () => {
       const { error, status } = await tableOf(rest).insert(NEW).select().rollback();
       assert.deepEqual({ error, status }, { error: null, status: 201 });
@@ -517,107 +379,6 @@ for (const [version, load] of [
     });
   });
 }
-
-// --- Another resource -------------------------------------------------------------
-
-/** A column name that consists of what the dialect uses as punctuation. */
-const SEAT = `Mr. O'Neil's "seat", (a:b) \\ 100%`;
-const QUOTED = quote(SEAT);
-const BERTHS = `
-  import { integer, resource, text } from '${new URL('../lib/columns.ts', import.meta.url)}';
-  const columns = {
-    number: integer(1, 999),
-    deck: text(9, { default: 'A' }),
-    note: text(50, { nullable: true }),
-    ${JSON.stringify(SEAT)}: integer(0, 9, { default: 0 }),
-  };
-  export default resource({ path: 'berths', table: 'the "berths"', key: 'id', columns });
-`;
-
-describe('postgrest-js and a resource with defaults and an odd name', () => {
-  type Berth = { id: string; number: number; deck: string; note: string | null };
-  type Other = Database<{ berths: Shape<Berth & Record<string, unknown>> }>;
-  type Berths = ReturnType<typeof berths>;
-  const key = (number: number) => ({ id: id(String(number)), number });
-  const seats = [
-    { ...key(1), deck: 'C', note: null, [SEAT]: 5 },
-    { ...key(2), deck: 'B', note: 'wet', [SEAT]: 7 },
-  ] as const;
-  const [first] = seats;
-  const full = { ...key(3), deck: 'A', note: null, [SEAT]: 0 };
-  let directory: string;
-  let other: TestService;
-
-  before(async () => {
-    directory = await mkdtemp(join(tmpdir(), 'passengers test-'));
-    const file = join(directory, 'berths.mts');
-    await writeFile(file, BERTHS);
-    other = await startReady({ DATABASE_URL: database.url, AUTH: 'none' }, { args: [file] });
-  });
-  beforeEach(async () => {
-    const { sql } = database;
-    const table = sql('the "berths"');
-    await sql`truncate ${table}`;
-    await sql`insert into ${table} select * from jsonb_populate_recordset(null::${table}, ${sql.json(seats as never)})`;
-  });
-  after(async () => {
-    await other?.stop();
-    await rm(directory, { recursive: true });
-  });
-
-  function berths() {
-    return new PostgrestClient<Other>(`${other.url}/rest/v1`).from('berths');
-  }
-
-  const cases: [criterion: string, ask: (table: Berths) => PromiseLike<Reply>, data: unknown][] = [
-    ['an insert fills in what is missing', (t) => t.insert(key(3)).select(), [full]],
-    [
-      'an insert of ragged rows fills it in',
-      (t) => t.insert([{ ...key(4), deck: 'D' }, key(3)], { defaultToNull: false }).select(),
-      [{ ...full, ...key(4), deck: 'D' }, full],
-    ],
-    [
-      'an upsert merges',
-      (t) => t.upsert({ ...first, [SEAT]: 8 }).select(),
-      [{ ...first, [SEAT]: 8 }],
-    ],
-    [
-      'an upsert keeps what it does not name',
-      (t) => t.upsert({ ...key(1), number: 9 }).select(),
-      [{ ...first, number: 9 }],
-    ],
-    [
-      'an update by the odd name',
-      (t) =>
-        t
-          .update({ [SEAT]: 9 })
-          .filter(QUOTED, 'eq', 5)
-          .select(),
-      [{ ...first, [SEAT]: 9 }],
-    ],
-    ['a delete by it', (t) => t.delete().filter(QUOTED, 'eq', 5).select('number'), [{ number: 1 }]],
-    ['a filter on it', (t) => t.select('number').filter(QUOTED, 'gt', 5), [{ number: 2 }]],
-    ['a tree with it', (t) => t.select('number').or(`${QUOTED}.in.("5")`), [{ number: 1 }]],
-    ['an order by it', (t) => t.select('number').order(QUOTED), [{ number: 1 }, { number: 2 }]],
-  ];
-  for (const [criterion, ask, expected] of cases)
-    test(criterion, async () => {
-      const { data, error } = await ask(berths());
-      assert.deepEqual([error, data], [null, expected]);
-    });
-
-  for (const [columns, expected] of [
-    [QUOTED, { [SEAT]: 5 }],
-    [`seat:${QUOTED}`, { seat: 5 }],
-    [`${QUOTED}:deck`, { [SEAT]: 'C' }],
-    [`${QUOTED}:${QUOTED}::text`, { [SEAT]: '5' }],
-    [`${QUOTED}.max()`, { max: 5 }],
-  ] as const)
-    test(`select=${columns}`, async () => {
-      const query = new URLSearchParams({ select: columns, number: 'eq.1' });
-      assert.deepEqual((await other.get(`/rest/v1/berths?${query}`)).json, [expected]);
-    });
-});
 
 // --- supabase-js ------------------------------------------------------------------
 
@@ -708,14 +469,10 @@ describe('ra-data-postgrest', () => {
     ['no filter', {}, 'ABCDEF'],
     ['eq', { survived: true }, 'AC'],
     ['gte and lt', { 'age@gte': 22, 'fare@lt': 9 }, 'BDE'],
-    ['ilike of one word', { 'name@ilike': 'br' }, 'BC'],
     ['ilike of two words', { 'name@ilike': 'bo own' }, 'B'],
-    ['like with an apostrophe', { 'name@like': "O'Brien" }, 'C'],
     ['in', { 'passengerClass@in': '(1,2)' }, 'ADF'],
     ['is', { 'age@is': 'null' }, 'F'],
     ['or', { '@or': { 'age@lt': 5, 'passengerClass@eq': 2 } }, 'CD'],
-    ['wfts', { 'name@wfts': 'brown' }, 'B'],
-    ['a value that none has', { age: 99 }, ''],
   ] as const)
     test(`getList by ${criterion} is ${expected || 'none'}`, async () => {
       const list = await admin.getList(name, { pagination, sort, filter });
@@ -802,18 +559,12 @@ describe('refine', () => {
   for (const [criterion, filters, expected] of [
     ['no filter', [], 'ABCDEF'],
     ['eq', [where('survived', 'eq', true)], 'AC'],
-    ['ne', [where('passengerClass', 'ne', 3)], 'ADF'],
-    ['gte and lt', [where('age', 'gte', 4), where('age', 'lt', 29.5)], 'BCE'],
     ['between', [where('age', 'between', [4, 22])], 'BCE'],
     ['in', [where('name', 'in', ['Fay', 'Dora', 'x,y'])], 'F'],
     ['nin', [where('passengerClass', 'nin', '(1,2)')], 'BCE'],
     ['contains', [where('name', 'contains', 'BR')], 'BC'],
-    ['containss', [where('name', 'containss', "O'Br")], 'C'],
-    ['ncontains', [where('name', 'ncontains', '%b%')], 'ADF'],
     ['startswith', [where('name', 'startswith', 'dora, dr. (')], 'D'],
-    ['endswith', [where('name', 'endswith', 'BROWN')], 'B'],
     ['null', [where('age', 'null', null)], 'F'],
-    ['nnull', [where('age', 'nnull', null)], 'ABCDE'],
     ['or', [where('', 'or', either)], 'CD'],
   ] as const)
     test(`getList by ${criterion} is ${expected}`, async () => {
@@ -833,17 +584,9 @@ describe('refine', () => {
     assert.deepEqual([all.data, all.total], [ROWS, 6]);
   });
 
-  const page = { currentPage: 9, pageSize: 10 };
   for (const [criterion, request, code] of [
-    ['a page past the end', () => refine.getList({ resource, pagination: page }), 'PGRST103'],
     ['nin without brackets', () => getList(where('passengerClass', 'nin', [1, 2])), 'PGRST100'],
-    ['ina, which is for arrays', () => getList(where('name', 'ina', ['Ann'])), 'PGRST100'],
     ['a row by the column id', () => refine.getOne({ resource, id: D.uuid }), '42703'],
-    [
-      'a row whose age is 151',
-      () => refine.create({ resource, variables: { ...NEW, age: 151 } }),
-      '22023',
-    ],
   ] as const)
     test(`${criterion} rejects with ${code}`, () => assert.rejects(request(), { code }));
 
@@ -886,19 +629,14 @@ const ITEMS = { 'Range-Unit': 'items' };
 
 describe('Content-Range', () => {
   const lists: [query: string, headers: HeadersInit, status: number, range: string][] = [
-    ['', {}, 200, '0-5/*'],
-    ['', COUNTED, 200, '0-5/6'],
     ['?age=eq.99', {}, 200, '*/*'],
     ['?age=eq.99', COUNTED, 200, '*/0'],
     ['?age=eq.99&offset=1', COUNTED, 416, '*/0'],
     ['?limit=0', COUNTED, 206, '*/6'],
-    ['?limit=2', {}, 200, '0-1/*'],
-    ['?limit=2', COUNTED, 206, '0-1/6'],
     ['?limit=2&offset=4', COUNTED, 206, '4-5/6'],
     ['?offset=6', COUNTED, 206, '*/6'],
     ['?offset=7', {}, 200, '*/*'],
     ['?offset=7', COUNTED, 416, '*/6'],
-    ['', { Range: '0-1', ...ITEMS }, 200, '0-1/*'],
     ['', { Range: '4-9', ...ITEMS, ...COUNTED }, 206, '4-5/6'],
     ['', { Range: '2-', ...ITEMS, ...COUNTED }, 206, '2-5/6'],
   ];
@@ -979,25 +717,4 @@ describe('Requests as clients send them', () => {
     const applied = headers.get('preference-applied')?.split(/, */).toSorted();
     assert.deepEqual(applied, prefer.split(', ').toSorted().toSpliced(3, 1));
   });
-
-  test('a browser may send what these clients send, and read what they read', async () => {
-    const origin = 'https://admin.example';
-    const environment = { DATABASE_URL: database.url, AUTH: 'none', CORS_ORIGIN: origin };
-    const open = await startService(environment);
-    const headers = { origin, 'access-control-request-method': 'PATCH' };
-    const preflight = await open.request('OPTIONS', '/rest/v1/passengers', undefined, headers);
-    const list = await open.get('/rest/v1/passengers', { origin });
-    await open.stop();
-    const names = (answer: typeof list, header: string) =>
-      new Set((answer.headers.get(header) ?? '').toLowerCase().split(/, */));
-    for (const name of SENT)
-      assert.ok(names(preflight, 'access-control-allow-headers').has(name), name);
-    for (const name of ['get', 'head', 'post', 'patch', 'delete'])
-      assert.ok(names(preflight, 'access-control-allow-methods').has(name), name);
-    assert.ok(names(list, 'access-control-expose-headers').has('content-range'));
-  });
 });
-
-/** The headers of postgrest-js, supabase-js and ra-data-postgrest that a preflight asks for. */
-const SENT = `accept-profile apikey authorization content-profile content-type prefer x-client-info
-   x-retry-count`.split(/\s+/);

@@ -1,11 +1,8 @@
 /**
  * What the tests share: a PostgreSQL, the service as a process, a proxy and signals as faults.
  *
- *     const database = await startDatabase();          // embedded, or a new one on DATABASE_URL
- *     const service = await startService({ DATABASE_URL: database.url });
+ *     const { database, service } = await openService({ AUTH: 'none' }); // both end with the file
  *     await service.get('/passengers');                // a fetch, with the body read
- *     await service.stop();
- *     await database.stop();
  *
  * All that a service prints or answers is searched for its secrets and for SQL: stop() rejects then.
  */
@@ -18,6 +15,7 @@ import { type AddressInfo, createServer, connect as dial, type Socket } from 'no
 import { availableParallelism, loadavg, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
+import { after } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
@@ -48,6 +46,13 @@ export async function startDatabase(given = process.env.DATABASE_URL): Promise<T
     process.off('exit', remove);
   });
   return { ...database, home: embedded.home };
+}
+
+/** A new database for all tests of a file. */
+export async function openDatabase(): Promise<TestDatabase> {
+  const database = await startDatabase();
+  after(database.stop);
+  return database;
 }
 
 async function createDatabase(server: string, after: () => Promise<void>): Promise<TestDatabase> {
@@ -165,7 +170,7 @@ const [major = 0] = process.versions.node.split('.').map(Number);
 
 /** How this Node runs a TypeScript file: as it is from 23.6 on, else by tsx. */
 export const nodeArguments =
-  major >= 24 ? [] : ['--max-semi-space-size=2', '--import', import.meta.resolve('tsx')];
+  major >= 24 ? [] : ['--max-semi-space-size=16', '--import', import.meta.resolve('tsx')];
 
 /** What every child gets: coverage where it is measured, else the compile cache of deployments. */
 export function inherited(): Record<string, string | undefined> {
@@ -256,6 +261,16 @@ export async function startReady(...given: Parameters<typeof startService>): Pro
   await until(async () => hasEnded() || isReady());
   if (hasEnded()) await service.logged('ready'); // rejects with its log
   return service;
+}
+
+/** A new database, on which `ddl` runs, and a ready service on it for all tests of a file. */
+export async function openService(environment: Record<string, string> = {}, ddl = '') {
+  let service: TestService | undefined;
+  after(() => service?.stop());
+  const database = await openDatabase();
+  await database.sql.unsafe(ddl);
+  service = await startReady({ DATABASE_URL: database.url, ...environment });
+  return { database, service };
 }
 
 /** What the service's SQL has, and neither a caller nor a document of the service. */

@@ -3,34 +3,19 @@
  * of them may hold the event loop, and the memory of the process stays within its limit.
  */
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
 import { request as httpRequest } from 'node:http';
-import { after, before, describe, test } from 'node:test';
-import {
-  memoryOf,
-  startDatabase,
-  startReady,
-  type TestDatabase,
-  type TestService,
-} from './harness.ts';
+import { describe, test } from 'node:test';
+import { memoryOf, openService } from './harness.ts';
 
 const MAX_CPU = 50; // ms of the event loop for one request
 const MAX_MEMORY = 160; // MB that the process has allocated at the end
 const BODY = 2 ** 20; // bytes: BODY_LIMIT
 const HEAD = 128 * 1024 - 500; // bytes: MAX_HEAD, with room for the other fields
 
-let database: TestDatabase;
-let service: TestService;
-
-before(async () => {
-  database = await startDatabase();
-  const flags = { NODE_OPTIONS: '--max-old-space-size=96 --max-semi-space-size=2' };
-  service = await startReady({ DATABASE_URL: database.url, ...flags });
-});
-after(async () => {
-  await service?.stop();
-  await database?.stop();
-});
+const NODE_OPTIONS = '--max-old-space-size=96 --max-semi-space-size=16';
+const { service } = await openService({ NODE_OPTIONS });
 
 /** CPU time of the main thread in ms: the first number of schedstat, in ns (proc_pid_schedstat). */
 async function cpu(): Promise<number> {
@@ -189,6 +174,30 @@ describe('paths', () => {
   for (const text of ['/', 'a', '%61', '/a', '%2f'])
     for (const path of ['/passengers/', '/', '/docs/'])
       test(`${path} and many ${text}`, () => assertCheap(['GET', path + fill(text, HEAD - 20)]));
+});
+
+describe('CSV of 63 MiB', () => {
+  const HEADER = `${Object.keys(JSON.parse(ROW)).join(',')}\n`;
+  const shapes: [name: string, start: string, repeated: string, status: number][] = [
+    ['commas', '', ',', 413],
+    ['one line', '', 'x', 413],
+    ['an open quote', `${HEADER}"`, 'a', 413],
+    ['empty lines', HEADER, '\n', 413],
+    ['names in the header', '', 'name,', 413],
+    ['invalid rows', HEADER, 'x,1,a,male,1,0,0,1\n', 422],
+  ];
+  for (const [name, start, repeated, status] of shapes)
+    test(`${name}: refused while it arrives`, async () => {
+      const body = start + fill(repeated, 63 * BODY);
+      const { port } = new URL(service.url);
+      const options = { port, method: 'POST', path: '/passengers', agent: false };
+      const request = httpRequest({ ...options, headers: { 'content-type': 'text/csv' } });
+      request.on('error', () => {}); // the rest of the body is not read
+      request.end(body);
+      const [{ statusCode }] = await once(request, 'response');
+      request.destroy();
+      assert.equal(statusCode, status);
+    });
 });
 
 test('the process goes on, and its memory stays within the limit', async () => {

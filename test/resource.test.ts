@@ -7,45 +7,19 @@ import { randomUUID } from 'node:crypto';
 import { after, before, describe, test } from 'node:test';
 import fc from 'fast-check';
 import { z } from 'zod';
-import { connect, createApp } from '../app.ts';
 import * as kinds from '../lib/columns.ts';
-import { readConfig } from '../lib/config.ts';
-import { openLog } from '../lib/log.ts';
-import { serve } from '../lib/server.ts';
-import { ensureTable } from '../lib/table.ts';
-import { client, openTables, type Row } from './deployment.ts';
-import { bearer, lint, startDatabase, type TestDatabase } from './harness.ts';
+import { openTables, type Row } from './deployment.ts';
+import { bearer, lint, openDatabase } from './harness.ts';
+import { type Served, serveHere } from './inprocess.ts';
 
 const SECRET = 'a-secret-of-32-bytes-or-of-more-than-that';
 const CSV = { 'content-type': 'text/csv' };
 
-let database: TestDatabase;
-before(async () => {
-  database = await startDatabase();
-});
-after(() => database?.stop());
+const database = await openDatabase();
 
-type Served = Awaited<ReturnType<typeof open>>;
-
-/** The resource on a port of its own, in this process, with its table in the test's database. */
-async function open(resource: kinds.Resource, environment = {}) {
-  const fixed = { DATABASE_URL: database.url, POOL_SIZE: '2', PORT: '0' };
-  const config = readConfig({ ...fixed, ...environment });
-  const log = openLog('silent');
-  const service = connect(config, { resources: [resource] }, log);
-  const close = () => service.pool.end();
-  await ensureTable(resource, service.pool).catch(async (error) => {
-    await close();
-    throw error;
-  });
-  const { fetch } = createApp(service);
-  const opened = { ...service, fetch, prepare: async () => {}, close };
-  const { url, stop } = await serve(config, opened, log);
-  const request = client(url);
-  const send = (method: string, path: string, body?: unknown, headers = {}) =>
-    request(method, path, { body, headers });
-  return { url, send, stop };
-}
+/** The resource, with its table in the test's database. */
+const open = (resource: kinds.Resource, environment = {}) =>
+  serveHere({ resources: [resource] }, { DATABASE_URL: database.url, ...environment });
 
 const TEXT = fc
   .string({ unit: 'grapheme', minLength: 1, maxLength: 20 })
@@ -65,56 +39,38 @@ const DRAWN = fc.record({
 });
 type Drawn = ReturnType<typeof DRAWN.generate>['value'];
 
-/** A column, the values that fit, and values that do not. */
-type Sample = [column: kinds.Column, good: fc.Arbitrary<unknown>, bad: unknown[]];
+/** A column and the values that fit; lib/columns.test.ts has those that do not. */
+type Sample = [column: kinds.Column, good: fc.Arbitrary<unknown>];
 
 /** Every kind, by the name of the kind. */
 const KINDS: Record<string, (drawn: Drawn) => Sample> = {
-  boolean: ({ options }) => [kinds.boolean(options), fc.boolean(), ['true', 1, [], {}]],
+  boolean: ({ options }) => [kinds.boolean(options), fc.boolean()],
   integer: ({ options, bounds: [min, range] }) => [
     kinds.integer(min, min + range, options),
     fc.integer({ min, max: min + range }),
-    [min - 1, min + range + 1, min + 0.5, '1', 2 ** 31, true],
   ],
   number: ({ options, bounds: [min, range] }) => [
     kinds.number(min, min + range, options),
     fc.double({ min, max: min + range, noNaN: true }),
-    [min - 1, min + range + 1, '1', true],
   ],
   text: ({ options, length }) => [
     kinds.text(length, options),
     TEXT.filter((text) => [...text].length <= length),
-    ['', ' ', 'x'.repeat(length + 1), 'a\0', '\ud800', 7, ['x']],
   ],
-  oneOf: ({ options, words }) => [
-    kinds.oneOf(words, options),
-    fc.constantFrom(...words),
-    [`${words.join('')}x`, '', 7],
-  ],
-  uuid: ({ options }) => [kinds.uuid(options), fc.uuid(), ['x', '', randomUUID().slice(1), 7]],
+  oneOf: ({ options, words }) => [kinds.oneOf(words, options), fc.constantFrom(...words)],
+  uuid: ({ options }) => [kinds.uuid(options), fc.uuid()],
   date: ({ options }) => [
     kinds.date({ to: '9999-12-30', ...options }),
     MOMENT.map((text) => text.slice(0, 10)),
-    ['2026-02-30', '0000-01-01', '9999-12-31', 'today', 'infinity', '2026-1-1', '', 20260101],
   ],
-  timestamp: ({ options }) => [
-    kinds.timestamp(options),
-    MOMENT,
-    [
-      ...['2026-02-30T00:00:00Z', '2026-01-01', '2026-01-01T00:00:00', 'now', '', 0],
-      ...['2026-01-01T24:00:00Z', '2026-01-01T00:00:00+16:00', '9999-12-31T23:00:00-01:00'],
-      `2026-01-01T00:00:00.${'0'.repeat(50)}Z`,
-    ],
-  ],
+  timestamp: ({ options }) => [kinds.timestamp(options), MOMENT],
   jsonb: ({ options }) => [
     kinds.jsonb(z.array(ITEM).min(1), [{ id: 1, tags: [] }], options),
     fc.array(fc.record({ id: fc.nat(), tags: fc.array(TEXT) }), { minLength: 1 }),
-    [[], {}, 'x', [{ id: 1 }], [{ id: -1, tags: [] }], [{ id: 1, tags: ['\0'] }]],
   ],
   mixedjsonb: ({ options }) => [
     kinds.jsonb(MIXED, 1, options),
     fc.oneof(TEXT, fc.integer(), fc.boolean(), fc.array(fc.array(TEXT))),
-    [{}, 'a\0', [['\0']], [['\ud800']]],
   ],
 };
 
@@ -141,17 +97,13 @@ function comparable(row: Row): Row {
 }
 
 /** Asserts what every column of a declaration does with its values. */
-async function tryColumn(send: Served['send'], name: string, bad: unknown[], made: Row[]) {
+async function tryColumn(send: Served['send'], name: string, nullable: boolean, made: Row[]) {
   const [{ id: _, ...row } = {}] = made;
-  for (const value of bad) {
-    const { status, json } = await send('POST', '/things', { ...row, [name]: value });
-    const pointer = json.errors?.[0].pointer.split('/')[1];
-    assert.deepEqual([status, pointer], [422, name], JSON.stringify(value));
+  for (const missing of [null, undefined]) {
+    const { status, json } = await send('POST', '/things', { ...row, [name]: missing });
+    if (nullable) await send('DELETE', `/things/${json.id}`);
+    else assert.deepEqual([status, json.errors[0].pointer], [422, `/${name}`]);
   }
-  const without = await send('POST', '/things', { ...row, [name]: undefined });
-  const isNullable = !bad.includes(null);
-  assert.equal(without.status, isNullable ? 201 : 422, without.text);
-  if (isNullable) await send('DELETE', `/things/${without.json.id}`);
   const value = JSON.stringify(row[name]);
   const text = typeof row[name] === 'string' && !/jsonb/.test(name) ? row[name] : value;
   const found = await send('GET', `/things?${new URLSearchParams({ [name]: `eq.${text}` })}`);
@@ -161,7 +113,7 @@ async function tryColumn(send: Served['send'], name: string, bad: unknown[], mad
   assert.equal((await send('GET', `/things?order=${name}.desc&limit=2`)).json.length, 2);
 }
 
-test('any declaration makes a table, takes what fits, refuses what does not, filters, describes itself', async () => {
+test('any declaration makes a table, takes what fits, refuses what is missing, filters, describes itself', async () => {
   let runs = 0;
   const property = fc.asyncProperty(DECLARATION, async ({ columns, rows }) => {
     runs += 1;
@@ -177,8 +129,8 @@ test('any declaration makes a table, takes what fits, refuses what does not, fil
         assert.deepEqual(Object.keys(json), resource.names);
         made.push(json);
       }
-      for (const [name, { nullable }, , bad] of columns)
-        await tryColumn(served.send, name, nullable ? bad : [...bad, null], made);
+      for (const [name, { nullable }] of columns)
+        await tryColumn(served.send, name, Boolean(nullable), made);
       const [table] = await openTables(served.url);
       const wanted = columns.filter(([, { nullable }]) => !nullable).map(([name]) => name);
       assert.deepEqual(table?.required, wanted);
@@ -262,6 +214,23 @@ describe('A column', () => {
     assert.equal(again.headers.get('idempotent-replayed'), 'true');
     const other = { ...body, at: '2001-01-01T00:00:00Z' };
     assert.equal((await send('POST', '/things', other, key)).status, 409);
+  });
+
+  test('that rows of an array lack is filled in, or kept where the row exists', async () => {
+    const [one, two] = [thing({ day: '2020-01-02' }), thing()];
+    const missing = { prefer: 'missing=default,return=representation' };
+    const made = await send('POST', '/things?columns=slug,day', [one, two], missing);
+    assert.deepEqual(
+      made.json.map(({ day, tags }: Row) => ({ day, tags })),
+      [
+        { day: '2020-01-02', tags: ["it's"] },
+        { day: '2020-06-01', tags: ["it's"] },
+      ],
+    );
+    const merge = { prefer: 'resolution=merge-duplicates,return=representation' };
+    const changed = { id: made.json[0].id, slug: 'changed' };
+    const merged = await send('POST', '/things', [changed], merge);
+    assert.deepEqual(merged.json, [{ ...made.json[0], ...changed }]);
   });
 
   test('is read from CSV by its alias', async () => {

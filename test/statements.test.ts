@@ -5,17 +5,12 @@ import { join } from 'node:path';
 import { after, before, beforeEach, describe, test } from 'node:test';
 import { parse } from 'csv-parse/sync';
 import { z } from 'zod';
-import { connect, createApp } from '../app.ts';
 import * as kind from '../lib/columns.ts';
-import { readConfig } from '../lib/config.ts';
 import { parseQuery } from '../lib/dialect.ts';
-import { openLog } from '../lib/log.ts';
 import { selectOf, shownOf } from '../lib/select.ts';
-import { type Running, serve } from '../lib/server.ts';
 import { numbered, quote } from '../lib/sql.ts';
-import { ensureTable } from '../lib/table.ts';
-import { client } from './deployment.ts';
-import { startDatabase, type TestDatabase } from './harness.ts';
+import { openDatabase } from './harness.ts';
+import { type Served, serveHere } from './inprocess.ts';
 
 const table = (name: string, columns: Record<string, kind.Column>) =>
   kind.resource({ path: name, table: name, key: 'uuid', columns });
@@ -58,10 +53,9 @@ const CELLS: Record<string, (string | null)[]> = {
 };
 const keyOf = (at: number) => `0192f0c1-2f3a-7bcd-8123-${String(at).padStart(12, '0')}`;
 
-let database: TestDatabase;
-let running: Running;
+const database = await openDatabase();
+let running: Served;
 before(async () => {
-  database = await startDatabase();
   const { sql, url } = database;
   const columns = kinds.names.map((name) => `${quote(name)} ${kind.typeOf(kinds, name)}`);
   await sql.unsafe(`create table kinds (${columns}, primary key (uuid));
@@ -73,24 +67,13 @@ before(async () => {
     const cells = Object.values(CELLS).map((list) => list[at % list.length] ?? null);
     await sql.unsafe(`insert into kinds values (${places})`, [keyOf(at), ...cells]);
   }
-  const settings = { DATABASE_URL: `${url}?log_statement=all`, PORT: '0', POOL_SIZE: '2' };
-  const [config, log] = [readConfig(settings), openLog('silent')];
-  const service = connect(config, { resources: [kinds, pages, stamped] }, log);
-  const prepare = async () => {
-    for (const one of service.resources) await ensureTable(one, service.pool);
-  };
-  const { fetch } = createApp(service);
-  const opened = { ...service, fetch, prepare, close: () => service.pool.end() };
-  running = await serve(config, opened, log);
+  const environment = { DATABASE_URL: `${url}?log_statement=all` };
+  running = await serveHere({ resources: [kinds, pages, stamped] }, environment);
 });
-after(async () => {
-  await running?.stop();
-  await database?.stop();
-});
+after(() => running?.stop());
 
 type Headers = Record<string, string>;
-const ask = (method: string, path: string, body?: unknown, headers: Headers = {}) =>
-  client(running.url)(method, path, { body, headers });
+const ask = (...request: Parameters<Served['send']>) => running.send(...request);
 
 const OBJECT = { accept: 'application/vnd.pgrst.object+json' };
 const ROWS = { prefer: 'return=representation' };
@@ -254,6 +237,13 @@ describe('On two rows', () => {
     ['PATCH', '', [a, b], { prefer: 'handling=strict,max-affected=1' }, 400],
     ['PATCH', '', [a, b], { 'if-match': '"1"' }, 412],
     ['PATCH', '', [a, { ...a, whole: 7 }], {}, 400],
+    ['PATCH', '?whole=eq.1', { whole: 7 }, { 'if-match': '"1"' }, 412],
+    ['PATCH', '?whole=eq.1', { whole: 7 }, { 'if-none-match': '*' }, 412],
+    ['DELETE', '?whole=eq.1', undefined, { 'if-match': '"1"' }, 412],
+    ['DELETE', '?whole=eq.1', undefined, { 'if-none-match': '*' }, 412],
+    ['PATCH', `/${a?.uuid}`, { whole: 7 }, { 'if-none-match': '*' }, 412],
+    ['DELETE', `/${a?.uuid}`, undefined, { 'if-none-match': '*' }, 412],
+    ['GET', `/${a?.uuid}`, undefined, { 'if-match': '"1"' }, 412],
     ['POST', '', a, { prefer: ignored }, 204, '*/*'],
     ['POST', '', a, { ...OBJECT, prefer: `${ignored},${ROWS.prefer}` }, 406],
     ['GET', '?select=count()', undefined, { prefer: 'count=exact' }, 200, '0-0/1'],
