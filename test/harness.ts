@@ -461,8 +461,8 @@ export async function controlServer(home: string): Promise<ServerControl> {
     start: async () => {
       const [file = '', ...args] = command;
       const user = process.getuid?.() === 0 ? { uid, gid } : {};
-      const surroundings = { cwd: '/', env: { PATH: process.env.PATH, LC_ALL: 'C' } };
-      const options = { ...user, ...surroundings, stdio: 'ignore', detached: true } as const;
+      const env = { LC_ALL: 'C', PGDATA: join(home, 'cluster') };
+      const options = { ...user, cwd: '/', env, stdio: 'ignore', detached: true } as const;
       const server = spawn(file, args, options);
       server.unref();
       await until(async () => {
