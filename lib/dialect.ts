@@ -56,7 +56,6 @@ export const OPERATORS = new Map(
     wfts: 'websearch_to_tsquery',
   }),
 );
-export const FULL_TEXT = /fts$/;
 const ON_TEXT = /fts$|like$|match$/;
 const OPERATOR = [...OPERATORS.keys()].join('|');
 const MODIFIER = String.raw`(?<=fts\()\w+|(?<=(?:eq|[gl]te?|like|match)\()(?:any|all)`;
@@ -308,7 +307,7 @@ function readCondition(reader: Reader, column: string, inTree: boolean): Filter 
   const type = typeOf(reader.resource, column);
   const missing = `operator does not exist: ${type} ${operator}`;
   if (!isFor(type, operator)) throw new Problem(400, '42883', missing, 'It is for text.');
-  const shape = modifier && !FULL_TEXT.test(operator) ? BRACES : operator === 'is' ? IS : /^/;
+  const shape = modifier && !operator.endsWith('fts') ? BRACES : operator === 'is' ? IS : /^/;
   const start = { ...reader };
   const value = operator === 'in' ? readItems(reader) : readValue(reader, inTree);
   if (!shape.test(value)) expected(start, shape.source);
