@@ -59,20 +59,16 @@ export const OPERATORS = new Map(
 const ON_TEXT = /fts$|like$|match$/;
 const OPERATOR = [...OPERATORS.keys()].join('|');
 const MODIFIER = String.raw`(?<=fts\()\w+|(?<=(?:eq|[gl]te?|like|match)\()(?:any|all)`;
-const BRACES = /^\{.*\}$/s;
-const IS = /^(null|not_null|true|false|unknown)$/i;
 const CASTS =
   /^(text|varchar|bool(ean)?|int(eger|2|4|8)?|(small|big)int|numeric|decimal|real|float[48]?|double precision|uuid|jsonb?|date|timestamp(tz)?)$/;
 
 const MAX_DEPTH = 10; // levels of trees
 const MAX_CONDITIONS = 500; // of all filters together
 const MAX_ITEMS = 10_000; // of one `in`
-const MAX_ORDER = 32; // columns, each counted once
+const MAX_ORDER = 32; // columns
 const MAX_MEMBERS = 100;
 
-const BLANKS = /[ \t]*/y;
-const NOTHING = /(?:)/y;
-const NAME = String.raw`("(?:[^"\\]|\\.)*"|(?:(?!->)[^\r\n".,:()*])+)`;
+const NAME = String.raw`("(?:[^"\\]|\\.)*"|[^\r\n".,:()*]+)`;
 const AGGREGATE = String.raw`(?:\.(count|sum|avg|min|max)\(\))?`;
 const CAST = String.raw`(?:::([\w ]*\w))?`;
 const PATTERNS = {
@@ -83,6 +79,7 @@ const PATTERNS = {
   condition: new RegExp(`(not\\.)?(${OPERATOR})(?:\\((${MODIFIER})\\))?\\.`, 'y'),
   item: /"(?:[^"\\]|\\.)*"(?=[,)])|\{[^{}]*\}(?=[,)])|[^,)]*/sy,
   listed: /"(?:[^"\\]|\\.)*"(?=[,)])|[^,)]*/sy,
+  is: /null|not_null|true|false|unknown/iy,
 };
 
 // --- Refusals ---------------------------------------------------------------------
@@ -93,9 +90,7 @@ type Reader = { resource: Resource; parameter: string; text: string; at: number 
 };
 
 /** Throws PGRST100, PostgREST's error for what its grammar does not have. */
-function expected({ parameter, text, at, resource }: Reader, what: string): never {
-  if (text.startsWith('->', at))
-    throw unsupported('42883', `operator does not exist: -> of ${resource.table}`);
+function expected({ parameter, text, at }: Reader, what: string): never {
   const found = at < text.length ? JSON.stringify(text.slice(at, at + 12)) : 'end';
   const details = `unexpected ${found} at position ${at + 1} of ${text.slice(0, 200)}`;
   const detail = `The parameter ${shorten(parameter)} could not be read.`;
@@ -128,7 +123,7 @@ function take(reader: Reader, pattern: RegExp, what: string): RegExpExecArray {
 }
 
 /** Items between commas, with blanks around each. */
-function takeList<T>(reader: Reader, item: () => T, most = MAX_ITEMS, blanks = BLANKS): T[] {
+function takeList<T>(reader: Reader, item: () => T, most: number, blanks = /[ \t]*/y): T[] {
   const items: T[] = [];
   do {
     skip(reader, blanks);
@@ -144,7 +139,7 @@ function takeList<T>(reader: Reader, item: () => T, most = MAX_ITEMS, blanks = B
 /** The parameters that are no filters; each may be given once. */
 const SINGLE = {
   select: (reader: Reader) => (reader.text === '' ? {} : { select: readSelect(reader) }),
-  order: (reader: Reader) => ({ order: takeList(reader, () => readOrder(reader)) }),
+  order: (reader: Reader) => ({ order: takeList(reader, () => readOrder(reader), MAX_ORDER) }),
   limit: (reader: Reader) => ({ limit: readInteger(reader) }),
   offset: (reader: Reader) => ({ offset: readInteger(reader) }),
   after: (reader: Reader) => ({ after: readCursor(reader) }),
@@ -212,7 +207,8 @@ function unquoted(text: string): string {
 
 function readColumns(reader: Reader, code?: string): string[] {
   const name = () => take(reader, PATTERNS.name, 'a column')[0];
-  return [...new Set(takeList(reader, () => columnNamed(reader.resource, name(), code)))];
+  const item = () => columnNamed(reader.resource, name(), code);
+  return [...new Set(takeList(reader, item, MAX_ITEMS))];
 }
 
 /** PostgreSQL's bigint ends later than the integers of JavaScript. */
@@ -307,12 +303,9 @@ function readCondition(reader: Reader, column: string, inTree: boolean): Filter 
   const type = typeOf(reader.resource, column);
   const missing = `operator does not exist: ${type} ${operator}`;
   if (!isFor(type, operator)) throw new Problem(400, '42883', missing, 'It is for text.');
-  const shape = modifier && !operator.endsWith('fts') ? BRACES : operator === 'is' ? IS : /^/;
-  const start = { ...reader };
-  const value = operator === 'in' ? readItems(reader) : readValue(reader, inTree);
-  if (!shape.test(value)) expected(start, shape.source);
-  const pattern = /like$/.test(operator) ? value.replaceAll('*', '%') : value;
-  const filter = { column, operator, modifier, value: pattern };
+  if (/^(any|all)$/.test(modifier ?? '')) take(reader, /(?=\{)/y, 'a list as {a,b}');
+  const value = readValue(reader, operator, inTree);
+  const filter = { column, operator, modifier, value };
   return not ? { not: filter } : filter;
 }
 
@@ -322,16 +315,20 @@ export function isFor(type: string, operator: string): boolean {
 }
 
 /** Alone, a value is the rest of the parameter; in a tree it ends at "," or ")", unless quoted. */
-function readValue(reader: Reader, inTree: boolean): string {
-  if (!inTree) return take(reader, /.*/sy, 'a value')[0];
-  return unquoted(take(reader, PATTERNS.item, 'a value')[0]);
+function readValue(reader: Reader, operator: string, inTree: boolean): string {
+  if (operator === 'in') return readItems(reader);
+  if (operator === 'is') return take(reader, PATTERNS.is, PATTERNS.is.source)[0];
+  const value = inTree
+    ? unquoted(take(reader, PATTERNS.item, 'a value')[0])
+    : take(reader, /.*/sy, 'a value')[0];
+  return /like$/.test(operator) ? value.replaceAll('*', '%') : value;
 }
 
 /** `(a,"b")` as a PostgreSQL array literal. */
 function readItems(reader: Reader): string {
   take(reader, /\(/y, '"("');
   const item = () => unquoted(take(reader, PATTERNS.listed, 'a value')[0]);
-  const items = skip(reader, /(?=\))/y) ? [] : takeList(reader, item, MAX_ITEMS, NOTHING);
+  const items = skip(reader, /(?=\))/y) ? [] : takeList(reader, item, MAX_ITEMS, /(?:)/y);
   take(reader, /\)/y, '"," or ")"');
   return arrayLiteral(items);
 }
@@ -342,24 +339,19 @@ function readItems(reader: Reader): string {
 function completeOrder({ key }: Resource, query: Query): Query {
   const { after } = query;
   const groups = groupedBy(query);
-  const last = (groups ?? [key]).map((column): Order => {
-    return { column, descending: false, nullsFirst: false };
-  });
-  const order = firstOfEach([...query.order, ...last]);
-  if (order.length > MAX_ORDER + last.length)
-    throw new Problem(400, 'PGRST100', `order has at most ${MAX_ORDER} columns.`);
+  const last = (groups ?? [key]).map((column) => ({
+    column,
+    descending: false,
+    nullsFirst: false,
+  }));
+  const all: Order[] = [...query.order, ...last];
+  const columns = all.map(({ column }) => column);
+  const order = all.filter(({ column }, at) => columns.indexOf(column) === at); // as in SQL
   const fits = !groups && after?.length === order.length && toUuid(after.at(-1) ?? '');
   const detail = 'The parameter after is no cursor of this list.';
   const hint = 'Follow the link rel="next" of the previous page, in its order.';
   if (after && !fits) throw new Problem(400, 'PGRST100', detail, hint);
   return { ...query, order };
-}
-
-/** Of a repeated column the first counts, as in SQL. */
-function firstOfEach(orders: Order[]): Order[] {
-  const columns = new Map<string, Order>();
-  for (const one of orders) if (!columns.has(one.column)) columns.set(one.column, one);
-  return [...columns.values()];
 }
 
 /** The columns that the rows of the answer are grouped by; undefined where they are no groups. */
