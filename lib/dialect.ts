@@ -84,10 +84,8 @@ const PATTERNS = {
 
 // --- Refusals ---------------------------------------------------------------------
 
-/** The position of the parser in one parameter; `conditions` counts those of the whole query. */
-type Reader = { resource: Resource; parameter: string; text: string; at: number } & {
-  counts: { conditions: number };
-};
+/** The position of the parser in one parameter; `count` is of the conditions of the whole query. */
+type Reader = { resource: Resource; parameter: string; text: string; at: number; count: number };
 
 /** Throws PGRST100, PostgREST's error for what its grammar does not have. */
 function expected({ parameter, text, at }: Reader, what: string): never {
@@ -95,10 +93,6 @@ function expected({ parameter, text, at }: Reader, what: string): never {
   const details = `unexpected ${found} at position ${at + 1} of ${text.slice(0, 200)}`;
   const detail = `The parameter ${shorten(parameter)} could not be read.`;
   throw new Problem(400, 'PGRST100', detail, `expected ${what}`, { details });
-}
-
-function checkCount(reader: Reader, count: number, most: number, what: string): void {
-  if (count > most) expected(reader, `at most ${most} ${what}`);
 }
 
 /** PostgREST's error for what its language has and this one lacks. */
@@ -129,7 +123,7 @@ function takeList<T>(reader: Reader, item: () => T, most: number, blanks = /[ \t
     skip(reader, blanks);
     items.push(item());
     skip(reader, blanks);
-    checkCount(reader, items.length, most, 'items');
+    if (items.length > most) expected(reader, `at most ${most} items`);
   } while (skip(reader, /,/y));
   return items;
 }
@@ -154,11 +148,11 @@ export function parseQuery(
   allowed: Parameter[] = LIST,
 ): Query {
   const query: Query = { filters: [], order: [], offset: 0 };
-  const counts = { conditions: 0 };
+  const reader: Reader = { resource, parameter: '', text: '', at: 0, count: 0 };
   const seen = new Set<string>();
   for (const [key, text] of parameters) {
     const parameter = key.replace(/\[\d{1,4}\]$/, '');
-    const reader = { resource, parameter, text, at: 0, counts };
+    Object.assign(reader, { parameter, text, at: 0 });
     const kind = (Object.hasOwn(SINGLE, parameter) ? parameter : 'filter') as Parameter;
     if (text.includes('\0')) expected({ ...reader, at: text.indexOf('\0') }, 'no NUL');
     if (kind === 'filter') query.filters.push(readFilter(reader));
@@ -184,7 +178,7 @@ const ELSEWHERE: [RegExp, string][] = [
 ];
 
 /** A column by its name, quoted or not. Throws `code` for any other name. */
-function columnNamed(resource: Resource, text: string, code = '42703'): string {
+function columnNamed({ resource }: Reader, text: string, code = '42703'): string {
   const { table, names } = resource;
   const name = unquoted(text.trim());
   if (names.includes(name)) return name;
@@ -206,8 +200,7 @@ function unquoted(text: string): string {
 }
 
 function readColumns(reader: Reader, code?: string): string[] {
-  const name = () => take(reader, PATTERNS.name, 'a column')[0];
-  const item = () => columnNamed(reader.resource, name(), code);
+  const item = () => columnNamed(reader, take(reader, PATTERNS.name, 'a column')[0], code);
   return [...new Set(takeList(reader, item, MAX_ITEMS))];
 }
 
@@ -241,14 +234,14 @@ function readOrder(reader: Reader): Order {
   if (skip(reader, /(?=\.)/y)) expected(reader, what);
   const descending = direction === 'desc';
   const nullsFirst = nulls ? nulls === 'first' : descending;
-  return { column: columnNamed(reader.resource, name), descending, nullsFirst };
+  return { column: columnNamed(reader, name), descending, nullsFirst };
 }
 
 function readSelect(reader: Reader): Member[] {
   const all = reader.resource.names.map((name) => ({ name, column: name }));
   const item = () => (skip(reader, /\*/y) ? all : [readMember(reader)]);
   const members = takeList(reader, item, MAX_MEMBERS).flat();
-  checkCount(reader, members.length, MAX_MEMBERS, 'items');
+  if (members.length > MAX_MEMBERS) expected(reader, `at most ${MAX_MEMBERS} items`);
   return members;
 }
 
@@ -262,7 +255,7 @@ function readMember(reader: Reader): Member {
     throw unsupported('PGRST200', `Could not find a relationship between ${related}`);
   for (const type of [inner, cast])
     if (type && !CASTS.test(type)) expected(reader, `a type of ${CASTS.source}`);
-  const column = count ? undefined : columnNamed(reader.resource, name);
+  const column = count ? undefined : columnNamed(reader, name);
   const aggregate = count ?? of;
   return { name: unquoted((alias ?? aggregate ?? name).trim()), column, inner, aggregate, cast };
 }
@@ -271,15 +264,15 @@ function readMember(reader: Reader): Member {
 
 /** `column=op.value`, or a tree as the value of `and`, `or`, `not.and`, `not.or`. */
 function readFilter(reader: Reader): Filter {
-  const { parameter, resource } = reader;
+  const { parameter } = reader;
   if (/^(not\.)?(and|or)$/.test(parameter)) return readTree(reader, parameter, 1);
-  return readCondition(reader, columnNamed(resource, parameter), false);
+  return readCondition(reader, columnNamed(reader, parameter), false);
 }
 
 /** `(…,…)`, what follows `and`, `or`, `not.and` or `not.or`. */
 function readTree(reader: Reader, head: string, depth: number): Filter {
   take(reader, /[ \t]*\(/y, '"("');
-  checkCount(reader, depth, MAX_DEPTH, 'levels');
+  if (depth > MAX_DEPTH) expected(reader, `at most ${MAX_DEPTH} levels`);
   const branches = takeList(reader, () => readBranch(reader, depth), MAX_CONDITIONS);
   take(reader, /\)/y, '"," or ")"');
   const filter = { tree: head.endsWith('and') ? 'and' : 'or', branches } as const;
@@ -290,15 +283,15 @@ function readBranch(reader: Reader, depth: number): Filter {
   const [, head, name = ''] = take(reader, PATTERNS.branch, 'and(, or(, or a column and "."');
   if (head) return readTree(reader, head, depth + 1);
   take(reader, /\./y, '"." and an operator');
-  return readCondition(reader, columnNamed(reader.resource, name), true);
+  return readCondition(reader, columnNamed(reader, name), true);
 }
 
 /** What follows a column: `op.value`, `not.op.value`, `op(any).{a,b}`, `fts(config).value`. */
 function readCondition(reader: Reader, column: string, inTree: boolean): Filter {
   const like = inTree ? '' : ` as in ${column}=eq.${shorten(reader.text) || 'x'}`;
   const what = `[not.]operator.value${like}; operators: ${[...OPERATORS.keys()].join(', ')}`;
-  reader.counts.conditions += 1;
-  checkCount(reader, reader.counts.conditions, MAX_CONDITIONS, 'conditions');
+  reader.count += 1;
+  if (reader.count > MAX_CONDITIONS) expected(reader, `at most ${MAX_CONDITIONS} conditions`);
   const [, not, operator = '', modifier] = take(reader, PATTERNS.condition, what);
   const type = typeOf(reader.resource, column);
   const missing = `operator does not exist: ${type} ${operator}`;
