@@ -6,20 +6,14 @@ import { literal, quote } from './sql.ts';
 /** Values by column name, as JSON has them. */
 export type Row = Record<string, unknown>;
 
-/** What a kind takes besides its own arguments. A function as a default gives SQL. */
+/** What a kind takes besides its own arguments. */
 export type Options = {
-  /** Other names of the column in a CSV header, between commas. */
-  csv?: string;
-  /** The value of a body without this member; a function gives SQL. */
-  default?: unknown;
-  /** Whether null is a value, and the default. */
-  nullable?: boolean;
-  /** SQL of the value; a body must not have the member. */
-  generated?: () => string;
-  /** Whether a second row with the same value is refused with 409. */
-  unique?: boolean;
-  /** The value of the examples in /docs. */
-  example?: unknown;
+  csv?: string; // other names of the column in a CSV header, between commas
+  default?: unknown; // the value of a body without this member; a function gives SQL
+  nullable?: boolean; // whether null is a value, and the default
+  generated?: () => string; // SQL of the value; a body must not have the member
+  unique?: boolean; // whether a second row with the same value is refused with 409
+  example?: unknown; // in /docs
 };
 
 /** A condition in SQL on a quoted column name. */
@@ -27,27 +21,20 @@ type Check = (name: string) => string;
 
 /** One column, as a kind makes it. */
 export type Column = Options & {
-  /** As PostgreSQL's format_type() prints it. */
-  type: string;
-  /** Completes «must be …». */
-  expects: string;
-  /** Validates a value in a body. */
-  schema: z.ZodType;
-  /** The same rule for the table. */
-  check: Check;
-  /** What the `sub` of a token must match; only the owner column has it. */
-  owner?: RegExp;
+  type: string; // as PostgreSQL's format_type() prints it
+  expects: string; // completes «must be …»
+  schema: z.ZodType; // validates a value in a body
+  check: Check; // the same rule for the table
+  owner?: RegExp; // what the `sub` of a token must match; only the owner column has it
 };
 
 /** One table and the path that serves it. */
 type Declaration = {
   path: string;
   table: string;
-  /** A UUID column besides `columns`; the service makes the key that a body lacks. */
-  key: string;
+  key: string; // a UUID column besides `columns`; the service makes the key that a body lacks
   columns: Record<string, Column>;
-  /** A CSV file whose rows a new embedded database gets. */
-  sample?: string;
+  sample?: string; // a CSV file whose rows a new embedded database gets
 };
 
 export type Resource = ReturnType<typeof resource>;
@@ -72,7 +59,7 @@ export function resource(declaration: Declaration) {
     if (typeof initial === 'function') row[name] = schema.optional();
   }
   const names = Object.keys(example);
-  const refused = Object.keys(columns).find((name) => name === key || !isColumnName(name));
+  const refused = Object.keys(columns).find((name) => name === key || RESERVED.test(name));
   if (refused !== undefined) throw new StartError(`"${refused}" cannot be the name of a column`);
   const settable = Object.keys(row);
   const required = settable.filter((name) => !row[name]?.safeParse(undefined).success);
@@ -85,12 +72,8 @@ export function resource(declaration: Declaration) {
 }
 type Schemas = Record<string, z.ZodType>;
 
-/** A column cannot have the name of another parameter of the query. */
-function isColumnName(name: string): boolean {
-  return !/^(|select|order|limit|offset|after|columns|on_conflict|(not\.)?(and|or)|not)$/.test(
-    name,
-  );
-}
+/** Names of parameters of a query, which no column can have. */
+const RESERVED = /^(|select|order|limit|offset|after|columns|on_conflict|(not\.)?(and|or)|not)$/;
 
 /** How JSON has a value: `time` is text in the form of to_json(), `json` is JSON already. */
 export type JsonKind = 'boolean' | 'number' | 'text' | 'time' | 'json';
@@ -110,24 +93,15 @@ export function typeOf({ columns }: Pick<Resource, 'columns'>, name: string): st
 
 // --- Kinds ------------------------------------------------------------------------
 
-type Message = ReturnType<typeof messageOf>;
-type MakeSchema = (message: Message) => z.ZodType;
-
-function messageOf(expects: string) {
-  const error = ({ input }: { input?: unknown }) =>
-    input === undefined ? `is missing; it must be ${expects}` : `must be ${expects}`;
-  return { error };
-}
+/** The answer of a schema to an invalid value. */
+type Message = { error: (issue: { input?: unknown }) => string };
+type Make<T = unknown> = (message: Message) => z.ZodType<T>;
 
 /** A column whose schema answers `expects` for every invalid value. */
-function column(
-  type: string,
-  expects: string,
-  schema: MakeSchema,
-  check: Check,
-  options: Options,
-): Column {
-  return { type, expects, schema: schema(messageOf(expects)), check, ...options };
+function column(type: string, expects: string, schema: Make, check: Check, options: Options) {
+  const error: Message['error'] = ({ input }) =>
+    input === undefined ? `is missing; it must be ${expects}` : `must be ${expects}`;
+  return { type, expects, schema: schema({ error }), check, ...options };
 }
 
 export function boolean(options?: Options): Column {
@@ -138,14 +112,14 @@ export function boolean(options?: Options): Column {
 /** A 32-bit integer within bounds. */
 export function integer(least: number, most: number, options?: Options): Column {
   const expects = `a whole number from ${least} to ${most}`;
-  const schema: MakeSchema = (message) => z.int(message).min(least, message).max(most, message);
+  const schema: Make = (message) => z.int(message).min(least, message).max(most, message);
   return column('integer', expects, schema, between(least, most), { example: least, ...options });
 }
 
 /** A double within bounds, neither NaN nor infinite. */
 export function number(least: number, most: number, options?: Options): Column {
   const expects = `a number from ${least}${most < Number.MAX_VALUE ? ` to ${most}` : ''}`;
-  const schema: MakeSchema = (message) => z.number(message).min(least, message).max(most, message);
+  const schema: Make = (message) => z.number(message).min(least, message).max(most, message);
   const defaults = { example: least, ...options };
   return column('double precision', expects, schema, between(least, most), defaults);
 }
@@ -155,8 +129,7 @@ export function text(most: number, options?: Options): Column {
   const expects = `text of 1 to ${most} characters besides blanks around it`;
   const fits = (value: string) => value !== '' && isStorable(value) && [...value].length <= most;
   const bounds = { minLength: 1, maxLength: most, pattern: NOT_BLANK }; // the JSON schema ignores refine()
-  const schema: MakeSchema = (message) =>
-    z.string(message).trim().refine(fits, message).meta(bounds);
+  const schema: Make = (message) => z.string(message).trim().refine(fits, message).meta(bounds);
   const check: Check = (name) => `${name} <> '' and ${name} = btrim(${name}, E'${BLANKS}')`;
   const defaults = { example: 'some text', ...options };
   return column(`character varying(${most})`, expects, schema, check, defaults);
@@ -166,13 +139,13 @@ export function text(most: number, options?: Options): Column {
 export function oneOf(values: string[], options?: Options): Column {
   const type = `character varying(${Math.max(...values.map((value) => value.length))})`;
   const check: Check = (name) => `${name} in (${values.map(literal).join(', ')})`;
-  const schema: MakeSchema = (message) => z.enum(values, message);
+  const schema: Make = (message) => z.enum(values, message);
   return column(type, values.join(' or '), schema, check, { example: values[0], ...options });
 }
 
 /** A UUID in any form that PostgreSQL accepts. */
 export function uuid(options?: Options): Column {
-  const schema: MakeSchema = (message) =>
+  const schema: Make = (message) =>
     z.string(message).refine(toUuid, message).transform(toUuid).meta({ format: 'uuid' });
   const example = 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11';
   return column('uuid', 'a UUID', schema, isKnown, { example, ...options });
@@ -197,26 +170,21 @@ export function timestamp(options?: Span): Column {
 }
 
 /** PostgreSQL rejects UTC offsets of 16 h or more and over-long fractions of a second. */
-function span(
-  type: string,
-  what: string,
-  schema: (message: Message) => z.ZodType<string>,
-  options: Span,
-): Column {
+function span(type: string, what: string, schema: Make<string>, options: Span): Column {
   const { from = '', to = '', ...others } = options;
   const isWithin = (at: number) => at >= Date.parse(from) && at <= Date.parse(to);
   const isAccepted = (text: string) => text.length <= 40 && !/[+-](1[6-9]|2\d):\d\d$/.test(text);
   const fits = (text: string) => isWithin(Date.parse(text)) && isAccepted(text);
-  const make: MakeSchema = (message) => schema(message).refine(fits, message);
+  const make: Make = (message) => schema(message).refine(fits, message);
   return column(type, `${what} from ${from} to ${to}`, make, between(from, to), others);
 }
 
-/** JSON of a zod schema. The table checks only the outermost type, so CSV cannot have the column. */
+/** JSON of a zod schema; the table checks only the outermost type. */
 export function jsonb(schema: z.ZodType, example: unknown, options?: Options): Column {
   const type = String(z.toJSONSchema(schema, { io: 'input' }).type);
   const typed: Check = (name) => `jsonb_typeof(${name}) = ${literal(type)}`;
   const check = /^(array|object|string|number|boolean)$/.test(type) ? typed : isKnown;
-  const make: MakeSchema = (message) => schema.refine((value) => isStorable(value), message);
+  const make: Make = (message) => schema.refine((value) => isStorable(value), message);
   return column('jsonb', 'JSON of its schema', make, check, { example, ...options });
 }
 
@@ -263,8 +231,6 @@ export function toUuid(value: string): string | undefined {
   const hex = bare.replaceAll('-', '').toLowerCase();
   return hex.replace(/^(.{8})(.{4})(.{4})(.{4})/, '$1-$2-$3-$4-');
 }
-
-// --- SQL of a column --------------------------------------------------------------
 
 /** The column in `create table` and `alter table`. */
 export function define(name: string, column: Column): string {

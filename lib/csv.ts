@@ -23,11 +23,11 @@ export async function readCsv(
 ): Promise<Csv> {
   const records = readRecords(bytes, limit);
   const { value: first = [] } = await records.next();
-  const header = readHeader(resource, first.shift()?.record ?? [], columns);
-  const rows = toRows(resource, header, first);
-  const names = header.filter((name) => name !== undefined);
+  const fields = readHeader(resource, first.shift()?.record ?? [], columns);
+  const rows = toRows(resource, fields, first);
+  const names = fields.map(({ name }) => name);
   const rest = (async function* () {
-    for await (const batch of records) yield toRows(resource, header, batch);
+    for await (const batch of records) yield toRows(resource, fields, batch);
   })();
   while (rows.length <= MAX_ARRAY) {
     const { value, done } = await rest.next();
@@ -37,14 +37,12 @@ export async function readCsv(
   return { rows, names, rest };
 }
 
+/** The columns of a header, each with its place, its reader, and the value of an empty field. */
+type Fields = ReturnType<typeof readHeader>;
+
 /** Throws 422 with line, column and pointer of each fault. */
-function toRows(resource: Resource, header: (string | undefined)[], records: Record[]): Row[] {
+function toRows(resource: Resource, fields: Fields, records: Record[]): Row[] {
   const faults: Fault[] = [];
-  const fields = header.flatMap((name, at) => {
-    if (name === undefined) return [];
-    const empty = resource.columns[name]?.nullable ? null : undefined;
-    return { name, at, empty, read: READERS[kindOf(typeOf(resource, name))] };
-  });
   const rows = records.map(({ record, info }) => {
     const row: Row = {};
     for (const { name, at, empty, read } of fields) {
@@ -72,27 +70,29 @@ const READERS: { [kind in JsonKind]: (text: string) => unknown } = {
   },
 };
 
-/** The column of each title, by name or alias; undefined for one that `columns` excludes. */
+/** The columns of the titles, by name or alias, without those that `columns` excludes. */
 function readHeader(resource: Resource, titles: string[], columns?: string[]) {
   const known = [resource.key, ...resource.settable];
   const refuse = (what: string, hint = `Its columns are ${known.join(',')}.`) =>
     new Problem(400, 'PGRST204', `The header of the CSV ${what}.`, hint);
   if (titles.length > MAX_COLUMNS) throw refuse(`has more than ${MAX_COLUMNS} columns`);
-  const names = titles.map((title) => {
+  const fields = titles.flatMap((title, at) => {
     const text = title.trim();
     const aliases = (name: string) => resource.columns[name]?.csv?.split(', ') ?? [];
     const name = known.find((one) => one === text || aliases(one).includes(text));
-    if (columns) return columns.find((one) => one === name);
-    if (name !== undefined) return name;
+    if (columns && !columns.includes(name ?? '')) return [];
     const hint = /[;\t]|^sep=/i.test(text) ? 'Separate the columns by commas alone.' : undefined;
-    throw refuse(`has ${JSON.stringify(text.slice(0, 50))}, which is no column`, hint);
+    const shown = JSON.stringify(text.slice(0, 50));
+    if (name === undefined) throw refuse(`has ${shown}, which is no column`, hint);
+    const empty = resource.columns[name]?.nullable ? null : undefined;
+    return { name, at, empty, read: READERS[kindOf(typeOf(resource, name))] };
   });
-  const given = names.filter((name) => name !== undefined);
-  const twice = given.filter((name, at) => given.indexOf(name) !== at);
+  const names = fields.map(({ name }) => name);
+  const twice = names.filter((name, at) => names.indexOf(name) !== at);
   if (twice.length > 0) throw refuse(`has ${twice} twice`);
-  const missing = resource.required.filter((name) => !given.includes(name));
+  const missing = resource.required.filter((name) => !names.includes(name));
   if (missing.length > 0) throw refuse(`lacks ${missing.join(', ')}`);
-  return names;
+  return fields;
 }
 
 /** The records that each chunk completes. Throws 400 for what is no CSV in UTF-8, 413. */

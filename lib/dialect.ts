@@ -56,24 +56,19 @@ export const OPERATORS = new Map(
     wfts: 'websearch_to_tsquery',
   }),
 );
-export const FULL_TEXT = /fts$/;
 const ON_TEXT = /fts$|like$|match$/;
 const OPERATOR = [...OPERATORS.keys()].join('|');
 const MODIFIER = String.raw`(?<=fts\()\w+|(?<=(?:eq|[gl]te?|like|match)\()(?:any|all)`;
-const BRACES = /^\{.*\}$/s;
-const IS = /^(null|not_null|true|false|unknown)$/i;
 const CASTS =
   /^(text|varchar|bool(ean)?|int(eger|2|4|8)?|(small|big)int|numeric|decimal|real|float[48]?|double precision|uuid|jsonb?|date|timestamp(tz)?)$/;
 
 const MAX_DEPTH = 10; // levels of trees
 const MAX_CONDITIONS = 500; // of all filters together
 const MAX_ITEMS = 10_000; // of one `in`
-const MAX_ORDER = 32; // columns, each counted once
+const MAX_ORDER = 32; // columns
 const MAX_MEMBERS = 100;
 
-const BLANKS = /[ \t]*/y;
-const NOTHING = /(?:)/y;
-const NAME = String.raw`("(?:[^"\\]|\\.)*"|(?:(?!->)[^\r\n".,:()*])+)`;
+const NAME = String.raw`("(?:[^"\\]|\\.)*"|[^\r\n".,:()*]+)`;
 const AGGREGATE = String.raw`(?:\.(count|sum|avg|min|max)\(\))?`;
 const CAST = String.raw`(?:::([\w ]*\w))?`;
 const PATTERNS = {
@@ -84,27 +79,20 @@ const PATTERNS = {
   condition: new RegExp(`(not\\.)?(${OPERATOR})(?:\\((${MODIFIER})\\))?\\.`, 'y'),
   item: /"(?:[^"\\]|\\.)*"(?=[,)])|\{[^{}]*\}(?=[,)])|[^,)]*/sy,
   listed: /"(?:[^"\\]|\\.)*"(?=[,)])|[^,)]*/sy,
+  is: /null|not_null|true|false|unknown/iy,
 };
 
 // --- Refusals ---------------------------------------------------------------------
 
-/** The position of the parser in one parameter; `conditions` counts those of the whole query. */
-type Reader = { resource: Resource; parameter: string; text: string; at: number } & {
-  counts: { conditions: number };
-};
+/** The position of the parser in one parameter; `count` is of the conditions of the whole query. */
+type Reader = { resource: Resource; parameter: string; text: string; at: number; count: number };
 
 /** Throws PGRST100, PostgREST's error for what its grammar does not have. */
-function expected({ parameter, text, at, resource }: Reader, what: string): never {
-  if (text.startsWith('->', at))
-    throw unsupported('42883', `operator does not exist: -> of ${resource.table}`);
+function expected({ parameter, text, at }: Reader, what: string): never {
   const found = at < text.length ? JSON.stringify(text.slice(at, at + 12)) : 'end';
   const details = `unexpected ${found} at position ${at + 1} of ${text.slice(0, 200)}`;
   const detail = `The parameter ${shorten(parameter)} could not be read.`;
   throw new Problem(400, 'PGRST100', detail, `expected ${what}`, { details });
-}
-
-function checkCount(reader: Reader, count: number, most: number, what: string): void {
-  if (count > most) expected(reader, `at most ${most} ${what}`);
 }
 
 /** PostgREST's error for what its language has and this one lacks. */
@@ -129,13 +117,13 @@ function take(reader: Reader, pattern: RegExp, what: string): RegExpExecArray {
 }
 
 /** Items between commas, with blanks around each. */
-function takeList<T>(reader: Reader, item: () => T, most = MAX_ITEMS, blanks = BLANKS): T[] {
+function takeList<T>(reader: Reader, item: () => T, most: number, blanks = /[ \t]*/y): T[] {
   const items: T[] = [];
   do {
     skip(reader, blanks);
     items.push(item());
     skip(reader, blanks);
-    checkCount(reader, items.length, most, 'items');
+    if (items.length > most) expected(reader, `at most ${most} items`);
   } while (skip(reader, /,/y));
   return items;
 }
@@ -145,7 +133,7 @@ function takeList<T>(reader: Reader, item: () => T, most = MAX_ITEMS, blanks = B
 /** The parameters that are no filters; each may be given once. */
 const SINGLE = {
   select: (reader: Reader) => (reader.text === '' ? {} : { select: readSelect(reader) }),
-  order: (reader: Reader) => ({ order: takeList(reader, () => readOrder(reader)) }),
+  order: (reader: Reader) => ({ order: takeList(reader, () => readOrder(reader), MAX_ORDER) }),
   limit: (reader: Reader) => ({ limit: readInteger(reader) }),
   offset: (reader: Reader) => ({ offset: readInteger(reader) }),
   after: (reader: Reader) => ({ after: readCursor(reader) }),
@@ -160,11 +148,11 @@ export function parseQuery(
   allowed: Parameter[] = LIST,
 ): Query {
   const query: Query = { filters: [], order: [], offset: 0 };
-  const counts = { conditions: 0 };
+  const reader: Reader = { resource, parameter: '', text: '', at: 0, count: 0 };
   const seen = new Set<string>();
   for (const [key, text] of parameters) {
     const parameter = key.replace(/\[\d{1,4}\]$/, '');
-    const reader = { resource, parameter, text, at: 0, counts };
+    Object.assign(reader, { parameter, text, at: 0 });
     const kind = (Object.hasOwn(SINGLE, parameter) ? parameter : 'filter') as Parameter;
     if (text.includes('\0')) expected({ ...reader, at: text.indexOf('\0') }, 'no NUL');
     if (kind === 'filter') query.filters.push(readFilter(reader));
@@ -190,7 +178,7 @@ const ELSEWHERE: [RegExp, string][] = [
 ];
 
 /** A column by its name, quoted or not. Throws `code` for any other name. */
-function columnNamed(resource: Resource, text: string, code = '42703'): string {
+function columnNamed({ resource }: Reader, text: string, code = '42703'): string {
   const { table, names } = resource;
   const name = unquoted(text.trim());
   if (names.includes(name)) return name;
@@ -212,8 +200,8 @@ function unquoted(text: string): string {
 }
 
 function readColumns(reader: Reader, code?: string): string[] {
-  const name = () => take(reader, PATTERNS.name, 'a column')[0];
-  return [...new Set(takeList(reader, () => columnNamed(reader.resource, name(), code)))];
+  const item = () => columnNamed(reader, take(reader, PATTERNS.name, 'a column')[0], code);
+  return [...new Set(takeList(reader, item, MAX_ITEMS))];
 }
 
 /** PostgreSQL's bigint ends later than the integers of JavaScript. */
@@ -246,14 +234,14 @@ function readOrder(reader: Reader): Order {
   if (skip(reader, /(?=\.)/y)) expected(reader, what);
   const descending = direction === 'desc';
   const nullsFirst = nulls ? nulls === 'first' : descending;
-  return { column: columnNamed(reader.resource, name), descending, nullsFirst };
+  return { column: columnNamed(reader, name), descending, nullsFirst };
 }
 
 function readSelect(reader: Reader): Member[] {
   const all = reader.resource.names.map((name) => ({ name, column: name }));
   const item = () => (skip(reader, /\*/y) ? all : [readMember(reader)]);
   const members = takeList(reader, item, MAX_MEMBERS).flat();
-  checkCount(reader, members.length, MAX_MEMBERS, 'items');
+  if (members.length > MAX_MEMBERS) expected(reader, `at most ${MAX_MEMBERS} items`);
   return members;
 }
 
@@ -267,7 +255,7 @@ function readMember(reader: Reader): Member {
     throw unsupported('PGRST200', `Could not find a relationship between ${related}`);
   for (const type of [inner, cast])
     if (type && !CASTS.test(type)) expected(reader, `a type of ${CASTS.source}`);
-  const column = count ? undefined : columnNamed(reader.resource, name);
+  const column = count ? undefined : columnNamed(reader, name);
   const aggregate = count ?? of;
   return { name: unquoted((alias ?? aggregate ?? name).trim()), column, inner, aggregate, cast };
 }
@@ -276,15 +264,15 @@ function readMember(reader: Reader): Member {
 
 /** `column=op.value`, or a tree as the value of `and`, `or`, `not.and`, `not.or`. */
 function readFilter(reader: Reader): Filter {
-  const { parameter, resource } = reader;
+  const { parameter } = reader;
   if (/^(not\.)?(and|or)$/.test(parameter)) return readTree(reader, parameter, 1);
-  return readCondition(reader, columnNamed(resource, parameter), false);
+  return readCondition(reader, columnNamed(reader, parameter), false);
 }
 
 /** `(…,…)`, what follows `and`, `or`, `not.and` or `not.or`. */
 function readTree(reader: Reader, head: string, depth: number): Filter {
   take(reader, /[ \t]*\(/y, '"("');
-  checkCount(reader, depth, MAX_DEPTH, 'levels');
+  if (depth > MAX_DEPTH) expected(reader, `at most ${MAX_DEPTH} levels`);
   const branches = takeList(reader, () => readBranch(reader, depth), MAX_CONDITIONS);
   take(reader, /\)/y, '"," or ")"');
   const filter = { tree: head.endsWith('and') ? 'and' : 'or', branches } as const;
@@ -295,25 +283,22 @@ function readBranch(reader: Reader, depth: number): Filter {
   const [, head, name = ''] = take(reader, PATTERNS.branch, 'and(, or(, or a column and "."');
   if (head) return readTree(reader, head, depth + 1);
   take(reader, /\./y, '"." and an operator');
-  return readCondition(reader, columnNamed(reader.resource, name), true);
+  return readCondition(reader, columnNamed(reader, name), true);
 }
 
 /** What follows a column: `op.value`, `not.op.value`, `op(any).{a,b}`, `fts(config).value`. */
 function readCondition(reader: Reader, column: string, inTree: boolean): Filter {
   const like = inTree ? '' : ` as in ${column}=eq.${shorten(reader.text) || 'x'}`;
   const what = `[not.]operator.value${like}; operators: ${[...OPERATORS.keys()].join(', ')}`;
-  reader.counts.conditions += 1;
-  checkCount(reader, reader.counts.conditions, MAX_CONDITIONS, 'conditions');
+  reader.count += 1;
+  if (reader.count > MAX_CONDITIONS) expected(reader, `at most ${MAX_CONDITIONS} conditions`);
   const [, not, operator = '', modifier] = take(reader, PATTERNS.condition, what);
   const type = typeOf(reader.resource, column);
   const missing = `operator does not exist: ${type} ${operator}`;
   if (!isFor(type, operator)) throw new Problem(400, '42883', missing, 'It is for text.');
-  const shape = modifier && !FULL_TEXT.test(operator) ? BRACES : operator === 'is' ? IS : /^/;
-  const start = { ...reader };
-  const value = operator === 'in' ? readItems(reader) : readValue(reader, inTree);
-  if (!shape.test(value)) expected(start, shape.source);
-  const pattern = /like$/.test(operator) ? value.replaceAll('*', '%') : value;
-  const filter = { column, operator, modifier, value: pattern };
+  if (/^(any|all)$/.test(modifier ?? '')) take(reader, /(?=\{)/y, 'a list as {a,b}');
+  const value = readValue(reader, operator, inTree);
+  const filter = { column, operator, modifier, value };
   return not ? { not: filter } : filter;
 }
 
@@ -323,16 +308,20 @@ export function isFor(type: string, operator: string): boolean {
 }
 
 /** Alone, a value is the rest of the parameter; in a tree it ends at "," or ")", unless quoted. */
-function readValue(reader: Reader, inTree: boolean): string {
-  if (!inTree) return take(reader, /.*/sy, 'a value')[0];
-  return unquoted(take(reader, PATTERNS.item, 'a value')[0]);
+function readValue(reader: Reader, operator: string, inTree: boolean): string {
+  if (operator === 'in') return readItems(reader);
+  if (operator === 'is') return take(reader, PATTERNS.is, PATTERNS.is.source)[0];
+  const value = inTree
+    ? unquoted(take(reader, PATTERNS.item, 'a value')[0])
+    : take(reader, /.*/sy, 'a value')[0];
+  return /like$/.test(operator) ? value.replaceAll('*', '%') : value;
 }
 
 /** `(a,"b")` as a PostgreSQL array literal. */
 function readItems(reader: Reader): string {
   take(reader, /\(/y, '"("');
   const item = () => unquoted(take(reader, PATTERNS.listed, 'a value')[0]);
-  const items = skip(reader, /(?=\))/y) ? [] : takeList(reader, item, MAX_ITEMS, NOTHING);
+  const items = skip(reader, /(?=\))/y) ? [] : takeList(reader, item, MAX_ITEMS, /(?:)/y);
   take(reader, /\)/y, '"," or ")"');
   return arrayLiteral(items);
 }
@@ -343,24 +332,19 @@ function readItems(reader: Reader): string {
 function completeOrder({ key }: Resource, query: Query): Query {
   const { after } = query;
   const groups = groupedBy(query);
-  const last = (groups ?? [key]).map((column): Order => {
-    return { column, descending: false, nullsFirst: false };
-  });
-  const order = firstOfEach([...query.order, ...last]);
-  if (order.length > MAX_ORDER + last.length)
-    throw new Problem(400, 'PGRST100', `order has at most ${MAX_ORDER} columns.`);
+  const last = (groups ?? [key]).map((column) => ({
+    column,
+    descending: false,
+    nullsFirst: false,
+  }));
+  const all: Order[] = [...query.order, ...last];
+  const columns = all.map(({ column }) => column);
+  const order = all.filter(({ column }, at) => columns.indexOf(column) === at); // as in SQL
   const fits = !groups && after?.length === order.length && toUuid(after.at(-1) ?? '');
   const detail = 'The parameter after is no cursor of this list.';
   const hint = 'Follow the link rel="next" of the previous page, in its order.';
   if (after && !fits) throw new Problem(400, 'PGRST100', detail, hint);
   return { ...query, order };
-}
-
-/** Of a repeated column the first counts, as in SQL. */
-function firstOfEach(orders: Order[]): Order[] {
-  const columns = new Map<string, Order>();
-  for (const one of orders) if (!columns.has(one.column)) columns.set(one.column, one);
-  return [...columns.values()];
 }
 
 /** The columns that the rows of the answer are grouped by; undefined where they are no groups. */

@@ -188,7 +188,7 @@ describe('a page', () => {
   test('has a link to the next, unless that is longer than 4 KiB', async () => {
     const { headers } = await ask('GET', '/things?limit=2&offset=2');
     assert.equal(headers.get('link'), '</things?limit=2&after=abc>; rel="next"');
-    const long = await ask('GET', `/things?order=${Array(1700).fill('age')}`);
+    const long = await ask('GET', `/things?age=in.(${Array(1700).fill(1)})`);
     assert.deepEqual([long.status, long.headers.get('link')], [200, null]);
   });
 

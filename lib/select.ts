@@ -1,22 +1,11 @@
 /** A parsed query string as SQL. The table is `t` in every statement. */
 import { kindOf, type Resource, typeOf } from './columns.ts';
-import {
-  type Filter,
-  FULL_TEXT,
-  groupedBy,
-  type Member,
-  OPERATORS,
-  type Order,
-  type Query,
-} from './dialect.ts';
+import { type Filter, groupedBy, type Member, OPERATORS, type Query } from './dialect.ts';
 import { bodyOf, type Field, type Format, type Values } from './rows.ts';
 import { identifier, join, raw, type Sql, sql, where } from './sql.ts';
 
-/** What a statement answers: expressions over `t`, and how each is written. */
-export type Shown = { fields: Field[]; columns: Sql[] };
-
-/** The members of `select`, or all columns. */
-export function shownOf(resource: Resource, select?: Member[]): Shown {
+/** The members of `select`, or all columns: how each is written, and its expression over `t`. */
+export function shownOf(resource: Resource, select?: Member[]) {
   const members = select ?? resource.names.map((name): Member => ({ name, column: name }));
   const shown = members.map((member) => showOne(resource, member));
   return { fields: shown.map(({ field }) => field), columns: shown.map(({ column }) => column) };
@@ -42,14 +31,18 @@ export function selectOf(
   tests: Sql[],
   limit?: number,
 ): Sql {
-  const { filters, order, offset, after } = query;
+  const { filters, order, offset } = query;
   const table = identifier(resource.table);
   const groups = groupedBy(query)?.map(columnOf) ?? [];
-  const orders = order.map((one) => direction(resource, one));
+  const orders = order.map(({ column, descending, nullsFirst }) => {
+    // Without nulls in the column any index on it has the order.
+    const nulls = resource.notNull.has(column) ? '' : ` nulls ${nullsFirst ? 'first' : 'last'}`;
+    return sql`${columnOf(column)} ${raw((descending ? 'desc' : 'asc') + nulls)}`;
+  });
   const sorted = (what: Sql, most?: number) => sql`select ${what}
     ${join(groups, ', ', 'group by ')} ${join(orders, ', ', 'order by ')}
     ${most === undefined ? sql`` : sql`limit ${raw(String(most))}`}`;
-  const parts = after ? keyset(resource, order, after) : [[]];
+  const parts = query.after ? keyset(resource, order, query.after) : [[]];
   const all = [...tests, ...filters.map(condition)];
   const rows = parts.map((part) => sql`${table} t ${where([...all, ...part])}`);
   const most = limit === undefined ? undefined : limit + offset;
@@ -77,12 +70,8 @@ export type Page = { rows: number; body: string; more: boolean; next: string; to
  * A page as a statement, and what its result becomes. One row more than wanted shows whether there
  * are more; a total is in a column of each row.
  */
-export function planPage(
-  resource: Resource,
-  query: Query,
-  { limit, count, format }: Wanted,
-  tests: Sql[],
-) {
+export function planPage(resource: Resource, query: Query, wanted: Wanted, tests: Sql[]) {
+  const { limit, count, format } = wanted;
   const { fields, columns } = shownOf(resource, query.select);
   const groups = groupedBy(query); // they have no cursor
   if (query.select && !groups) columns.push(...query.order.map(({ column }) => columnOf(column)));
@@ -121,12 +110,6 @@ function columnOf(name: string): Sql {
   return sql`t.${identifier(name)}`;
 }
 
-/** Without nulls in the column any index on it has the order. */
-function direction({ notNull }: Resource, { column, descending, nullsFirst }: Order): Sql {
-  const nulls = notNull.has(column) ? '' : ` nulls ${nullsFirst ? 'first' : 'last'}`;
-  return sql`${columnOf(column)} ${raw((descending ? 'desc' : 'asc') + nulls)}`;
-}
-
 export function condition(filter: Filter): Sql {
   if ('not' in filter) return sql`not (${condition(filter.not)})`;
   if ('tree' in filter) return sql`(${join(filter.branches.map(condition), ` ${filter.tree} `)})`;
@@ -135,7 +118,7 @@ export function condition(filter: Filter): Sql {
   if (operator === 'is') return sql`${left} is ${raw(value.replace('_', ' '))}`;
   if (operator === 'in') return sql`${left} ${by}(${value})`;
   const language = modifier ? sql`${modifier}::text::regconfig, ` : sql``;
-  if (FULL_TEXT.test(operator))
+  if (operator.endsWith('fts'))
     return sql`to_tsvector(${language}${left}) @@ ${by}(${language}${value})`;
   return modifier ? sql`${left} ${by} ${raw(modifier)}(${value})` : sql`${left} ${by} ${value}`;
 }
@@ -145,7 +128,7 @@ export function condition(filter: Filter): Sql {
  * in two parts where nulls of the first column follow, because no index can use an `or`. The bound
  * of the first column follows from the other test: an index can only use it alone.
  */
-function keyset({ notNull }: Resource, order: Order[], values: (string | null)[]): Sql[][] {
+function keyset({ notNull }: Resource, order: Query['order'], values: Values): Sql[][] {
   const tests = order.map(({ column, descending, nullsFirst }, at) => {
     const [left, value = null] = [columnOf(column), values[at]];
     const isNull = sql`${left} is null`;
