@@ -1,10 +1,10 @@
+/** What the server answers itself and when it does not start; test/promises.test.ts has how it stops. */
 import assert from 'node:assert/strict';
-import { EventEmitter, once } from 'node:events';
+import { once } from 'node:events';
 import { connect } from 'node:net';
 import { after, before, describe, test } from 'node:test';
 import { pino } from 'pino';
-import { until } from '../test/harness.ts';
-import { Problem, StartError } from './problem.ts';
+import { StartError } from './problem.ts';
 import { LIMITS, type Running, type Service, serve, urlOf } from './server.ts';
 
 const log = pino({ level: 'silent' });
@@ -91,48 +91,11 @@ describe('serve()', () => {
     });
   });
 
-  test('tries again to prepare until the database is available', async (t) => {
-    let tries = 0;
-    const prepare = async () => {
-      tries += 1;
-      if (tries < 3) throw new Problem(503, '08006', 'not yet');
-    };
-    const service = serviceOf({ prepare });
-    const running = await serve(OPTIONS, service, log);
-    t.after(running.stop);
-    await until(() => service.life.prepared);
-    assert.equal(tries, 3);
-  });
-
   test('rejects when the table is not as declared', async () => {
     const prepare = async () => {
       throw new StartError('table things: name is missing');
     };
     await assert.rejects(serve(OPTIONS, serviceOf({ prepare }), log), /name is missing/);
-  });
-
-  test('stop() answers what is in flight, closes idle connections, then the service', async () => {
-    const events = new EventEmitter();
-    const order: string[] = [];
-    const fetch = async () => {
-      events.emit('arrived');
-      await once(events, 'release');
-      order.push('answered');
-      return new Response('late');
-    };
-    const close = async () => {
-      order.push('closed');
-    };
-    const running = await serve(OPTIONS, serviceOf({ fetch, close }), log);
-    const silent = send(running, '');
-    const asked = send(running, 'GET / HTTP/1.1\r\nHost: x\r\n\r\n');
-    await once(events, 'arrived');
-    const stopped = running.stop();
-    assert.equal(await silent, '');
-    events.emit('release');
-    assert.match(await asked, /^HTTP\/1\.1 200 [\s\S]*late/);
-    await stopped;
-    assert.deepEqual(order, ['answered', 'closed']);
   });
 });
 
