@@ -23,6 +23,12 @@ import { SignJWT } from 'jose';
 import postgres from 'postgres';
 import { startEmbedded } from '../lib/embedded.ts';
 
+/** A passenger as clients send it. */
+export const PASSENGER = {
+  ...{ survived: false, passengerClass: 3, name: 'Mr. Owen Harris Braund', sex: 'male', age: 22 },
+  ...{ siblingsOrSpousesAboard: 1, parentsOrChildrenAboard: 0, fare: 7.25 },
+};
+
 /** An empty database: `sql` is a client of its superuser, `home` its directory when embedded. */
 export type TestDatabase = {
   url: string;
