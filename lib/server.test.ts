@@ -1,9 +1,8 @@
 /** What the server answers itself and when it does not start; test/promises.test.ts has how it stops. */
 import assert from 'node:assert/strict';
-import { once } from 'node:events';
-import { connect } from 'node:net';
 import { after, before, describe, test } from 'node:test';
 import { pino } from 'pino';
+import { sendRaw } from '../test/harness.ts';
 import { StartError } from './problem.ts';
 import { LIMITS, type Running, type Service, serve, urlOf } from './server.ts';
 
@@ -14,19 +13,6 @@ function serviceOf(members: Partial<Service> = {}): Service {
   const life = { prepared: false, stopping: false };
   const nothing = async () => {};
   return { fetch: () => new Response('ok'), life, prepare: nothing, close: nothing, ...members };
-}
-
-/** What comes back for these bytes until the connection is closed. */
-async function send({ url }: Running, bytes: string): Promise<string> {
-  const { hostname, port } = new URL(url);
-  const socket = connect(Number(port), hostname);
-  let answer = '';
-  socket.on('data', (data) => {
-    answer += data;
-  });
-  socket.write(bytes);
-  await once(socket, 'close');
-  return answer;
 }
 
 describe('A request that is not for the application', () => {
@@ -57,7 +43,7 @@ describe('A request that is not for the application', () => {
   ];
   for (const [name, bytes, status] of refused) {
     test(`with ${name} is a problem of ${status}`, async () => {
-      const answer = await send(running, bytes);
+      const answer = await sendRaw(running.url, bytes);
       assert.match(answer, new RegExp(`^HTTP/1\\.1 ${status} `));
       assert.match(answer, /\r\ncontent-type: application\/problem\+json\r\n/i);
       assert.match(answer, /\r\nx-request-id: [\w-]+\r\n/i);
@@ -66,7 +52,7 @@ describe('A request that is not for the application', () => {
   }
 
   test('with an unknown expectation has no body in the answer to HEAD', async () => {
-    const answer = await send(running, `HEAD / HTTP/1.1\r\n${HOST}Expect: magic\r\n\r\n`);
+    const answer = await sendRaw(running.url, `HEAD / HTTP/1.1\r\n${HOST}Expect: magic\r\n\r\n`);
     assert.match(answer, /^HTTP\/1\.1 417 [\s\S]*\r\n\r\n$/);
   });
 
@@ -76,7 +62,10 @@ describe('A request that is not for the application', () => {
     const slow = await serve(OPTIONS, serviceOf(), log);
     Object.assign(LIMITS, { headersTimeout, connectionsCheckingInterval });
     t.after(slow.stop);
-    assert.match(await send(slow, 'GET / HTTP/1.1\r\n'), /^HTTP\/1\.1 408 [\s\S]*"status":408/);
+    assert.match(
+      await sendRaw(slow.url, 'GET / HTTP/1.1\r\n'),
+      /^HTTP\/1\.1 408 [\s\S]*"status":408/,
+    );
   });
 });
 

@@ -22,6 +22,9 @@ import { promisify } from 'node:util';
 import { SignJWT } from 'jose';
 import postgres from 'postgres';
 import { startEmbedded } from '../lib/embedded.ts';
+import { client, type Reply } from './deployment.ts';
+
+export type { Reply } from './deployment.ts';
 
 /** A passenger as clients send it. */
 export const PASSENGER = {
@@ -120,10 +123,6 @@ export async function ask<T>(url: string, question: (sql: postgres.Sql) => Promi
 
 /** One JSON line of the service's log. */
 export type LogLine = { level: string; msg: string; [name: string]: unknown };
-
-/** An answer with its body read: `json` is undefined where the body is none. */
-// biome-ignore lint/suspicious/noExplicitAny: tests assert on whatever came
-export type Reply = { status: number; headers: Headers; text: string; json: any };
 
 /** A running process of the service. */
 export type TestService = {
@@ -233,18 +232,12 @@ export async function startService(
     }
   };
   const url = String((await logged('listening')).url);
-  const request = async (method: string, path: string, body?: unknown, headers?: HeadersInit) => {
-    const init: RequestInit = { method, headers: Object.fromEntries(new Headers(headers)) };
-    if (body !== undefined) {
-      init.body = typeof body === 'string' ? body : JSON.stringify(body);
-      init.headers = { 'content-type': 'application/json', ...init.headers };
-    }
-    const response = await fetch(url + path, init);
-    const text = await response.text();
-    search('the answer', text);
-    const isJson = /\bjson\b/.test(response.headers.get('content-type') ?? '') && text !== '';
-    const { status, headers: received } = response;
-    return { status, headers: received, text, json: isJson ? JSON.parse(text) : undefined };
+  const send = client(url, undefined, 60_000);
+  const request = async (method: string, path: string, body?: unknown, given?: HeadersInit) => {
+    const headers = Object.fromEntries(new Headers(given));
+    const reply = await send(method, path, { body, headers });
+    search('the answer', reply.text);
+    return reply;
   };
   const stop = async (signal: NodeJS.Signals = 'SIGTERM') => {
     if (child.exitCode === null && child.signalCode === null) child.kill(signal);
@@ -297,6 +290,14 @@ function leaksIn(text: string, environment: Record<string, string>): string[] {
   const found = secrets.filter(([, ...all]) => all.some((one) => one !== '' && text.includes(one)));
   const shapes = [...(SQL.test(text) ? ['SQL'] : []), ...(TOKEN.test(text) ? ['a token'] : [])];
   return [...found.map(([name]) => name), ...shapes];
+}
+
+/** The whole answer to bytes, until the server closes the connection. */
+export async function sendRaw(url: string, bytes: string): Promise<string> {
+  const { hostname, port } = new URL(url);
+  const socket = dial(Number(port), hostname);
+  socket.write(Buffer.from(bytes, 'latin1'));
+  return String(Buffer.concat(await socket.toArray()));
 }
 
 /** The header with a token of this `sub` that lasts, signed by a JWT_SECRET. */

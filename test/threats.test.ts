@@ -10,6 +10,7 @@ import {
   fill,
   openService,
   PASSENGER,
+  sendRaw,
   slack,
   startDatabase,
   startReady,
@@ -22,12 +23,7 @@ const SECRET = 'a-secret-that-nobody-is-to-read-anywhere';
 
 const { database, service } = await openService({ LOG_LEVEL: 'trace', POOL_SIZE: '1' });
 
-/** The whole answer to bytes that no client would send. */
-async function send(bytes: string): Promise<string> {
-  const socket = connect(Number(new URL(service.url).port), '127.0.0.1');
-  socket.write(Buffer.from(bytes, 'latin1'));
-  return String(Buffer.concat(await socket.toArray()));
-}
+const send = (bytes: string) => sendRaw(service.url, bytes);
 
 function lines(...all: string[]): string {
   return `${all.join('\r\n')}\r\n\r\n`;
