@@ -272,15 +272,6 @@ describe('each component says in its first line what it adds and why, and adds i
   }
 });
 
-test('every file of kustomize/ begins with a comment', { skip }, () => {
-  const files = readdirSync(HERE, { recursive: true, encoding: 'utf8' });
-  const commented = files.filter((path) => /\.(yaml|conf|sh)$/.test(path));
-  assert.deepEqual(
-    commented.filter((path) => !text(path).startsWith('#')),
-    [],
-  );
-});
-
 describe('overlays', { skip }, () => {
   for (const name of OVERLAYS) {
     test(`${name} is one file: the base, components, and a tag that YAML 1.1 reads as text`, () => {

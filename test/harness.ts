@@ -22,7 +22,7 @@ import { promisify } from 'node:util';
 import { SignJWT } from 'jose';
 import postgres from 'postgres';
 import { startEmbedded } from '../lib/embedded.ts';
-import { client, type Reply } from './deployment.ts';
+import { client } from './deployment.ts';
 
 export type { Reply } from './deployment.ts';
 
@@ -125,19 +125,7 @@ export async function ask<T>(url: string, question: (sql: postgres.Sql) => Promi
 export type LogLine = { level: string; msg: string; [name: string]: unknown };
 
 /** A running process of the service. */
-export type TestService = {
-  url: string;
-  child: ChildProcess;
-  log: LogLine[];
-  stderr: () => string;
-  request: (method: string, path: string, body?: unknown, headers?: HeadersInit) => Promise<Reply>;
-  get: (path: string, headers?: HeadersInit) => Promise<Reply>;
-  logged: (msg: string) => Promise<LogLine>;
-  /** Searches an answer for secrets that did not come by request(). */
-  hear: (text: string) => void;
-  ended: Promise<number | null>;
-  stop: (signal?: NodeJS.Signals) => Promise<number | null>;
-};
+export type TestService = Awaited<ReturnType<typeof startService>>;
 
 type Started = { file?: string; args?: string[] };
 
@@ -192,7 +180,7 @@ export function inherited(): Record<string, string | undefined> {
 export async function startService(
   environment: Record<string, string>,
   { file = APP, args = [], ...options }: Started & Pick<SpawnOptions, 'cwd' | 'uid' | 'gid'> = {},
-): Promise<TestService> {
+) {
   const env = { ...inherited(), PORT: '0', ...environment };
   const command = [...nodeArguments, file, ...args];
   const child = leash(spawn(process.execPath, command, { env, ...options }));
@@ -247,6 +235,7 @@ export async function startService(
     return child.exitCode;
   };
   const get = (path: string, headers?: HeadersInit) => request('GET', path, undefined, headers);
+  /** Searches an answer for secrets that did not come by request(). */
   const hear = (text: string) => search('the answer', text);
   return { url, child, log, stderr: () => stderr, request, get, logged, hear, ended, stop };
 }
@@ -317,31 +306,12 @@ export async function until(condition: () => unknown, ms = 30_000): Promise<void
   }
 }
 
-/** A TCP proxy before a database; `url` goes through it. All its faults last until pass(). */
-export type TestProxy = {
-  url: string;
-  /** When connections were asked for, by performance.now(). */
-  dialled: number[];
-  /** Ends every connection. */
-  cut: () => void;
-  /** Ends every connection, and each new one at once. */
-  refuse: () => void;
-  /** Takes new connections and never answers them. */
-  blackHole: () => void;
-  /** Carries nothing in either direction; what was sent meanwhile arrives after pass(), in one piece. */
-  stall: () => void;
-  /** Carries everything `ms` later. */
-  delay: (ms: number) => void;
-  /** Ends the connection instead of carrying the answer to the next message that has `text`. */
-  dropReply: (text: string) => Promise<void>;
-  pass: () => void;
-  stop: () => Promise<void>;
-};
+export type TestProxy = Awaited<ReturnType<typeof startProxy>>;
 
 type Mode = 'pass' | 'refuse' | 'black hole' | 'stall';
 
-/** Starts a proxy on a free port before the server of `url`. */
-export async function startProxy(url: string): Promise<TestProxy> {
+/** A TCP proxy before the database of `url`, whose own `url` goes through it; faults last until pass(). */
+export async function startProxy(url: string) {
   const { hostname, port } = new URL(url);
   const open = new Set<Socket>();
   const dialled: number[] = [];
@@ -402,20 +372,27 @@ export async function startProxy(url: string): Promise<TestProxy> {
   through.port = String((server.address() as AddressInfo).port);
   return {
     url: through.href,
+    /** When connections were asked for, by performance.now(). */
     dialled,
+    /** Ends every connection. */
     cut,
+    /** Ends every connection, and each new one at once. */
     refuse: () => {
       turn('refuse');
       cut();
     },
+    /** Takes new connections and never answers them. */
     blackHole: () => {
       mode = 'black hole';
     },
+    /** Carries nothing; what was sent meanwhile arrives after pass(), in one piece. */
     stall: () => turn('stall'),
-    delay: (ms) => {
+    /** Carries everything `ms` later. */
+    delay: (ms: number) => {
       late = ms;
     },
-    dropReply: async (text) => {
+    /** Ends the connection instead of carrying the answer to the next message that has `text`. */
+    dropReply: async (text: string) => {
       trap = text;
       await once(dropped, 'reply');
     },
@@ -431,18 +408,8 @@ export async function startProxy(url: string): Promise<TestProxy> {
   };
 }
 
-/** Control of the processes of an embedded server. */
-export type ServerControl = {
-  /** Stops it as an administrator does, or ends all of its processes at once as a crash. */
-  stop: (how: 'fast' | 'crash') => Promise<void>;
-  /** Starts it again on its port; resolves as soon as it accepts connections. */
-  start: () => Promise<void>;
-  pause: () => Promise<void>;
-  resume: () => Promise<void>;
-};
-
 /** Controls the embedded server whose data is in `home` (Linux: it reads /proc). */
-export async function controlServer(home: string): Promise<ServerControl> {
+export async function controlServer(home: string) {
   const pidFile = join(home, 'cluster', 'postmaster.pid');
   const read = async () => (await readFile(pidFile, 'utf8').catch(() => '')).split('\n');
   const postmaster = Number((await read())[0]);
@@ -459,12 +426,14 @@ export async function controlServer(home: string): Promise<ServerControl> {
       process.kill(pid, name);
   };
   return {
-    stop: async (how) => {
+    /** Stops it as an administrator does, or ends all of its processes at once as a crash. */
+    stop: async (how: 'fast' | 'crash') => {
       const all = await pids();
       if (how === 'fast') await signal('SIGINT', all.slice(0, 1));
       else await signal('SIGKILL', all);
       await until(async () => (await Promise.all(all.map(isRunning))).every((runs) => !runs));
     },
+    /** Starts it again on its port; resolves as soon as it accepts connections. */
     start: async () => {
       const [file = '', ...args] = command;
       const user = process.getuid?.() === 0 ? { uid, gid } : {};
