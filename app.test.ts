@@ -22,6 +22,7 @@ import {
   inherited,
   nodeArguments,
   openService,
+  PASSENGER,
   type Reply,
   startDatabase,
   startReady,
@@ -30,15 +31,11 @@ import { serveHere } from './test/inprocess.ts';
 
 const { database, service } = await openService();
 
-const BRAUND = {
-  ...{ survived: false, passengerClass: 3, name: 'Mr. Owen Harris Braund', sex: 'male', age: 22 },
-  ...{ siblingsOrSpousesAboard: 1, parentsOrChildrenAboard: 0, fare: 7.25 },
-};
 const NOWHERE = '00000000-0000-7000-8000-000000000000';
 const SECRET = 'a-secret-of-32-bytes-or-of-more-than-that';
 
 async function create(): Promise<Reply['json']> {
-  const reply = await service.request('POST', '/passengers', BRAUND);
+  const reply = await service.request('POST', '/passengers', PASSENGER);
   assert.equal(reply.status, 201, reply.text);
   return reply.json;
 }
@@ -95,7 +92,7 @@ describe('An endpoint that works', () => {
   const older: Change = (row) => ({ ...row, age: 23 });
   const gone: Change = () => null;
   const nothing: Change = () => undefined;
-  const fresh = () => ({ uuid: randomUUID(), ...BRAUND });
+  const fresh = () => ({ uuid: randomUUID(), ...PASSENGER });
   const [one, two, three] = [fresh(), fresh(), fresh()];
 
   /** What is answered, and what the row of {key} is afterwards, from what it was before. */
@@ -105,7 +102,7 @@ describe('An endpoint that works', () => {
     ['PATCH /passengers?uuid=eq.{key}', 204, { age: 23 }, nothing, older],
     ['DELETE /passengers?uuid=eq.{key}', 204, undefined, nothing, gone],
     ['GET /passengers/{key}', 200, undefined, same, same],
-    ['PUT /passengers/{key}', 200, { ...BRAUND, age: 23 }, older, older],
+    ['PUT /passengers/{key}', 200, { ...PASSENGER, age: 23 }, older, older],
     ['PATCH /passengers/{key}', 200, { age: 23 }, older, older],
     ['DELETE /passengers/{key}', 204, undefined, nothing, gone],
     ['GET /rest/v1/passengers?uuid=eq.{key}', 200, undefined, (row) => [row], same],
@@ -113,13 +110,13 @@ describe('An endpoint that works', () => {
     ['PATCH /rest/v1/passengers?uuid=eq.{key}', 204, { age: 23 }, nothing, older],
     ['DELETE /rest/v1/passengers?uuid=eq.{key}', 204, undefined, nothing, gone],
     ['GET /rest/v1/passengers/{key}', 200, undefined, same, same],
-    ['PUT /rest/v1/passengers/{key}', 204, { ...BRAUND, age: 23 }, nothing, older],
+    ['PUT /rest/v1/passengers/{key}', 204, { ...PASSENGER, age: 23 }, nothing, older],
     ['PATCH /rest/v1/passengers/{key}', 204, { age: 23 }, nothing, older],
     ['DELETE /rest/v1/passengers/{key}', 204, undefined, nothing, gone],
     ['GET /passengerlist?uuid=eq.{key}', 200, undefined, (row) => [row], same],
     ['POST /postpassenger', 201, three, () => three, same],
     ['GET /getpassenger/{key}', 200, undefined, same, same],
-    ['PUT /putpassenger/{key}', 200, { ...BRAUND, age: 23 }, older, older],
+    ['PUT /putpassenger/{key}', 200, { ...PASSENGER, age: 23 }, older, older],
     ['DELETE /deletepassenger/{key}', 204, undefined, nothing, gone],
   ];
   for (const [line, status, body, answer, then] of cases) {
@@ -154,11 +151,11 @@ describe('An endpoint that refuses', () => {
     ['GET /passengers?age=22', 400, 'PGRST100'],
     ['GET /passengers?columns=age', 400, 'PGRST100'],
     ['GET /passengers?on_conflict=uuid', 400, 'PGRST100'],
-    ['POST /passengers', 422, '22023', { ...BRAUND, age: -1 }],
-    ['POST /passengers', 422, 'PGRST204', { ...BRAUND, extra: 1 }],
-    ['POST /passengers?age=eq.1', 400, 'PGRST100', BRAUND],
-    ['POST /passengers?limit=1', 400, 'PGRST100', BRAUND],
-    ['POST /passengers?select=count()', 400, 'PGRST100', BRAUND],
+    ['POST /passengers', 422, '22023', { ...PASSENGER, age: -1 }],
+    ['POST /passengers', 422, 'PGRST204', { ...PASSENGER, extra: 1 }],
+    ['POST /passengers?age=eq.1', 400, 'PGRST100', PASSENGER],
+    ['POST /passengers?limit=1', 400, 'PGRST100', PASSENGER],
+    ['POST /passengers?select=count()', 400, 'PGRST100', PASSENGER],
     ['PATCH /passengers', 400, '21000', { age: 1 }],
     ['PATCH /passengers?order=age', 400, 'PGRST100', { age: 1 }],
     ['PATCH /passengers?uuid=eq.{key}', 422, '22023', { uuid: NOWHERE }],
@@ -170,10 +167,10 @@ describe('An endpoint that refuses', () => {
     ['GET /passengers/abc', 400, '22P02'],
     [`GET /passengers/${NOWHERE}`, 404, 'PGRST116'],
     ['GET /passengers/{key}?select=age', 400, 'PGRST100'],
-    ['PUT /passengers/abc', 400, '22P02', BRAUND],
+    ['PUT /passengers/abc', 400, '22P02', PASSENGER],
     ['PUT /passengers/{key}', 422, '22023', { age: 1 }],
-    ['PUT /passengers/{key}', 422, '22023', [BRAUND]],
-    ['PUT /passengers/{key}?age=eq.1', 400, 'PGRST100', BRAUND],
+    ['PUT /passengers/{key}', 422, '22023', [PASSENGER]],
+    ['PUT /passengers/{key}?age=eq.1', 400, 'PGRST100', PASSENGER],
     [`PATCH /passengers/${NOWHERE}`, 404, 'PGRST116', { age: 1 }],
     ['PATCH /passengers/{key}', 422, '22023', { uuid: NOWHERE }],
     ['PATCH /passengers/{key}?x=1', 400, '42703', { age: 1 }],
@@ -212,7 +209,7 @@ describe('An endpoint that refuses', () => {
     test(`a write with ${name} is ${status} and changes nothing`, async () => {
       const row = await create();
       const path = `/passengers/${row.uuid}`;
-      const changed = { ...BRAUND, age: 99 };
+      const changed = { ...PASSENGER, age: 99 };
       assertProblem(await service.request('PUT', path, changed, headers), status, code);
       assertProblem(await service.request('PATCH', path, { age: 99 }, headers), status, code);
       assertProblem(await service.request('DELETE', path, undefined, headers), status, code);
@@ -227,7 +224,7 @@ describe('An endpoint that refuses', () => {
   ] as const) {
     test(`an Idempotency-Key of ${name} is 400`, async () => {
       const headers = { 'idempotency-key': key };
-      const reply = await service.request('POST', '/passengers', BRAUND, headers);
+      const reply = await service.request('POST', '/passengers', PASSENGER, headers);
       assertProblem(reply, 400, 'PGRST100');
     });
   }
@@ -237,7 +234,7 @@ describe('An endpoint that refuses', () => {
       const row = await create();
       const path = `/passengers/${row.uuid}`;
       const etag = (await service.get(path)).headers.get('etag') ?? '';
-      const body = method === 'DELETE' ? undefined : { ...BRAUND, age: 23 };
+      const body = method === 'DELETE' ? undefined : { ...PASSENGER, age: 23 };
       const write = (tags: string, to = path) =>
         service.request(method, to, body, { 'if-match': tags });
       for (const tags of ['"1"', '"x"', '']) assertProblem(await write(tags), 412, 'PGRST100');
@@ -281,8 +278,8 @@ describe('The passengers', () => {
     const [half] = (await own.get('/passengerlist')).json;
     assert.deepEqual([half.name, half.age], ['half known', null]);
     assert.deepEqual(Object.keys(half), passengers.names);
-    const { json } = await own.send('POST', '/postpassenger', BRAUND);
-    assert.equal((await own.send('PUT', `/putpassenger/${json.uuid}`, BRAUND)).status, 200);
+    const { json } = await own.send('POST', '/postpassenger', PASSENGER);
+    assert.equal((await own.send('PUT', `/putpassenger/${json.uuid}`, PASSENGER)).status, 200);
     assert.equal((await own.send('DELETE', `/deletepassenger/${json.uuid}`)).status, 204);
     await own.stop();
     await old.sql.unsafe('drop owned by crud; drop role crud');
@@ -392,7 +389,7 @@ describe('A key', () => {
     assert.deepEqual([sub, scope, exp - iat], ['me', 'write', 300]);
     const own = await start('all');
     const headers = { authorization: `bearer ${stdout.trim()}` };
-    assert.equal((await own.send('POST', '/passengers', BRAUND, headers)).status, 201);
+    assert.equal((await own.send('POST', '/passengers', PASSENGER, headers)).status, 201);
     await own.stop();
   });
 

@@ -17,9 +17,8 @@ import {
   inherited,
   lint,
   nodeArguments,
-  startDatabase,
+  openDatabase,
   startReady,
-  type TestDatabase,
   type TestService,
   until,
 } from '../test/harness.ts';
@@ -38,17 +37,10 @@ const DECLARATIONS: [file: string, environment: Record<string, string>][] = [
   ['README.md', {}],
 ];
 
-let database: TestDatabase;
-let directory: string;
-before(async () => {
-  database = await startDatabase();
-  directory = await mkdtemp(join(tmpdir(), 'examples test-'));
-  await write('package.json', '{ "type": "module" }'); // without it tsx loads app.ts as CommonJS
-});
-after(async () => {
-  await database?.stop();
-  await rm(directory, { recursive: true });
-});
+const database = await openDatabase();
+const directory = await mkdtemp(join(tmpdir(), 'examples test-'));
+after(() => rm(directory, { recursive: true }));
+await write('package.json', '{ "type": "module" }'); // without it tsx loads app.ts as CommonJS
 
 /** Writes a file whose imports are relative to this directory. */
 async function write(name: string, text: string): Promise<string> {

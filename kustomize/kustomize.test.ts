@@ -51,13 +51,17 @@ function render(directory: string): string {
 }
 
 /** Renders a kustomization whose paths are those of an overlay. */
-function renderOverlay(kustomization: Manifest): Manifest[] {
+function renderText(kustomization: Manifest): string {
   const directory = mkdtempSync(join(work, 'overlay-'));
   const moved = (path: string) => relative(directory, join(HERE, 'overlays/any', path));
   const { resources = [], components = [], ...rest } = kustomization;
   const there = { resources: resources.map(moved), components: components.map(moved), ...rest };
   writeFileSync(join(directory, 'kustomization.yaml'), JSON.stringify(there));
-  return parseAllDocuments(render(directory)).map((document) => document.toJS());
+  return render(directory);
+}
+
+function renderOverlay(kustomization: Manifest): Manifest[] {
+  return parseAllDocuments(renderText(kustomization)).map((document) => document.toJS());
 }
 
 /** Components that another one needs before it. */
@@ -268,15 +272,6 @@ describe('each component says in its first line what it adds and why, and adds i
   }
 });
 
-test('every file of kustomize/ begins with a comment', { skip }, () => {
-  const files = readdirSync(HERE, { recursive: true, encoding: 'utf8' });
-  const commented = files.filter((path) => /\.(yaml|conf|sh)$/.test(path));
-  assert.deepEqual(
-    commented.filter((path) => !text(path).startsWith('#')),
-    [],
-  );
-});
-
 describe('overlays', { skip }, () => {
   for (const name of OVERLAYS) {
     test(`${name} is one file: the base, components, and a tag that YAML 1.1 reads as text`, () => {
@@ -378,4 +373,26 @@ describe('docs/kubernetes.md', { skip }, () => {
     );
     assert.ok(at(second, `Service ${host}`));
   });
+});
+
+describe('the next release changes the image of the service and version labels alone', {
+  skip,
+}, () => {
+  const digest = `sha256:${'a'.repeat(64)}`;
+  const label = / +app.kubernetes.io\/version: .*\n/g;
+  for (const name of OVERLAYS) {
+    test(name, () => {
+      const { images, labels, ...rest } = overlay(name);
+      const { newName } = images[0];
+      const at = (newTag: string, version: string) => {
+        const released = [{ name: 'passengers', newName, newTag, digest }, ...images.slice(1)];
+        const pairs = { 'app.kubernetes.io/version': version };
+        return renderText({ ...rest, images: released, labels: [...labels, { pairs }] });
+      };
+      const next = at('1.10', '1.10');
+      assert.ok(next.includes(`${newName}:1.10@${digest}\n`));
+      const without = (text: string) => text.replaceAll(label, '').replaceAll(/:1\.\d+@/g, '');
+      assert.equal(without(next), without(at('1.9', '1.9')));
+    });
+  }
 });

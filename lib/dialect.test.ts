@@ -81,40 +81,26 @@ describe('filters', () => {
 });
 
 describe('select', () => {
+  const plain = (...names: string[]) => names.map((name) => ({ name, column: name }));
   const selections: [string, object[]][] = [
-    ['name', [{ name: 'name', column: 'name' }]],
-    [
-      'name, age',
-      [
-        { name: 'name', column: 'name' },
-        { name: 'age', column: 'age' },
-      ],
-    ],
-    [
-      'name ,\tage',
-      [
-        { name: 'name', column: 'name' },
-        { name: 'age', column: 'age' },
-      ],
-    ],
-    ['odd name', [{ name: 'odd name', column: 'odd name' }]],
-    [' "odd name" ', [{ name: 'odd name', column: 'odd name' }]],
+    ['name', plain('name')],
+    ['name, age', plain('name', 'age')],
+    ['name ,\tage', plain('name', 'age')],
+    ['odd name', plain('odd name')],
+    [' "odd name" ', plain('odd name')],
     ['years:age', [{ name: 'years', column: 'age' }]],
     ['"a \\"b\\"":age', [{ name: 'a "b"', column: 'age' }]],
     ['age::text', [{ name: 'age', column: 'age', inner: 'text' }]],
     [
-      'age::double precision , name',
-      [
-        { name: 'age', column: 'age', inner: 'double precision' },
-        { name: 'name', column: 'name' },
-      ],
+      'age::double precision , id',
+      [{ ...plain('age')[0], inner: 'double precision' }, ...plain('id')],
     ],
     ['count()', [{ name: 'count', aggregate: 'count' }]],
     [
       'n:age::int.sum()::text',
       [{ name: 'n', column: 'age', inner: 'int', aggregate: 'sum', cast: 'text' }],
     ],
-    ['*', people.names.map((name) => ({ name, column: name }))],
+    ['*', plain(...people.names)],
   ];
   for (const [select, expected] of selections)
     test(select, () => {

@@ -13,6 +13,7 @@ import { fileURLToPath, pathToFileURL } from 'node:url';
 import type { TestService } from '../test/harness.ts';
 
 const SAMPLE = 40; // rows
+const HELPERS = ['test/harness.ts', 'test/deployment.ts'];
 const SAMPLE_FILE = 'examples/passengers.csv';
 const NOBODY = { uid: 65534, gid: 65534 };
 const asRoot = { skip: process.getuid?.() !== 0 && 'this process is not root' };
@@ -26,7 +27,7 @@ let count = 0;
 before(async () => {
   const from = dirname(dirname(fileURLToPath(import.meta.url)));
   fs.mkdirSync(project, { recursive: true });
-  for (const file of ['app.ts', 'package.json', 'lib', 'test/harness.ts', SAMPLE_FILE])
+  for (const file of ['app.ts', 'package.json', 'lib', ...HELPERS, SAMPLE_FILE])
     fs.cpSync(join(from, file), join(project, file), { recursive: true });
   const modules = fs.realpathSync(join(from, 'node_modules'));
   if (spawnSync('cp', ['-al', modules, project]).status !== 0)

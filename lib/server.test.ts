@@ -1,10 +1,9 @@
+/** What the server answers itself and when it does not start; test/promises.test.ts has how it stops. */
 import assert from 'node:assert/strict';
-import { EventEmitter, once } from 'node:events';
-import { connect } from 'node:net';
 import { after, before, describe, test } from 'node:test';
 import { pino } from 'pino';
-import { until } from '../test/harness.ts';
-import { Problem, StartError } from './problem.ts';
+import { sendRaw } from '../test/harness.ts';
+import { StartError } from './problem.ts';
 import { LIMITS, type Running, type Service, serve, urlOf } from './server.ts';
 
 const log = pino({ level: 'silent' });
@@ -14,19 +13,6 @@ function serviceOf(members: Partial<Service> = {}): Service {
   const life = { prepared: false, stopping: false };
   const nothing = async () => {};
   return { fetch: () => new Response('ok'), life, prepare: nothing, close: nothing, ...members };
-}
-
-/** What comes back for these bytes until the connection is closed. */
-async function send({ url }: Running, bytes: string): Promise<string> {
-  const { hostname, port } = new URL(url);
-  const socket = connect(Number(port), hostname);
-  let answer = '';
-  socket.on('data', (data) => {
-    answer += data;
-  });
-  socket.write(bytes);
-  await once(socket, 'close');
-  return answer;
 }
 
 describe('A request that is not for the application', () => {
@@ -57,7 +43,7 @@ describe('A request that is not for the application', () => {
   ];
   for (const [name, bytes, status] of refused) {
     test(`with ${name} is a problem of ${status}`, async () => {
-      const answer = await send(running, bytes);
+      const answer = await sendRaw(running.url, bytes);
       assert.match(answer, new RegExp(`^HTTP/1\\.1 ${status} `));
       assert.match(answer, /\r\ncontent-type: application\/problem\+json\r\n/i);
       assert.match(answer, /\r\nx-request-id: [\w-]+\r\n/i);
@@ -66,7 +52,7 @@ describe('A request that is not for the application', () => {
   }
 
   test('with an unknown expectation has no body in the answer to HEAD', async () => {
-    const answer = await send(running, `HEAD / HTTP/1.1\r\n${HOST}Expect: magic\r\n\r\n`);
+    const answer = await sendRaw(running.url, `HEAD / HTTP/1.1\r\n${HOST}Expect: magic\r\n\r\n`);
     assert.match(answer, /^HTTP\/1\.1 417 [\s\S]*\r\n\r\n$/);
   });
 
@@ -76,7 +62,10 @@ describe('A request that is not for the application', () => {
     const slow = await serve(OPTIONS, serviceOf(), log);
     Object.assign(LIMITS, { headersTimeout, connectionsCheckingInterval });
     t.after(slow.stop);
-    assert.match(await send(slow, 'GET / HTTP/1.1\r\n'), /^HTTP\/1\.1 408 [\s\S]*"status":408/);
+    assert.match(
+      await sendRaw(slow.url, 'GET / HTTP/1.1\r\n'),
+      /^HTTP\/1\.1 408 [\s\S]*"status":408/,
+    );
   });
 });
 
@@ -91,48 +80,11 @@ describe('serve()', () => {
     });
   });
 
-  test('tries again to prepare until the database is available', async (t) => {
-    let tries = 0;
-    const prepare = async () => {
-      tries += 1;
-      if (tries < 3) throw new Problem(503, '08006', 'not yet');
-    };
-    const service = serviceOf({ prepare });
-    const running = await serve(OPTIONS, service, log);
-    t.after(running.stop);
-    await until(() => service.life.prepared);
-    assert.equal(tries, 3);
-  });
-
   test('rejects when the table is not as declared', async () => {
     const prepare = async () => {
       throw new StartError('table things: name is missing');
     };
     await assert.rejects(serve(OPTIONS, serviceOf({ prepare }), log), /name is missing/);
-  });
-
-  test('stop() answers what is in flight, closes idle connections, then the service', async () => {
-    const events = new EventEmitter();
-    const order: string[] = [];
-    const fetch = async () => {
-      events.emit('arrived');
-      await once(events, 'release');
-      order.push('answered');
-      return new Response('late');
-    };
-    const close = async () => {
-      order.push('closed');
-    };
-    const running = await serve(OPTIONS, serviceOf({ fetch, close }), log);
-    const silent = send(running, '');
-    const asked = send(running, 'GET / HTTP/1.1\r\nHost: x\r\n\r\n');
-    await once(events, 'arrived');
-    const stopped = running.stop();
-    assert.equal(await silent, '');
-    events.emit('release');
-    assert.match(await asked, /^HTTP\/1\.1 200 [\s\S]*late/);
-    await stopped;
-    assert.deepEqual(order, ['answered', 'closed']);
   });
 });
 

@@ -11,7 +11,7 @@ import assert from 'node:assert/strict';
 import { Agent, request as httpRequest, type IncomingHttpHeaders } from 'node:http';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { openService } from './harness.ts';
+import { openService, PASSENGER } from './harness.ts';
 
 const SEED = Number(process.env.FUZZ_SEED ?? Date.now() % 2 ** 31);
 const REQUESTS = Number(process.env.FUZZ_REQUESTS ?? 20_000);
@@ -19,16 +19,7 @@ const LANES = 10; // one digit, so that a digit lost makes no other lane
 const ELSEWHERE = 15; // the mark of rows that no lane changes
 const MARK = 'siblingsOrSpousesAboard';
 
-const ROW = {
-  survived: true,
-  passengerClass: 1,
-  name: 'Mr. Fuzz',
-  sex: 'female',
-  age: 30.5,
-  [MARK]: ELSEWHERE,
-  parentsOrChildrenAboard: 0,
-  fare: 12.5,
-};
+const ROW = { ...PASSENGER, [MARK]: ELSEWHERE };
 type Row = Record<string, unknown>;
 
 const { database, service } = await openService({ CSV_LIMIT: '100000' });

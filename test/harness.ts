@@ -22,6 +22,15 @@ import { promisify } from 'node:util';
 import { SignJWT } from 'jose';
 import postgres from 'postgres';
 import { startEmbedded } from '../lib/embedded.ts';
+import { client } from './deployment.ts';
+
+export type { Reply } from './deployment.ts';
+
+/** A passenger as clients send it. */
+export const PASSENGER = {
+  ...{ survived: false, passengerClass: 3, name: 'Mr. Owen Harris Braund', sex: 'male', age: 22 },
+  ...{ siblingsOrSpousesAboard: 1, parentsOrChildrenAboard: 0, fare: 7.25 },
+};
 
 /** An empty database: `sql` is a client of its superuser, `home` its directory when embedded. */
 export type TestDatabase = {
@@ -115,24 +124,8 @@ export async function ask<T>(url: string, question: (sql: postgres.Sql) => Promi
 /** One JSON line of the service's log. */
 export type LogLine = { level: string; msg: string; [name: string]: unknown };
 
-/** An answer with its body read: `json` is undefined where the body is none. */
-// biome-ignore lint/suspicious/noExplicitAny: tests assert on whatever came
-export type Reply = { status: number; headers: Headers; text: string; json: any };
-
 /** A running process of the service. */
-export type TestService = {
-  url: string;
-  child: ChildProcess;
-  log: LogLine[];
-  stderr: () => string;
-  request: (method: string, path: string, body?: unknown, headers?: HeadersInit) => Promise<Reply>;
-  get: (path: string, headers?: HeadersInit) => Promise<Reply>;
-  logged: (msg: string) => Promise<LogLine>;
-  /** Searches an answer for secrets that did not come by request(). */
-  hear: (text: string) => void;
-  ended: Promise<number | null>;
-  stop: (signal?: NodeJS.Signals) => Promise<number | null>;
-};
+export type TestService = Awaited<ReturnType<typeof startService>>;
 
 type Started = { file?: string; args?: string[] };
 
@@ -187,7 +180,7 @@ export function inherited(): Record<string, string | undefined> {
 export async function startService(
   environment: Record<string, string>,
   { file = APP, args = [], ...options }: Started & Pick<SpawnOptions, 'cwd' | 'uid' | 'gid'> = {},
-): Promise<TestService> {
+) {
   const env = { ...inherited(), PORT: '0', ...environment };
   const command = [...nodeArguments, file, ...args];
   const child = leash(spawn(process.execPath, command, { env, ...options }));
@@ -227,18 +220,12 @@ export async function startService(
     }
   };
   const url = String((await logged('listening')).url);
-  const request = async (method: string, path: string, body?: unknown, headers?: HeadersInit) => {
-    const init: RequestInit = { method, headers: Object.fromEntries(new Headers(headers)) };
-    if (body !== undefined) {
-      init.body = typeof body === 'string' ? body : JSON.stringify(body);
-      init.headers = { 'content-type': 'application/json', ...init.headers };
-    }
-    const response = await fetch(url + path, init);
-    const text = await response.text();
-    search('the answer', text);
-    const isJson = /\bjson\b/.test(response.headers.get('content-type') ?? '') && text !== '';
-    const { status, headers: received } = response;
-    return { status, headers: received, text, json: isJson ? JSON.parse(text) : undefined };
+  const send = client(url, undefined, 60_000);
+  const request = async (method: string, path: string, body?: unknown, given?: HeadersInit) => {
+    const headers = Object.fromEntries(new Headers(given));
+    const reply = await send(method, path, { body, headers });
+    search('the answer', reply.text);
+    return reply;
   };
   const stop = async (signal: NodeJS.Signals = 'SIGTERM') => {
     if (child.exitCode === null && child.signalCode === null) child.kill(signal);
@@ -248,6 +235,7 @@ export async function startService(
     return child.exitCode;
   };
   const get = (path: string, headers?: HeadersInit) => request('GET', path, undefined, headers);
+  /** Searches an answer for secrets that did not come by request(). */
   const hear = (text: string) => search('the answer', text);
   return { url, child, log, stderr: () => stderr, request, get, logged, hear, ended, stop };
 }
@@ -293,6 +281,14 @@ function leaksIn(text: string, environment: Record<string, string>): string[] {
   return [...found.map(([name]) => name), ...shapes];
 }
 
+/** The whole answer to bytes, until the server closes the connection. */
+export async function sendRaw(url: string, bytes: string): Promise<string> {
+  const { hostname, port } = new URL(url);
+  const socket = dial(Number(port), hostname);
+  socket.write(Buffer.from(bytes, 'latin1'));
+  return String(Buffer.concat(await socket.toArray()));
+}
+
 /** The header with a token of this `sub` that lasts, signed by a JWT_SECRET. */
 export async function bearer(secret: string, sub: string, claims: object = {}) {
   const token = new SignJWT({ sub, exp: 4_102_444_800, ...claims });
@@ -310,31 +306,12 @@ export async function until(condition: () => unknown, ms = 30_000): Promise<void
   }
 }
 
-/** A TCP proxy before a database; `url` goes through it. All its faults last until pass(). */
-export type TestProxy = {
-  url: string;
-  /** When connections were asked for, by performance.now(). */
-  dialled: number[];
-  /** Ends every connection. */
-  cut: () => void;
-  /** Ends every connection, and each new one at once. */
-  refuse: () => void;
-  /** Takes new connections and never answers them. */
-  blackHole: () => void;
-  /** Carries nothing in either direction; what was sent meanwhile arrives after pass(), in one piece. */
-  stall: () => void;
-  /** Carries everything `ms` later. */
-  delay: (ms: number) => void;
-  /** Ends the connection instead of carrying the answer to the next message that has `text`. */
-  dropReply: (text: string) => Promise<void>;
-  pass: () => void;
-  stop: () => Promise<void>;
-};
+export type TestProxy = Awaited<ReturnType<typeof startProxy>>;
 
 type Mode = 'pass' | 'refuse' | 'black hole' | 'stall';
 
-/** Starts a proxy on a free port before the server of `url`. */
-export async function startProxy(url: string): Promise<TestProxy> {
+/** A TCP proxy before the database of `url`, whose own `url` goes through it; faults last until pass(). */
+export async function startProxy(url: string) {
   const { hostname, port } = new URL(url);
   const open = new Set<Socket>();
   const dialled: number[] = [];
@@ -395,20 +372,27 @@ export async function startProxy(url: string): Promise<TestProxy> {
   through.port = String((server.address() as AddressInfo).port);
   return {
     url: through.href,
+    /** When connections were asked for, by performance.now(). */
     dialled,
+    /** Ends every connection. */
     cut,
+    /** Ends every connection, and each new one at once. */
     refuse: () => {
       turn('refuse');
       cut();
     },
+    /** Takes new connections and never answers them. */
     blackHole: () => {
       mode = 'black hole';
     },
+    /** Carries nothing; what was sent meanwhile arrives after pass(), in one piece. */
     stall: () => turn('stall'),
-    delay: (ms) => {
+    /** Carries everything `ms` later. */
+    delay: (ms: number) => {
       late = ms;
     },
-    dropReply: async (text) => {
+    /** Ends the connection instead of carrying the answer to the next message that has `text`. */
+    dropReply: async (text: string) => {
       trap = text;
       await once(dropped, 'reply');
     },
@@ -424,18 +408,8 @@ export async function startProxy(url: string): Promise<TestProxy> {
   };
 }
 
-/** Control of the processes of an embedded server. */
-export type ServerControl = {
-  /** Stops it as an administrator does, or ends all of its processes at once as a crash. */
-  stop: (how: 'fast' | 'crash') => Promise<void>;
-  /** Starts it again on its port; resolves as soon as it accepts connections. */
-  start: () => Promise<void>;
-  pause: () => Promise<void>;
-  resume: () => Promise<void>;
-};
-
 /** Controls the embedded server whose data is in `home` (Linux: it reads /proc). */
-export async function controlServer(home: string): Promise<ServerControl> {
+export async function controlServer(home: string) {
   const pidFile = join(home, 'cluster', 'postmaster.pid');
   const read = async () => (await readFile(pidFile, 'utf8').catch(() => '')).split('\n');
   const postmaster = Number((await read())[0]);
@@ -452,12 +426,14 @@ export async function controlServer(home: string): Promise<ServerControl> {
       process.kill(pid, name);
   };
   return {
-    stop: async (how) => {
+    /** Stops it as an administrator does, or ends all of its processes at once as a crash. */
+    stop: async (how: 'fast' | 'crash') => {
       const all = await pids();
       if (how === 'fast') await signal('SIGINT', all.slice(0, 1));
       else await signal('SIGKILL', all);
       await until(async () => (await Promise.all(all.map(isRunning))).every((runs) => !runs));
     },
+    /** Starts it again on its port; resolves as soon as it accepts connections. */
     start: async () => {
       const [file = '', ...args] = command;
       const user = process.getuid?.() === 0 ? { uid, gid } : {};

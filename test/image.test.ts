@@ -14,21 +14,11 @@ import { after, before, describe, type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { BASE, buildah, buildImage } from './build-image.ts';
 import { type Image, openImage, PROBES, PUBLIC, startContainer, USER } from './container.ts';
-import { ask, memoryOf, startDatabase, type TestDatabase, until } from './harness.ts';
+import { ask, memoryOf, PASSENGER, startDatabase, type TestDatabase, until } from './harness.ts';
 
 const given = process.env.IMAGE?.includes(':') ? process.env.IMAGE : undefined;
 const TAG = given ?? 'passengers:test';
 const skip = process.env.IMAGE ? false : 'npm run test:image builds the image and runs it';
-const ROW = {
-  survived: true,
-  passengerClass: 1,
-  name: 'Miss. Ada Example',
-  sex: 'female',
-  age: 33,
-  siblingsOrSpousesAboard: 0,
-  parentsOrChildrenAboard: 0,
-  fare: 26.55,
-};
 
 let image: Image;
 let database: TestDatabase;
@@ -208,8 +198,8 @@ test('the service through nginx', { skip }, async (t) => {
   };
 
   await t.test('CSV of 20 000 rows in and out, compressed', async () => {
-    const line = `${Object.values(ROW).join(',')}\n`;
-    const csv = `${Object.keys(ROW).join(',')}\n${line.repeat(20_000)}`;
+    const line = `${Object.values(PASSENGER).join(',')}\n`;
+    const csv = `${Object.keys(PASSENGER).join(',')}\n${line.repeat(20_000)}`;
     const type = { 'content-type': 'text/csv', accept: 'text/csv' };
     assert.equal((await get('POST', '/passengers', csv, type)).status, 201);
     const { headers, text } = await get('GET', '/passengers', undefined, type);
@@ -274,7 +264,7 @@ describe('Faults', { skip }, () => {
     const writers = Array.from({ length: 6 }, async (_, writer) => {
       for (let count = 0; !isOver; count += 1) {
         const name = `${writer}.${count}`;
-        const { status } = await call('POST', '/passengers', { ...ROW, name });
+        const { status } = await call('POST', '/passengers', { ...PASSENGER, name });
         answers.push({ name, status });
         if (status !== 201) await sleep(10);
       }
@@ -352,7 +342,9 @@ test('SIGTERM: a request of 3 s is answered; nginx ends, then Node', { skip }, a
   for (const socket of idle) socket.write('GET /hello HTTP/1.1\r\nHost: x\r\n\r\n');
   await Promise.all(idle.map((socket) => once(socket, 'data')));
   const order: string[] = [];
-  const answered = call('POST', '/passengers', ROW).then(({ status }) => order.push(`${status}`));
+  const answered = call('POST', '/passengers', PASSENGER).then(({ status }) =>
+    order.push(`${status}`),
+  );
   await until(async () => (await waits()).some(({ wait }) => wait === 'PgSleep'));
   await kill('TERM');
   await until(() => idle.every((socket) => socket.resume().closed));

@@ -9,7 +9,7 @@ import { spawn } from 'node:child_process';
 import { EventEmitter, once } from 'node:events';
 import { Agent, createServer, request as httpRequest, type IncomingMessage } from 'node:http';
 import { type AddressInfo, connect, type Socket } from 'node:net';
-import { after, before, describe, type TestContext, test } from 'node:test';
+import { after, describe, type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import * as jose from 'jose';
@@ -25,8 +25,9 @@ import {
   isRunning,
   type LogLine,
   nodeArguments,
+  openDatabase,
+  PASSENGER,
   type Reply,
-  type ServerControl,
   slack,
   startDatabase,
   startProxy,
@@ -40,30 +41,12 @@ import {
 
 const PROMISED = 6000; // ms until every answer
 
-const ROW = {
-  survived: true,
-  passengerClass: 3,
-  name: 'Sandström, Miss. Beatrice',
-  sex: 'female',
-  age: 1,
-  siblingsOrSpousesAboard: 1,
-  parentsOrChildrenAboard: 1,
-  fare: 16.7,
-};
-
-let server: TestDatabase;
-let held: TestDatabase; // on a server of its own, which `control` stops and pauses
-let control: ServerControl;
-
-before(async () => {
-  [server, held] = await Promise.all([startDatabase(), startDatabase('')]);
-  control = await controlServer(held.home!);
-});
-
+const server = await openDatabase();
+const held = await startDatabase(''); // on a server of its own, which `control` stops and pauses
+const control = await controlServer(held.home!);
 after(async () => {
-  await control?.resume();
-  await held?.stop();
-  await server?.stop();
+  await control.resume();
+  await held.stop();
 });
 
 type Scene = { database: TestDatabase; proxy: TestProxy; service: TestService };
@@ -214,7 +197,7 @@ async function readBack(
     const made = await send('POST', '/passengers', bodyOf(name));
     if (!made) continue;
     const path = `/passengers/${made.uuid}`;
-    const put = { ...ROW, uuid: made.uuid, name };
+    const put = { ...PASSENGER, uuid: made.uuid, name };
     const patched = { ...put, fare: 7, age: round };
     const list = () => send('GET', `/passengers?name=eq.${name}`);
     for (const [reply, wanted] of [
@@ -233,7 +216,7 @@ async function readBack(
 
 /** Sends one request after the other and disconnects before the answer or during it. */
 async function disconnect(service: TestService, number: number, over: AbortSignal): Promise<void> {
-  const csv = `${Object.keys(ROW)}\n${Object.values(bodyOf('gone'))}\n`;
+  const csv = `${Object.keys(PASSENGER)}\n${Object.values(bodyOf('gone'))}\n`;
   const upload = { 'Content-Type': 'text/csv', 'Content-Length': csv.length };
   const requests = [
     headOf('GET', '/passengerlist', {}),
@@ -362,7 +345,7 @@ function slowInserts(database: TestDatabase, seconds: number, like = '%') {
 }
 
 function bodyOf(name: string) {
-  return { ...ROW, name };
+  return { ...PASSENGER, name };
 }
 
 /** Waits until a metric of the service has this value. */
@@ -627,7 +610,10 @@ function testConnections(): void {
     for (let round = 0; round < 5; round += 1) {
       await ask(database.url, terminate);
       await until(async () => (await backendsOf(database)).length === 1);
-      assert.equal(await statusOf(service, 'PUT', `/passengers/${crypto.randomUUID()}`, ROW), 201);
+      assert.equal(
+        await statusOf(service, 'PUT', `/passengers/${crypto.randomUUID()}`, PASSENGER),
+        201,
+      );
     }
     assert.ok(service.log.slice(before).every(({ level }) => level === 'info'));
   });
@@ -703,7 +689,7 @@ function testRepetition(): void {
       );
       assert.equal(Number(runs), round);
     }
-    assert.equal((await measure(service, 'GET', path)).reply?.json.age, ROW.age);
+    assert.equal((await measure(service, 'GET', path)).reply?.json.age, PASSENGER.age);
   });
 }
 
@@ -733,7 +719,7 @@ function testServer(): void {
       assert.equal(await statusOf(service, 'GET', '/healthz'), 200);
       for (const path of ['/readyz', '/passengers', '/passengerlist'])
         assert.equal(await statusOf(service, 'GET', path), 503, path);
-      assert.equal(await statusOf(service, 'POST', '/passengers', ROW), 503);
+      assert.equal(await statusOf(service, 'POST', '/passengers', PASSENGER), 503);
       await heal();
       await until(() => isReady(service), 2000 * slack());
       await assertStates(service, ['database down', 'database up']);
@@ -968,7 +954,7 @@ function testStart(): void {
     });
     for (const service of await Promise.all(starting)) {
       await until(() => isReady(service));
-      assert.equal(await statusOf(service, 'POST', '/passengers', ROW), 201);
+      assert.equal(await statusOf(service, 'POST', '/passengers', PASSENGER), 201);
     }
   });
 
@@ -1172,7 +1158,7 @@ function testKeys(): void {
 describe('Alone', () => {
   test('throughput under 64 in flight does not fall', async (t) => {
     const { service } = await openScene(t);
-    const made = await measure(service, 'POST', '/passengers', ROW);
+    const made = await measure(service, 'POST', '/passengers', PASSENGER);
     const agent = new Agent({ keepAlive: true, maxSockets: 64 });
     t.after(() => agent.destroy());
     const started = performance.now();
@@ -1266,7 +1252,7 @@ function startUpload(t: TestContext, service: TestService) {
   const headers = { 'Content-Type': 'text/csv' };
   const sent = httpRequest(`${service.url}/passengers`, { method: 'POST', headers, agent: false });
   t.after(() => sent.destroy());
-  sent.on('error', () => {}).write(`${Object.keys(ROW)}\n`);
+  sent.on('error', () => {}).write(`${Object.keys(PASSENGER)}\n`);
   const line = `${Object.values(bodyOf(`"${UPLOADED}"`))}\n`;
   const signal = AbortSignal.timeout(4 * PROMISED);
   const answer = once(sent, 'response', { signal }).then(async ([response]) => {

@@ -9,6 +9,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import {
   fill,
   openService,
+  PASSENGER,
+  sendRaw,
   slack,
   startDatabase,
   startReady,
@@ -17,26 +19,11 @@ import {
   until,
 } from './harness.ts';
 
-const ROW = {
-  survived: true,
-  passengerClass: 2,
-  name: 'Master. Michel M Navratil',
-  sex: 'male',
-  age: 3,
-  siblingsOrSpousesAboard: 1,
-  parentsOrChildrenAboard: 1,
-  fare: 26,
-};
 const SECRET = 'a-secret-that-nobody-is-to-read-anywhere';
 
 const { database, service } = await openService({ LOG_LEVEL: 'trace', POOL_SIZE: '1' });
 
-/** The whole answer to bytes that no client would send. */
-async function send(bytes: string): Promise<string> {
-  const socket = connect(Number(new URL(service.url).port), '127.0.0.1');
-  socket.write(Buffer.from(bytes, 'latin1'));
-  return String(Buffer.concat(await socket.toArray()));
-}
+const send = (bytes: string) => sendRaw(service.url, bytes);
 
 function lines(...all: string[]): string {
   return `${all.join('\r\n')}\r\n\r\n`;
@@ -161,9 +148,9 @@ describe('Forgery', () => {
     ['GET /metrics', 200, ''],
   ] as const)
     test(`${target}: a spoofed Host, X-Forwarded-* or Forwarded has no effect`, async () => {
-      await service.request('POST', '/passengers', [ROW, ROW]);
+      await service.request('POST', '/passengers', [PASSENGER, PASSENGER]);
       const from = service.log.length;
-      const body = target.startsWith('POST') ? JSON.stringify(ROW) : '';
+      const body = target.startsWith('POST') ? JSON.stringify(PASSENGER) : '';
       const own = ['Content-Type: application/json', `Content-Length: ${body.length}`];
       const head = lines(`${target} HTTP/1.1`, ...SPOOFED, ...(body ? own : []));
       const answer = await send(head + body);
