@@ -12,11 +12,13 @@ test('isPrimary() is for more than one worker', () => {
   );
 });
 
-test('workers share a port, /metrics sums over them, and SIGTERM ends them with 0', async () => {
+test('workers share a port, /metrics has the sum of both, but one build, and SIGTERM ends them with 0', async () => {
   await until(() => service.log.filter(({ msg }) => msg === 'listening').length === 2);
   for (let count = 0; count < 20; count += 1) await service.get('/zero', { connection: 'close' }); // another connection may be another worker
   const { text } = await service.get('/metrics');
   const [, requests] = /_count\{method="GET",route="\/zero",status="200"\} (\d+)/.exec(text) ?? [];
   assert.equal(requests, '20');
+  assert.match(text, /^db_up 1$/m);
+  assert.match(text, /^build_info\{.*\} 1$/m);
   assert.equal(await service.stop(), 0);
 });
