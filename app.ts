@@ -215,7 +215,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
       if (!rest) return await createRows(c, query, { ...body, many: true }, answer);
       if (preferred(c, 'resolution') || answer.type || answer.most !== undefined)
         throw new Problem(413, 'PGRST102', `With these preferences: ${MAX_ARRAY} rows at most.`);
-      const rows = await store.insertAll(body.rows, rest, c.get('call'));
+      const rows = await store.copy(body.rows, rest, body.names, c.get('call'));
       return send(c, 201, null, { 'Content-Range': `*/${rows}` });
     } finally {
       void bytes.return?.();
@@ -448,7 +448,7 @@ export async function main(args: string[], environment: NodeJS.ProcessEnv): Prom
   const log = openLog(config.LOG_LEVEL);
   const ended = untilSignal();
   const given = config.DATABASE_URL || config.PGHOST;
-  const starting = given ? undefined : startTrial(config, program.resources); // ends at exit
+  const starting = given ? undefined : startTrial(config, program.resources);
   const trial = await Promise.race([starting, ended.then(() => 'ended' as const)]);
   if (trial === 'ended') return;
   if (trial) config.DATABASE_URL = trial.url;
@@ -461,6 +461,7 @@ export async function main(args: string[], environment: NodeJS.ProcessEnv): Prom
   } finally {
     log.info('stopping');
     await running.stop();
+    trial?.stop();
   }
 }
 

@@ -9,9 +9,10 @@ import {
   LOCK_TIMEOUT,
   STATEMENT_TIMEOUT,
 } from './config.ts';
+import { copyFrom } from './copy.ts';
 import { clientLeft, codeOf, LOST, tooSlow, unavailable } from './problem.ts';
 import type { Values } from './rows.ts';
-import { numbered, raw, type Sql, sql } from './sql.ts';
+import { numbered, type Sql, sql } from './sql.ts';
 
 /** The rows of a result; `count` is how many rows the statement read or changed. */
 export type Result = Values[] & { count: number };
@@ -126,38 +127,32 @@ export class Pool {
   }
 
   /** All rows of a read in batches, after that of `counting`: constant memory, one snapshot. */
-  async *stream(statement: Sql, counting?: Sql): AsyncGenerator<Values[]> {
-    const { ask, release } = this.borrow();
+  async *stream({ text, values }: Sql, counting?: Sql): AsyncGenerator<Values[]> {
+    const driver = this.borrow();
+    const ask = (text: string, values: unknown[] = []): Promise<Values[]> =>
+      within(DEADLINE, driver.unsafe(numbered(text), values as never[]).values() as never);
     try {
-      await ask(sql`begin isolation level repeatable read read only`);
-      if (counting) yield await ask(counting);
-      await ask(sql`declare c no scroll cursor for ${statement}`);
-      const fetch = raw(`fetch ${FETCH} from c`);
-      for (let rows = await ask(fetch); rows.length > 0; ) {
-        const next = ask(fetch);
+      await ask('begin isolation level repeatable read read only');
+      if (counting) yield await ask(counting.text, counting.values);
+      await ask(`declare c no scroll cursor for ${text}`, values);
+      for (let rows = await ask(`fetch ${FETCH} from c`); rows.length > 0; ) {
+        const next = ask(`fetch ${FETCH} from c`);
         next.catch(() => {}); // awaited below, unless the reader stops before
         yield rows;
         rows = await next;
       }
     } finally {
-      release();
+      this.release(driver);
     }
   }
 
-  /** Runs the statements, as they come, in one transaction of a connection of its own. */
-  async transact(statements: AsyncIterable<Sql>): Promise<void> {
-    const { ask, release } = this.borrow();
+  /** COPY … FROM STDIN with a connection of its own: all of `bytes` or nothing is stored. */
+  async copy({ text }: Sql, bytes: AsyncIterable<Buffer>): Promise<void> {
+    const driver = this.borrow();
     try {
-      let last = ask(sql`begin`);
-      for await (const statement of statements) {
-        await last;
-        last = ask(statement);
-        last.catch(() => {}); // awaited with the next statement
-      }
-      await last;
-      await ask(sql`commit`);
+      await copyFrom(driver, text, bytes);
     } finally {
-      release();
+      this.release(driver);
     }
   }
 
@@ -209,18 +204,15 @@ export class Pool {
     return best;
   }
 
-  /** A connection for one stream; `ask` runs a statement on it within DEADLINE. */
-  private borrow() {
+  private borrow(): postgres.Sql {
     if (this.counts.streams >= STREAMS || this.state === 'down') throw unavailable();
     this.counts.streams += 1;
-    const driver = connect(this.options, 0);
-    const ask = ({ text, values }: Sql): Promise<Values[]> =>
-      within(DEADLINE, driver.unsafe(numbered(text), values as never[]).values() as never);
-    const release = () => {
-      this.counts.streams -= 1;
-      void driver.end({ timeout: 0 });
-    };
-    return { ask, release };
+    return connect(this.options, 0);
+  }
+
+  private release(driver: postgres.Sql): void {
+    this.counts.streams -= 1;
+    void driver.end({ timeout: 0 });
   }
 
   // Tasks

@@ -16,7 +16,7 @@ export async function startTrial({ DATA_DIR }: Pick<Config, 'DATA_DIR'>, resourc
   const { startEmbedded } = await import('./embedded.ts').catch(() => {
     throw new StartError('DATABASE_URL is required here');
   });
-  const { url, home } = await startEmbedded(DATA_DIR, (place) => {
+  const { url, home, stop } = await startEmbedded(DATA_DIR, (place) => {
     process.stderr.write(`Creating a PostgreSQL in ${place} …\n`);
   });
   const fresh = join(home, 'fresh'); // until all rows are stored
@@ -26,7 +26,7 @@ export async function startTrial({ DATA_DIR }: Pick<Config, 'DATA_DIR'>, resourc
   ${address}, on an embedded PostgreSQL with its data in ${home}
 ${resources.map((resource) => greeting(address, resource)).join('')}
   On a PostgreSQL of your own: DATABASE_URL=postgres://user:password@host/database npm start\n\n`;
-  return { url, greet };
+  return { url, greet, stop };
 }
 
 /** A row of a sample has the same key whenever it is read, so that none is added twice. */

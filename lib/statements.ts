@@ -14,7 +14,6 @@ export function statementsFor(resource: Resource) {
   const { names, settable, columns } = resource;
   const [table, key] = [identifier(resource.table), identifier(resource.key)];
   const owner = resource.owner && identifier(resource.owner);
-  const json = new Set(names.filter((name) => kindOf(typeOf(resource, name)) === 'json'));
   const deletion = sql`delete from ${table} t`;
   /** The columns that a statement has values for. */
   const inputs = [resource.key, ...settable, ...(resource.owner ? [resource.owner] : [])];
@@ -119,15 +118,15 @@ export function statementsFor(resource: Resource) {
 
   /** A value as PostgreSQL reads it; null is JSON where the column is of JSON and not nullable. */
   function textOf(name: string, value: unknown): string | null {
-    const isJson = json.has(name);
-    if (value === undefined || (value === null && (!isJson || columns[name]?.nullable)))
-      return null;
+    const isJson = kindOf(typeOf(resource, name)) === 'json';
+    const isNull = value === null && !(isJson && !columns[name]?.nullable);
+    if (isNull || value === undefined) return null;
     return isJson ? JSON.stringify(value) : String(value);
   }
 
   const tests = { isKey, isOwnedBy, areOwnedBy };
   const writes = { deletion, insert, upsert, update, updateEach };
-  return { table, ...tests, find, ...writes, compare };
+  return { table, inputs, ...tests, find, ...writes, compare, textOf };
 }
 
 export function hasVersion({ match, noneMatch }: Preconditions): Sql[] {

@@ -1,7 +1,6 @@
 /** The statements on one table, against a real PostgreSQL. RUNS=10000 compares more random filters. */
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
-import { Readable } from 'node:stream';
 import { after, before, beforeEach, describe, test } from 'node:test';
 import fc from 'fast-check';
 import { pino } from 'pino';
@@ -335,19 +334,26 @@ describe('Requests that arrive together', () => {
   });
 });
 
-// --- Many rows --------------------------------------------------------------------
+// --- COPY -------------------------------------------------------------------------
 
-describe('insertAll()', () => {
+describe('copy()', () => {
   const at = { at: '2026-01-31T12:00:00+00:00' };
   beforeEach(clear);
-  const insertAll = (first: Row[], ...rest: Row[][]) =>
-    store.insertAll(first, Readable.from(rest), call());
+  const copy = (first: Row[], ...rest: Row[][]) =>
+    store.copy(
+      first,
+      (async function* () {
+        yield* rest;
+      })(),
+      Object.keys(at),
+      call(),
+    );
 
   test('stores the rows of all batches, whatever is in a text', async () => {
     const name = 'a, "b"\n\\c \\.';
     const given = [{ name, sex: 'male', size: 1.5, good: false, tags: ['x,"y"'] }, { name: '\\.' }];
     const rows = given.map((one) => rowOf({ ...one, ...at }));
-    assert.equal(await insertAll(rows.slice(0, 1), [], rows.slice(1)), 2);
+    assert.equal(await copy(rows.slice(0, 1), [], rows.slice(1)), 2);
     const found = await list(
       'order=size&select=id,name,sex,size,good,a/"B,tags,at'.replace('a/"B', '"a/\\"B"'),
     );
@@ -360,7 +366,7 @@ describe('insertAll()', () => {
   test('stores nothing when a key is taken', async () => {
     const [one, row] = [rowOf(at), rowOf(at)];
     await store.create(row, call());
-    await assert.rejects(insertAll([one], [row]), { code: '23505' });
+    await assert.rejects(copy([one], [row]), { code: '23505' });
     assert.equal(await count(), 1);
   });
 
@@ -369,7 +375,7 @@ describe('insertAll()', () => {
       yield [rowOf(at)];
       throw new Error('cut off');
     })();
-    await assert.rejects(store.insertAll([], source, call()), { message: 'cut off' });
+    await assert.rejects(store.copy([], source, Object.keys(at), call()), { message: 'cut off' });
     assert.equal(await count(), 0);
   });
 });

@@ -14,9 +14,9 @@ import {
   preconditionFailed,
   tooMany,
 } from './problem.ts';
-import { bodyOf, type Format, jsonWriter, piecesOf, type Values } from './rows.ts';
+import { bodyOf, csvLine, type Format, jsonWriter, piecesOf, type Values } from './rows.ts';
 import { condition, countOf, planPage, selectOf, shownOf, type Wanted } from './select.ts';
-import { type Sql, sql, where } from './sql.ts';
+import { identifiers, type Sql, sql, where } from './sql.ts';
 import {
   brokenBy,
   hasVersion,
@@ -195,19 +195,34 @@ export class Store {
     return this.change(this.statements.deletion, filters.map(condition), terms, call);
   }
 
-  /** Inserts all rows, or none, at constant memory; gives their number. */
-  async insertAll(first: Row[], rest: AsyncIterable<Row[]>, call: Call): Promise<number> {
+  /** Stores all rows, which have values for `names`, or none, at constant memory; gives their number. */
+  async copy(
+    first: Row[],
+    rest: AsyncIterable<Row[]>,
+    names: string[],
+    call: Call,
+  ): Promise<number> {
     this.checkCaller(call);
+    const { table, textOf, inputs: all } = this.statements;
+    const { columns } = this.resource;
+    const isGiven = (name: string) =>
+      names.includes(name) || typeof columns[name]?.default !== 'function'; // else the table's
+    const inputs = all.filter(isGiven);
     let count = 0;
-    const insert = (rows: Row[]) => {
+    const linesOf = (rows: Row[]) => {
       count += rows.length;
-      return this.statements.insert(rows.map((row) => this.askFor(row, call).row));
+      const given = rows.map((row) => this.askFor(row, call).row);
+      const lines = given.map((row) => csvLine(inputs.map((name) => textOf(name, row[name]))));
+      return Buffer.from(lines.join(''));
     };
-    async function* inserts() {
-      if (first.length > 0) yield insert(first);
-      for await (const rows of rest) yield insert(rows);
+    async function* pieces() {
+      yield linesOf(first);
+      for await (const rows of rest) yield linesOf(rows);
     }
-    await this.pool.transact(inserts());
+    await this.pool.copy(
+      sql`copy ${table} (${identifiers(inputs)}) from stdin (format csv)`,
+      pieces(),
+    );
     return count;
   }
 

@@ -291,12 +291,11 @@ async function backendsOf({ url }: TestDatabase, event?: 'PgSleep' | 'Lock'): Pr
   return rows.map(({ pid }) => Number(pid));
 }
 
-/** The server's processes in a transaction that inserted something. */
-async function uploadsIn({ url }: TestDatabase): Promise<number[]> {
-  const inserting = (sql: postgres.Sql) =>
-    sql`select pid from pg_stat_activity where datname = current_database()
-      and pid <> pg_backend_pid() and backend_xid is not null and query like 'insert%'`;
-  return (await ask(url, inserting)).map(({ pid }) => Number(pid));
+/** The server's processes that run a COPY. */
+async function copiesIn({ url }: TestDatabase): Promise<number[]> {
+  const progress = (sql: postgres.Sql) =>
+    sql`select pid from pg_stat_progress_copy where datname = current_database()`;
+  return (await ask(url, progress)).map(({ pid }) => Number(pid));
 }
 
 /** Waits until there are such processes, and answers the first. */
@@ -833,7 +832,7 @@ function testStreams(): void {
       const { database, proxy, service } = await openScene(t, {}, { proxied });
       const upload = startUpload(t, service);
       upload.send(MANY);
-      const busy = await firstOf(() => uploadsIn(database));
+      const busy = await firstOf(() => copiesIn(database));
       if (proxied) proxy.stall();
       else process.kill(busy, 'SIGSTOP');
       const from = performance.now();
@@ -845,7 +844,7 @@ function testStreams(): void {
       else process.kill(busy, 'SIGCONT');
       assert.ok([503, 504].includes(status), text);
       assert.ok(ms < PROMISED * slack(), `after ${ms.toFixed()} ms`);
-      await until(async () => (await uploadsIn(database)).length === 0, 3000);
+      await until(async () => (await copiesIn(database)).length === 0, 3000);
       const stored = await countRows(database, UPLOADED); // all of it is in doubt, never a part
       assert.ok(stored === 0 || (stored === MANY && rest === 'its end'), `${stored} rows`);
       assert.equal(await streamsOf(service), 0);
@@ -856,7 +855,7 @@ function testStreams(): void {
     const { database, service } = await openScene(t);
     const upload = startUpload(t, service);
     upload.send(MANY);
-    await firstOf(() => uploadsIn(database));
+    await firstOf(() => copiesIn(database));
     await sleep(DEADLINE + 500);
     upload.send(1);
     upload.end();
