@@ -88,7 +88,7 @@ async function oracle(format: string, select: string, rest = 'order by uuid') {
   return found.map((row) => JSON.parse(Object.values(row)[0]));
 }
 
-function read(format: string, text: string): unknown {
+function read(format: string, text: string): unknown[] {
   const cast = (value: string, { quoting }: { quoting: boolean }) => value || (quoting ? '' : null);
   if (format === 'CSV') return parse(text, { cast }).slice(1);
   const lines = format === 'JSON' ? [text] : text.split('\n').slice(0, -1);
@@ -126,7 +126,9 @@ describe('An answer has what PostgreSQL prints:', () => {
         if (rest !== undefined) return; // a write answers rows, not groups
         const headers = { accept, ...ROWS };
         const written = await ask('PATCH', `${path}&uuid=not.is.null`, { choice: 'b' }, headers);
-        assert.deepEqual(read(format, written.text), await oracle(format, expressions, ''));
+        const inAnyOrder = (rows: unknown[]) => rows.map((row) => JSON.stringify(row)).sort();
+        const stored = await oracle(format, expressions, '');
+        assert.deepEqual(inAnyOrder(read(format, written.text)), inAnyOrder(stored));
       });
 
   test('a row by its key', async () => {
