@@ -186,17 +186,8 @@ describe('resource()', () => {
     });
   }
 
-  for (const name of [
-    '',
-    'select',
-    'order',
-    'limit',
-    'columns',
-    'on_conflict',
-    'or',
-    'not',
-    'id',
-  ]) {
+  const reserved = ['select', 'order', 'limit', 'columns', 'on_conflict', 'or', 'not'];
+  for (const name of ['', ...reserved, 'id']) {
     test(`refuses a column with the name "${name}"`, () => {
       const message = `"${name}" cannot be the name of a column`;
       assert.throws(() => declare({ [name]: boolean() }), new StartError(message));

@@ -23,25 +23,11 @@ const things = resource({
 const KEY = '0192f0c1-2f3a-7bcd-8123-456789abcdef';
 const MAKER = 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11';
 const EXAMPLE = {
-  name: 'some text',
-  size: 1,
-  price: 0,
-  kind: 'a',
-  old: true,
-  maker: MAKER,
-  made: '2026-01-31',
+  ...{ name: 'some text', size: 1, price: 0, kind: 'a', old: true },
+  ...{ maker: MAKER, made: '2026-01-31' },
 };
-const NAMES = [
-  'list',
-  'listAll',
-  'create',
-  'mergeMany',
-  'removeMany',
-  'read',
-  'replace',
-  'merge',
-  'remove',
-];
+const MANY = ['list', 'listAll', 'create', 'mergeMany', 'removeMany'];
+const NAMES = [...MANY, 'read', 'replace', 'merge', 'remove'];
 const handlers = Object.fromEntries(NAMES.map((name) => [name, () => name]));
 documentTable(things, handlers);
 
@@ -152,12 +138,7 @@ describe('operations', () => {
     assert.deepEqual(paths['/hello']?.get?.responses[200]?.headers, {});
   });
 
-  test('refer to parameters that are there', () => {
-    for (const { parameters } of operations)
-      for (const { $ref = '' } of parameters) {
-        const name = $ref.split('/').at(-1) ?? '';
-        assert.ok($ref === '' || name in api.components.parameters, $ref);
-      }
+  test('of a list have its parameters', () => {
     const list = JSON.stringify(paths['/things']?.get?.parameters);
     for (const name of ['things.column.id', 'or', 'Range', 'Range-Unit', 'Prefer'])
       assert.match(list, new RegExp(`/${name}"`));

@@ -156,13 +156,8 @@ const [node = 0, front = 0] = numbers(/^stopwaitsecs=(\d+)/gm);
 const [grace = 0] = numbers(/stop_grace_period: (\d+)s/g);
 
 for (const [what, ...ascending] of [
-  [
-    'lock < statement < deadline < nginx',
-    LOCK_TIMEOUT,
-    STATEMENT_TIMEOUT,
-    DEADLINE,
-    answering * 1e3,
-  ],
+  ['lock < statement < deadline', LOCK_TIMEOUT, STATEMENT_TIMEOUT, DEADLINE],
+  ['the deadline < an answer of nginx', DEADLINE, answering * 1000],
   ['a connect to the database < deadline', CONNECT_TIMEOUT, DEADLINE],
   ['connect + answer of nginx <= 6 s, which a client waits', connecting + answering, 6.1],
   ['an answer < the stop of nginx', answering, front],

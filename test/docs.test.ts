@@ -3,12 +3,12 @@ import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
-import { after, before, describe, test } from 'node:test';
+import { before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { connect, createApp, endpoints, passengers } from '../app.ts';
 import { Config, readConfig } from '../lib/config.ts';
 import { openLog } from '../lib/log.ts';
-import { startDatabase, startReady, type TestDatabase, type TestService } from './harness.ts';
+import { openService } from './harness.ts';
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url));
 const read = (file: string) => readFileSync(join(ROOT, file), 'utf8');
@@ -62,26 +62,19 @@ test('docs/api.md has the routes of the application and no other', async () => {
   assert.deepEqual([...new Set(named)].sort(), [...new Set(own)].sort());
 });
 
+const { service } = await openService();
 const masked = (json: string) => json.replace(/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/g, 'UUID');
 describe('Commands', () => {
-  let [database, service]: [TestDatabase?, TestService?] = [];
   before(async () => {
-    database = await startDatabase();
-    service = await startReady({ DATABASE_URL: database.url });
     const sample = read('examples/passengers.csv');
     await service.request('POST', '/passengers', sample, { 'content-type': 'text/csv' });
   });
-  after(async () => {
-    await service?.stop();
-    await database?.stop();
-  });
-
   for (const page of ['docs/api.md', 'README.md']) {
     const shown = read(page).matchAll(/^ {4}\$ (curl|printf)(.*(?:\n {8}.*)*)\n {4}(.*)$/gm);
     for (const [, program, rest = '', answer = ''] of shown) {
       if (/passengers\/stats/.test(rest)) continue; // the endpoint that README adds
       test(`${page}: ${program}${rest.slice(0, 70)} answers what is shown`, () => {
-        const command = `${program}${rest}`.replaceAll('http://127.0.0.1:8000', service?.url ?? '');
+        const command = `${program}${rest}`.replaceAll('http://127.0.0.1:8000', service.url);
         const { stdout } = spawnSync('bash', ['-c', command.replaceAll('curl', 'curl -s')]);
         assert.equal(masked(String(stdout)), masked(answer));
       });
