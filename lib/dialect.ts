@@ -133,7 +133,7 @@ function takeList<T>(reader: Reader, item: () => T, most: number, blanks = /[ \t
 /** The parameters that are no filters; each may be given once. */
 const SINGLE = {
   select: (reader: Reader) => (reader.text === '' ? {} : { select: readSelect(reader) }),
-  order: (reader: Reader) => ({ order: takeList(reader, () => readOrder(reader), MAX_ORDER) }),
+  order: (reader: Reader) => ({ order: readOrders(reader) }),
   limit: (reader: Reader) => ({ limit: readInteger(reader) }),
   offset: (reader: Reader) => ({ offset: readInteger(reader) }),
   after: (reader: Reader) => ({ after: readCursor(reader) }),
@@ -225,6 +225,18 @@ export function parseJson(text: string): unknown {
   } catch {
     return undefined;
   }
+}
+
+/** Of a column that is named twice the first counts, as in SQL. */
+function readOrders(reader: Reader): Order[] {
+  const orders = new Map<string, Order>();
+  const add = () => {
+    const order = readOrder(reader);
+    if (!orders.has(order.column)) orders.set(order.column, order);
+    if (orders.size > MAX_ORDER) expected(reader, `at most ${MAX_ORDER} columns`);
+  };
+  takeList(reader, add, Infinity);
+  return [...orders.values()];
 }
 
 function readOrder(reader: Reader): Order {
