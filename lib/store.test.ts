@@ -95,11 +95,8 @@ describe('A list', () => {
   ];
   for (const [query, sizes] of found) {
     test(`?${query} finds ${sizes.join(' and ') || 'none'}`, async () => {
-      const { rows } = await list(`${query}&order=size`);
-      assert.deepEqual(
-        rows.map(({ size }) => size),
-        sizes,
-      );
+      const { rows } = await list(`${query}&order=size&select=size`);
+      assert.deepEqual(rows.flatMap(Object.values), sizes);
     });
   }
 
@@ -121,25 +118,24 @@ describe('A list', () => {
   }
 });
 
-describe('Random filters and selects', () => {
-  const SEXES = ['male', 'female', null];
+describe('Random filters', () => {
+  const [names, sexes] = [
+    ["O'Neil, (x)", 'a\\b"c', '🚢', '%_*', 'x'],
+    ['male', 'female', null],
+  ];
   before(async () => {
     await clear();
-    const names = ["O'Neil, (x)", 'a\\b"c', '🚢', '%_*', 'x'];
-    const rows = Array.from({ length: 120 }, (_, at) =>
-      rowOf({
-        name: names[at % 5],
-        sex: SEXES[at % 3],
-        size: at % 7 ? at % 11 : null,
-        good: at % 2 > 0,
-      }),
-    );
+    const rows = Array.from({ length: 120 }, (_, at) => {
+      const size = at % 7 ? at % 11 : null;
+      return rowOf({ name: names[at % 5], sex: sexes[at % 3], size, good: at % 2 > 0 });
+    });
     await store.createMany(rows, {}, call());
   });
 
   const literal = (value: string) => `'${value.replaceAll("'", "''")}'`;
   const quoted = (value: string) => `"${value.replace(/["\\]/g, '\\$&')}"`;
   const comparisons = { eq: '=', neq: '<>', gt: '>', gte: '>=', lt: '<', lte: '<=' };
+  const numeral = fc.constantFrom('0', '1', '7.25', '10', '-1', '1e1');
   const word = fc.oneof(
     fc.constantFrom('x', "O'", 'male', 'female', '%', '_', '*', '', 'a,b', '(x)', '"', '\\', '🚢'),
     fc.string({ maxLength: 6 }).filter((text) => !text.includes('\0')),
@@ -147,31 +143,26 @@ describe('Random filters and selects', () => {
 
   /** A condition of a tree, and the same in SQL. */
   type Pair = [condition: string, sql: string];
-  const operator = (of: object) => fc.constantFrom(...(Object.entries(of) as Pair[]));
-  const numeric = fc
-    .tuple(operator(comparisons), fc.constantFrom('0', '1', '7.25', '10', '-1', '1e1'))
-    .map(
-      ([[name, sql], value]): Pair => [`size.${name}.${value}`, `size ${sql} ${literal(value)}`],
-    );
-  const textual = fc
-    .tuple(
-      fc.constantFrom('name', 'sex'),
-      operator({ ...comparisons, like: 'like', ilike: 'ilike' }),
-      word,
-    )
-    .filter(([, [name], value]) => !/like/.test(name) || !/\\$/.test(value))
-    .map(([column, [name, sql], value]): Pair => {
-      const pattern = /like/.test(name) ? value.replaceAll('*', '%') : value;
-      return [`${column}.${name}.${quoted(value)}`, `${column} ${sql} ${literal(pattern)}`];
-    });
+  const compare = (columns: string[], operators: object, values: fc.Arbitrary<string>) =>
+    fc
+      .tuple(fc.constantFrom(...columns), fc.constantFrom(...Object.entries(operators)), values)
+      .filter(([, [name], value]) => !/like/.test(name) || !/\\$/.test(value))
+      .map(([column, [name, sql], value]): Pair => {
+        const pattern = /like/.test(name) ? value.replaceAll('*', '%') : value;
+        return [`${column}.${name}.${quoted(value)}`, `${column} ${sql} ${literal(pattern)}`];
+      });
   const listed = fc.array(word, { maxLength: 3 }).map((values): Pair => {
     const array = `array[${values.map(literal)}]::text[]`;
     return [`name.in.(${values.map(quoted)})`, `name = any(${array})`];
   });
-  const known = fc
-    .constantFrom('null', 'true', 'false')
-    .map((value): Pair => [`good.is.${value}`, `good is ${value}`]);
-  const plain = fc.oneof(numeric, textual, listed, known);
+  const plain = fc.oneof(
+    compare(['size'], comparisons, numeral),
+    compare(['name', 'sex'], { ...comparisons, like: 'like', ilike: 'ilike' }, word),
+    listed,
+    ...['null', 'true', 'false'].map((value) =>
+      fc.constant<Pair>([`good.is.${value}`, `good is ${value}`]),
+    ),
+  );
   const negated = plain.map(
     ([condition, sql]): Pair => [condition.replace('.', '.not.'), `not (${sql})`],
   );
@@ -186,34 +177,18 @@ describe('Random filters and selects', () => {
       ]),
     };
   });
-  const selects: [select: string, json: string, grouped: boolean][] = [
-    ['id', `json_build_object('id', id)`, false],
-    ['name,s:size::text', `json_build_object('name', name, 's', size::text)`, false],
-    ['n:count(),size.sum()::int', `json_build_object('n', count(*), 'sum', sum(size)::int)`, true],
-  ];
 
-  test(`${RUNS} of them answer what the same query in SQL answers`, async (t) => {
+  test(`${RUNS} of them find what the same condition in SQL finds`, async (t) => {
     let rows = 0;
-    const property = fc.asyncProperty(
-      fc.array(tree, { minLength: 1, maxLength: 2 }),
-      fc.constantFrom(...selects),
-      async (parts, [select, json, grouped]) => {
-        const parameters = parts.map(([condition]) => ['and', `(${condition})`]);
-        const query = new URLSearchParams([...parameters, ['select', select]]);
-        const where = parts.map(([, sql]) => `(${sql})`).join(' and ');
-        const order = grouped ? '' : 'order by id limit 20';
-        const expected = await database.sql.unsafe(
-          `select ${json} as row from (select * from "thi""ngs" where ${where} ${order}) t`,
-        );
-        const found = await list(String(query), 20);
-        assert.deepEqual(
-          found.rows,
-          expected.map(({ row }) => row),
-          String(query),
-        );
-        rows += expected.length;
-      },
-    );
+    const property = fc.asyncProperty(tree, tree, async ([one, sql], [two, more]) => {
+      const query = String(new URLSearchParams({ and: `(${one},${two})`, select: 'id' }));
+      const where = `(${sql}) and (${more})`;
+      const expected = await database.sql.unsafe(
+        `select id from "thi""ngs" where ${where} order by id limit 20`,
+      );
+      assert.deepEqual((await list(query, 20)).rows, [...expected], query);
+      rows += expected.length;
+    });
     await fc.assert(property, { numRuns: RUNS });
     t.diagnostic(`${rows} rows compared`);
   });
@@ -229,11 +204,8 @@ describe('Pages', () => {
     await store.createMany([one, two, three], {}, call());
     const { next } = await list('order=size', 2);
     await store.remove(String(two.id), {}, call());
-    const { rows } = await list(`order=size&after=${next}`, 2);
-    assert.deepEqual(
-      rows.map(({ id }) => id),
-      [three.id],
-    );
+    const { rows } = await list(`order=size&after=${next}&select=id`, 2);
+    assert.deepEqual(rows, [{ id: three.id }]);
   });
 
   test('a page, a row and its removal are planned once, however large the table', async () => {
@@ -269,7 +241,7 @@ describe('Requests that arrive together', () => {
       batches.set(work, Math.max(batches.get(work) ?? 0, requests));
   });
 
-  for (const clients of [1, 8, 200]) {
+  for (const clients of [1, 200]) {
     test(`${clients} clients read what they wrote, in rows and in lists`, async () => {
       const query = `select=name&name=like.${clients} *`;
       const names = async () => (await list(query, 1000)).rows.map(({ name }) => name);
@@ -293,9 +265,8 @@ describe('Requests that arrive together', () => {
       await clear();
       await database.sql`alter table "thi""ngs" add constraint no_evil check (name not like 'evil%')`;
       t.after(() => database.sql`alter table "thi""ngs" drop constraint no_evil`);
-      const rows = Array.from({ length: clients }, (_, at) =>
-        rowOf({ name: at % 3 ? 'good' : 'evil' }),
-      );
+      const names = Array.from({ length: clients }, (_, at) => (at % 3 ? 'good' : 'evil'));
+      const rows = names.map((name) => rowOf({ name }));
       const write = (row: Row, at: number) =>
         at % 2 ? store.create(row, call()) : store.replace(row, {}, call());
       const outcomes = await Promise.allSettled(rows.map(write));
@@ -303,7 +274,7 @@ describe('Requests that arrive together', () => {
         if (at % 3) assert.equal(outcome.status, 'fulfilled');
         else assert.equal(outcome.status === 'rejected' && outcome.reason.code, '23514');
       }
-      assert.equal(await count(), rows.filter(({ name }) => name === 'good').length);
+      assert.equal(await count(), names.filter((name) => name === 'good').length);
     });
   }
 
@@ -339,35 +310,18 @@ describe('Requests that arrive together', () => {
 describe('copy()', () => {
   const at = { at: '2026-01-31T12:00:00+00:00' };
   beforeEach(clear);
-  const copy = (first: Row[], ...rest: Row[][]) =>
-    store.copy(
-      first,
-      (async function* () {
-        yield* rest;
-      })(),
-      Object.keys(at),
-      call(),
-    );
 
   test('stores the rows of all batches, whatever is in a text', async () => {
     const name = 'a, "b"\n\\c \\.';
-    const given = [{ name, sex: 'male', size: 1.5, good: false, tags: ['x,"y"'] }, { name: '\\.' }];
-    const rows = given.map((one) => rowOf({ ...one, ...at }));
-    assert.equal(await copy(rows.slice(0, 1), [], rows.slice(1)), 2);
-    const found = await list(
-      'order=size&select=id,name,sex,size,good,a/"B,tags,at'.replace('a/"B', '"a/\\"B"'),
-    );
-    assert.deepEqual(
-      found.rows.map((row) => ({ ...row, at: undefined })),
-      rows.map((row) => ({ 'a/"B': null, ...row, at: undefined })),
-    );
-  });
-
-  test('stores nothing when a key is taken', async () => {
-    const [one, row] = [rowOf(at), rowOf(at)];
-    await store.create(row, call());
-    await assert.rejects(copy([one], [row]), { code: '23505' });
-    assert.equal(await count(), 1);
+    const shown = { name, sex: 'male', size: 1.5, good: false, tags: ['x,"y"'] };
+    const [one, two] = [shown, { ...shown, size: null, name: '\\.' }];
+    const rest = (async function* () {
+      yield [];
+      yield [rowOf({ ...two, ...at })];
+    })();
+    assert.equal(await store.copy([rowOf({ ...one, ...at })], rest, Object.keys(at), call()), 2);
+    const found = await list(`order=size&select=${Object.keys(shown)}`);
+    assert.deepEqual(found.rows, [one, two]);
   });
 
   test('stores nothing when its source fails', async () => {
