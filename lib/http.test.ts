@@ -63,16 +63,13 @@ type Fields = Record<string, string | string[]>;
 
 /** The answer to a request, as Node's server would give it to the application. */
 async function ask(method: string, url: string, fields: Fields = {}, body = '') {
-  const given: Fields = { host: 'x', ...fields };
-  const rawHeaders = Object.entries(given).flatMap(([name, value]) =>
-    [value].flat().flatMap((one) => [name, one]),
-  );
-  const headers = Object.fromEntries(
-    Object.entries(given).map(([name, one]) => [name, [one].flat()[0] ?? '']),
-  );
-  const headersDistinct = Object.fromEntries(
-    Object.entries(given).map(([name, one]) => [name, [one].flat()]),
-  );
+  const given = Object.entries({ host: 'x', ...fields }).map(([name, one]): [string, string[]] => [
+    name,
+    [one].flat(),
+  ]);
+  const rawHeaders = given.flatMap(([name, all]) => all.flatMap((one) => [name, one]));
+  const headers = Object.fromEntries(given.map(([name, [first = '']]) => [name, first]));
+  const headersDistinct = Object.fromEntries(given);
   const incoming = Object.assign(Readable.from([Buffer.from(body)]), {
     ...{ method, url, headers, headersDistinct, rawHeaders, httpVersion: '1.1' },
   });
@@ -120,13 +117,9 @@ describe('a request', () => {
   test('is counted by the pattern of its route', async () => {
     await ask('GET', '/things/7');
     await ask('GET', '/nope');
-    assert.deepEqual(
-      counted.slice(-2).map((one) => one.slice(0, 3)),
-      [
-        ['GET', '/things/:key', 500],
-        ['GET', 'unmatched', 404],
-      ],
-    );
+    const [known = [], unknown = []] = counted.slice(-2);
+    assert.deepEqual(known.slice(0, 3), ['GET', '/things/:key', 500]);
+    assert.deepEqual(unknown.slice(0, 3), ['GET', 'unmatched', 404]);
   });
 
   test('answers the same with a slash at the end', async () => {
@@ -135,24 +128,20 @@ describe('a request', () => {
 });
 
 describe('errors of the database', () => {
-  const errors: [string, number, string, RegExp][] = [
-    ['42703', 503, '08006', /A table is not as it was declared/],
+  const errors: [code: string, status: number, shown: string, message: RegExp, retry?: string][] = [
+    ['42703', 503, '08006', /A table is not as it was declared/, '1'],
     ['22P02', 400, '22P02', /is not there/],
   ];
-  for (const [code, status, shown, message] of errors)
-    test(`${code} is ${status}`, async () => {
+  for (const [code, status, shown, message, retry = null] of errors)
+    test(`${code} is ${status}; of 503 the log has the cause`, async () => {
       const { headers, json } = await ask('GET', '/things/age', { code, prefer: 'return=minimal' });
       assert.deepEqual([json.status, json.code], [status, shown]);
       assert.match(json.message, message);
-      assert.equal(headers.get('retry-after'), status === 503 ? '1' : null);
+      assert.equal(headers.get('retry-after'), retry);
       assert.equal(headers.get('preference-applied'), null);
+      const line = { id: headers.get('x-request-id'), code, error: 'column "age" is not there' };
+      if (retry) assert.deepEqual(lines.at(-1), line);
     });
-
-  test('the log names the column that is missing', async () => {
-    const { headers } = await ask('GET', '/things/age', { code: '42703' });
-    const id = headers.get('x-request-id');
-    assert.deepEqual(lines.at(-1), { id, code: '42703', error: 'column "age" is not there' });
-  });
 });
 
 describe('Preference-Applied', () => {
@@ -170,31 +159,11 @@ describe('Preference-Applied', () => {
 });
 
 describe('a page', () => {
-  const pages: [string, Fields, number, string][] = [
-    ['', {}, 200, '0-1/*'],
-    ['?offset=3', {}, 200, '3-4/*'],
-    ['', { prefer: 'count=exact' }, 206, '0-1/7'],
-    ['', { range: '3-4' }, 200, '3-4/*'],
-    ['', { range: 'items=3-4', 'range-unit': 'items' }, 200, '3-4/*'],
-    ['?offset=4', { range: '3-9' }, 200, '4-5/*'],
-    ['', { range: 'bytes=3-4' }, 200, '0-1/*'],
-  ];
-  for (const [query, fields, status, range] of pages)
-    test(`${query} ${JSON.stringify(fields)} is ${range}`, async () => {
-      const { headers, ...reply } = await ask('GET', `/things${query}`, fields);
-      assert.deepEqual([reply.status, headers.get('content-range')], [status, range]);
-    });
-
   test('has a link to the next, unless that is longer than 4 KiB', async () => {
     const { headers } = await ask('GET', '/things?limit=2&offset=2');
     assert.equal(headers.get('link'), '</things?limit=2&after=abc>; rel="next"');
     const long = await ask('GET', `/things?age=in.(${Array(1700).fill(1)})`);
     assert.deepEqual([long.status, long.headers.get('link')], [200, null]);
-  });
-
-  test('past the counted end is 416', async () => {
-    const { status, headers } = await ask('GET', '/things?offset=8', { prefer: 'count=exact' });
-    assert.deepEqual([status, headers.get('content-range')], [416, '*/7']);
   });
 
   const ranges: [string, string, number, number | undefined][] = [
@@ -213,12 +182,10 @@ describe('a page', () => {
     });
 });
 
-describe('a body', () => {
-  test('is read, with its caller', async () => {
-    const fields = { 'content-type': 'application/merge-patch+json', authorization: 'ann' };
-    const { json } = await ask('PATCH', '/things', fields, '{"age":1}');
-    assert.deepEqual(json, { rows: [{ age: 1 }], sub: 'ann' });
-  });
+test('a body is read, with its caller', async () => {
+  const fields = { 'content-type': 'application/merge-patch+json', authorization: 'ann' };
+  const { json } = await ask('PATCH', '/things', fields, '{"age":1}');
+  assert.deepEqual(json, { rows: [{ age: 1 }], sub: 'ann' });
 });
 
 /** Header fields of browsers' clients: postgrest-js, supabase-js, ra-data-postgrest. */
@@ -242,13 +209,10 @@ describe('OPTIONS', () => {
     const { status, headers } = await ask('OPTIONS', '/things', fields);
     assert.equal(status, 204);
     assert.equal(headers.get('access-control-allow-origin'), 'https://shop.example');
-    const allowed = (headers.get('access-control-allow-headers') ?? '').toLowerCase().split(/, */);
-    assert.deepEqual(
-      SENT.filter((name) => !allowed.includes(name)),
-      [],
-    );
-    for (const name of ['GET', 'HEAD', 'POST', 'PATCH', 'DELETE'])
-      assert.match(headers.get('access-control-allow-methods') ?? '', new RegExp(`\\b${name}\\b`));
+    const allowed = (name: string) => (headers.get(name) ?? '').toLowerCase().split(/, */);
+    for (const name of SENT) assert.ok(allowed('access-control-allow-headers').includes(name));
+    for (const name of ['get', 'head', 'post', 'patch', 'delete'])
+      assert.ok(allowed('access-control-allow-methods').includes(name));
   });
 
   test('an allowed origin may read what postgrest-js reads', async () => {
