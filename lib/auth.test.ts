@@ -36,6 +36,8 @@ function sign(claims: object = {}, secret = FIRST, header: object = {}): Promise
   return token.setProtectedHeader({ alg: 'HS256', ...header }).sign(Buffer.from(secret));
 }
 
+const ROOT = { ...good(), sub: 'root' };
+const CRITICAL = { alg: 'HS256', crit: ['x'], x: 1 };
 const encode = (value: unknown) => Buffer.from(JSON.stringify(value)).toString('base64url');
 
 /** The caller of the token, or the code of its refusal. */
@@ -66,13 +68,7 @@ describe('a token', () => {
     ['of alg None', () => `${encode({ alg: 'None' })}.${encode(good())}.x`],
     ['of HS512', () => sign({}, FIRST, { alg: 'HS512' })],
     ['of RS256 by name', () => `${encode({ alg: 'RS256' })}.${encode(good())}.x`],
-    [
-      'of another payload',
-      async () => {
-        const [head, , signature] = (await sign()).split('.');
-        return `${head}.${encode({ ...good(), sub: 'root' })}.${signature}`;
-      },
-    ],
+    ['of another payload', async () => (await sign()).replace(/[.].*[.]/, `.${encode(ROOT)}.`)],
     ['without exp', () => sign({ exp: undefined })],
     ['with exp as text', () => sign({ exp: '9999999999' })],
     ['without sub', () => sign({ sub: undefined })],
@@ -85,18 +81,12 @@ describe('a token', () => {
     ['of another audience', () => sign({ aud: 'other' })],
     ['without audience', () => sign({ aud: undefined })],
     ['before its time', () => sign({ nbf: now() + 60 })],
-    [
-      'with an unknown crit',
-      () => `${encode({ alg: 'HS256', crit: ['x'], x: 1 })}.${encode(good())}.x`,
-    ],
+    ['with an unknown crit', () => `${encode(CRITICAL)}.${encode(good())}.x`],
   ];
   for (const [name, make, code = 'PGRST301'] of refused)
     test(`${name} is refused with ${code}`, async () => {
-      const expected = {
-        status: 401,
-        code,
-        message: code === 'PGRST303' ? 'JWT expired' : 'JWT invalid',
-      };
+      const message = code === 'PGRST303' ? 'JWT expired' : 'JWT invalid';
+      const expected = { status: 401, code, message };
       await assert.rejects(authorize(`Bearer ${await make()}`, false), expected);
     });
 
@@ -144,51 +134,29 @@ test('makeToken() signs with the first secret', async () => {
   const plain = decodeJwt(await makeToken({ ...OPTIONS, JWT_ISSUER: undefined }, []));
   assert.deepEqual([plain.sub, plain.iss, plain.scope], ['me', undefined, undefined]);
   assert.equal(Number(plain.exp) - Number(plain.iat), 3600);
-  const none = { ...OPTIONS, JWT_SECRET: undefined };
-  await assert.rejects(makeToken(none, []), { message: 'JWT_SECRET is needed to sign a token' });
 });
 
-describe('keys of JWKS_URL', () => {
-  /** A service whose keys are answered by `answer`, and a token signed with `kid` one. */
-  async function keyed(answer: (key: object) => [number, string]) {
-    const { publicKey, privateKey } = await generateKeyPair('ES256');
-    const key = { ...(await exportJWK(publicKey)), kid: 'one', alg: 'ES256' };
-    const server = createServer((_, response) => {
-      const [status, body] = answer(key);
-      response.writeHead(status, { 'content-type': 'application/json' }).end(body);
-    });
+const { publicKey, privateKey } = await generateKeyPair('ES256');
+const KEY = { ...(await exportJWK(publicKey)), kid: 'one', alg: 'ES256' };
+const sources: [name: string, status: number, body: string, expected: string | number][] = [
+  ['a key', 200, JSON.stringify({ keys: [KEY] }), 'ann'],
+  ['an error', 500, '', 503],
+  ['no JSON', 200, '<html>', 503],
+  ['no keys', 200, '{}', 503],
+  ['an empty set', 200, '{"keys":[]}', 503],
+  ['101 keys', 200, JSON.stringify({ keys: Array(101).fill(KEY) }), 503],
+  ['more than 1 MiB', 200, JSON.stringify({ keys: [KEY], more: 'x'.repeat(2 ** 20) }), 503],
+];
+for (const [name, status, body, expected] of sources) {
+  test(`a token signed by a key of JWKS_URL, which answers ${name}, is ${expected}`, async (t) => {
+    const type = { 'content-type': 'application/json' };
+    const server = createServer((_, response) => response.writeHead(status, type).end(body));
+    t.after(() => server.close());
     await once(server.listen(0, '127.0.0.1'), 'listening');
     const JWKS_URL = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
     const check = createAuth({ ...OPTIONS, JWT_SECRET: undefined, JWKS_URL }, log);
-    const ask = async (sub: string) => {
-      const token = new SignJWT({ ...good(), sub }).setProtectedHeader({
-        alg: 'ES256',
-        kid: 'one',
-      });
-      const signed = await token.sign(privateKey);
-      return check(`Bearer ${signed}`, false).catch(({ status }: Problem) => status);
-    };
-    return { ask, stop: () => server.close() };
-  }
-
-  test('let in whom they signed', async () => {
-    const { ask, stop } = await keyed((key) => [200, JSON.stringify({ keys: [key] })]);
-    assert.equal(await ask('ann'), 'ann');
-    stop();
+    const token = new SignJWT(good()).setProtectedHeader({ alg: 'ES256', kid: 'one' });
+    const caller = check(`Bearer ${await token.sign(privateKey)}`, false);
+    assert.equal(await caller.catch(({ status }: Problem) => status), expected);
   });
-
-  const broken: [string, (key: object) => [number, string]][] = [
-    ['an error', () => [500, '']],
-    ['no JSON', () => [200, '<html>']],
-    ['no keys', () => [200, '{}']],
-    ['an empty set', () => [200, '{"keys":[]}']],
-    ['101 keys', (key) => [200, JSON.stringify({ keys: Array(101).fill(key) })]],
-    ['more than 1 MiB', (key) => [200, JSON.stringify({ keys: [key], more: 'x'.repeat(2 ** 20) })]],
-  ];
-  for (const [name, answer] of broken)
-    test(`${name} is 503, not 401`, async () => {
-      const { ask, stop } = await keyed(answer);
-      assert.equal(await ask('ann'), 503);
-      stop();
-    });
-});
+}
