@@ -56,7 +56,10 @@ export function client(url: string, ownToken?: string, timeout = TIMEOUT) {
   };
 }
 
-function toReply({ status, headers }: Response, text: string): Reply {
+export function toReply(
+  { status, headers }: Pick<Reply, 'status' | 'headers'>,
+  text: string,
+): Reply {
   const isJson = /json/.test(headers.get('content-type') ?? '');
   try {
     return { status, headers, text, json: isJson ? JSON.parse(text) : undefined };
@@ -230,7 +233,7 @@ function openTable(table: ReturnType<typeof describeTable>, send: ReturnType<typ
 }
 
 /** RFC 9457's members and PostgREST's in one body. */
-function assertProblem({ status, headers, json }: Reply, code?: string): void {
+export function assertProblem({ status, headers, json }: Reply, code?: string): void {
   assert.match(headers.get('content-type') ?? 'none', /^application\/problem\+json/);
   for (const member of ['type', 'title', 'detail', 'code', 'message'])
     assert.equal(typeof json?.[member], 'string', `member ${member} of the problem`);

@@ -1,6 +1,5 @@
 /**
- * 20 000 requests near valid ones. Afterwards the table holds exactly what
- * the acknowledged writes say.
+ * 20 000 requests near valid ones. Afterwards the table holds what the acknowledged writes say.
  *
  *     FUZZ_SEED=1 FUZZ_REQUESTS=1000 node --import tsx --test test/fuzz.test.ts
  *
@@ -8,15 +7,16 @@
  * as siblingsOrSpousesAboard, so the order of all writes to a row is known; each asks for its rows.
  */
 import assert from 'node:assert/strict';
-import { Agent, request as httpRequest, type IncomingHttpHeaders } from 'node:http';
+import { Agent, request as httpRequest } from 'node:http';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { assertProblem, header, type Reply, toReply } from './deployment.ts';
 import { openService, PASSENGER } from './harness.ts';
 
 const SEED = Number(process.env.FUZZ_SEED ?? Date.now() % 2 ** 31);
 const REQUESTS = Number(process.env.FUZZ_REQUESTS ?? 20_000);
 const LANES = 10; // one digit, so that a digit lost makes no other lane
-const ELSEWHERE = 15; // the mark of rows that no lane changes
+const ELSEWHERE = 15; // the mark of rows that no lane changes, those of CSV too
 const MARK = 'siblingsOrSpousesAboard';
 
 const ROW = { ...PASSENGER, [MARK]: ELSEWHERE };
@@ -26,21 +26,16 @@ const { database, service } = await openService({ CSV_LIMIT: '100000' });
 
 // --- Requests -------------------------------------------------------------------
 
+const often = <T>(weight: number, arbitrary: fc.Arbitrary<T>) => ({ weight, arbitrary });
 const COLUMNS = ['uuid', ...Object.keys(ROW)];
-const odd = fc.oneof(
-  fc.constantFrom<unknown>(null, true, '', ' ', 'x', 0, -1, -0, 1.5, 151, 2 ** 31, 1e308, [], {}),
-  fc.constantFrom<unknown>(
-    'x'.repeat(150),
-    '😀'.repeat(151),
-    'a\0b',
-    '\ud800',
-    "'; drop table x --",
-  ),
-  fc.constantFrom<unknown>('__proto__', 'NaN', 'Infinity', '1', 'true', '\u2028', '%', '\\', '"'),
-  fc.jsonValue({ maxDepth: 2 }),
-);
+const ODD = [
+  ...[null, true, '', ' ', 'x', 0, -1, -0, 1.5, 151, 2 ** 31, 1e308, [], {}, 'x'.repeat(150)],
+  ...['😀'.repeat(151), 'a\0b', '\ud800', "'; drop table x --", '__proto__', 'NaN', 'Infinity'],
+  ...['1', 'true', '\u2028', '%', '\\', '"'],
+];
+const odd = fc.oneof(often(3, fc.constantFrom<unknown>(...ODD)), fc.jsonValue({ maxDepth: 2 }));
 const column = fc.oneof(
-  { weight: 6, arbitrary: fc.constantFrom(...COLUMNS) },
+  often(6, fc.constantFrom(...COLUMNS)),
   fc.constantFrom('constructor', '__proto__', 'toString', '', 'select', 'xmin', 'Uuid', 'a"b'),
 );
 const change = fc.record({ column, value: fc.option(odd, { nil: undefined, freq: 8 }) });
@@ -49,24 +44,20 @@ const change = fc.record({ column, value: fc.option(odd, { nil: undefined, freq:
 const row = fc.record({
   name: fc.string({ minLength: 1, maxLength: 20 }),
   age: fc.integer({ min: -1, max: 152 }),
-  changes: fc.oneof({ weight: 4, arbitrary: fc.constant([]) }, fc.array(change, { maxLength: 3 })),
+  changes: fc.oneof(often(4, fc.constant([])), fc.array(change, { maxLength: 3 })),
   keyed: fc.nat(3),
 });
 /** What is done to a text: a cut, and something put in; no digit, as those are the marks. */
-const damage = fc.record({
-  at: fc.nat(400),
-  cut: fc.nat(9),
-  put: fc.constantFrom(...'{}[]",:\\ x\0é'),
-});
+const put = fc.constantFrom(...'{}[]",:\\ x\0é');
+const damage = fc.record({ at: fc.nat(400), cut: fc.nat(9), put });
 const body = fc.record({
   rows: fc.array(row, { maxLength: 4 }),
   many: fc.boolean(),
-  damage: fc.oneof({ weight: 6, arbitrary: fc.constant(undefined) }, damage),
+  damage: fc.oneof(often(6, fc.constant(undefined)), damage),
 });
 
 /** One of these words. */
 const words = (text: string) => fc.constantFrom(...text.split(' '));
-
 const operator = words(
   `eq neq gt gte lt lte like ilike match imatch in is isdistinct fts plfts phfts wfts \
 not.eq not.in eq(any) like(all) gt(any) fts(english) x toString`,
@@ -78,51 +69,47 @@ const operand = fc.oneof(
   fc.uuid(),
 );
 const condition = fc.tuple(column, operator, operand);
-const tree = fc.array(condition, { maxLength: 3 });
+const compared = condition.map(([name, ...parts]) => [name, parts.join('.')]);
+const tree = fc
+  .array(
+    condition.map((parts) => parts.join('.')),
+    { maxLength: 3 },
+  )
+  .map((all) => `(${all})`);
+const ordered = fc
+  .tuple(column, words('.asc .desc .asc.nullsfirst .x'))
+  .map((parts) => parts.join(''));
 const parameter: fc.Arbitrary<string[]> = fc.oneof(
-  { weight: 5, arbitrary: condition.map(([a, b, c]) => [a, `${b}.${c}`]) },
-  fc
-    .tuple(words('or and not.or'), tree)
-    .map(([name, parts]) => [name, `(${parts.map((part) => part.join('.'))})`]),
+  often(5, compared),
+  fc.tuple(words('or and not.or'), tree),
   fc.tuple(words('limit offset'), fc.oneof(fc.nat(30).map(String), operand)),
-  fc
-    .tuple(column, fc.constantFrom('', '.desc', '.asc.nullsfirst', '.x'))
-    .map((parts) => ['order', parts.join('')]),
-  words('* name,age count() sex,age.avg() a:name::text x(y) age->1 name::uuid ,').map((members) => [
-    'select',
-    members,
-  ]),
+  fc.tuple(words('order'), ordered),
+  fc.tuple(
+    words('select'),
+    words('* name,age count() sex,age.avg() a:name::text x(y) age->1 name::uuid'),
+  ),
   fc.tuple(words('columns on_conflict after x name[0]'), fc.oneof(column, operand)),
 );
 
-const TABLE = '/passengers /rest/v1/passengers';
+const LIST = '/passengers /rest/v1/passengers';
+const ROW_OF = '/passengers/OWN /rest/v1/passengers/OWN';
+const place = words(`${LIST} /getpassenger /putpassenger /deletepassenger`);
+const key = fc.oneof(often(5, words('OWN')), words('abc %00 %zz { .. %F0%9F'), fc.uuid());
+const below = fc.tuple(place, key).map((parts) => parts.join('/'));
 const path = fc.oneof(
-  { weight: 6, arbitrary: words(TABLE) },
-  {
-    weight: 8,
-    arbitrary: fc
-      .tuple(
-        words(`${TABLE} /getpassenger /putpassenger /deletepassenger`),
-        fc.oneof(
-          { weight: 5, arbitrary: fc.constant('OWN') },
-          fc.uuid(),
-          fc.constantFrom('abc', '%00', '%zz', '', '{', '..', '%F0%9F'),
-        ),
-      )
-      .map((parts) => parts.join('/')),
-  },
-  { weight: 2, arbitrary: fc.constant('/postpassenger') },
+  often(6, words(LIST)),
+  often(8, below),
+  words('/ // /passengerlist /postpassenger /hello /zero /healthz /readyz /metrics /openapi.json'),
   words(
-    `/ // /passengerlist /hello /zero /healthz /readyz /metrics /docs /docs/start.js \
-/docs/..%2fapp.ts /openapi.json /passengers/ /rest/v1/rpc/x * /% http://evil.example/hello`,
+    '/docs /docs/start.js /docs/..%2fapp.ts /passengers/ /rest/v1/rpc/x * /% http://x.example/',
   ),
   fc.webPath().map((path) => `/${path}`),
 );
 
 const method = words('GET HEAD POST PUT PATCH DELETE OPTIONS TRACE QUERY FOO');
-const type = fc.constantFrom(
-  ...['application/merge-patch+json', 'text/plain', '', 'application/json; charset=x'],
-  ...['text/csv', 'text/csv', 'text/csv'],
+const type = fc.oneof(
+  often(4, words('text/csv')),
+  fc.constantFrom('application/merge-patch+json', 'text/plain', '', 'application/json; charset=x'),
 );
 const OBJECT = 'application/vnd.pgrst.object+json';
 /** The headers that are tried, each with its values. */
@@ -138,33 +125,32 @@ const HEADERS: [names: string, values: string[]][] = [
   ['Content-Encoding', ['gzip', 'identity']],
 ];
 const ANY = 'Range-Unit Origin Authorization X-Request-Id Host Expect User-Agent Idempotency-Key';
-const header: fc.Arbitrary<string[]> = fc.oneof(
+const field: fc.Arbitrary<string[]> = fc.oneof(
   ...HEADERS.map(([names, values]) => fc.tuple(words(names), fc.constantFrom(...values))),
   fc.tuple(words(`${ANY} Access-Control-Request-Method`), fc.stringMatching(/^[ -~]{0,12}$/)),
 );
 /** A method and a path: mostly those that go together. */
 const ROUTES: [number, string, string][] = [
-  [4, 'GET HEAD', '/passengers /rest/v1/passengers /passengers/OWN /getpassenger/OWN'],
-  [8, 'POST', '/passengers /rest/v1/passengers /postpassenger'],
-  [4, 'PUT', '/passengers/OWN /rest/v1/passengers/OWN /putpassenger/OWN'],
-  [6, 'PATCH', '/passengers/OWN /rest/v1/passengers/OWN /passengers /rest/v1/passengers'],
+  [4, 'GET HEAD', `${LIST} /passengers/OWN /getpassenger/OWN`],
+  [8, 'POST', `${LIST} /postpassenger`],
+  [4, 'PUT', `${ROW_OF} /putpassenger/OWN`],
+  [6, 'PATCH', `${ROW_OF} ${LIST}`],
   [2, 'DELETE', '/passengers/OWN /deletepassenger/OWN /passengers/OWN /passengers'],
   [1, 'GET', '/passengerlist /hello /zero /metrics /docs /readyz'],
   [1, 'OPTIONS', '/passengers /hello *'],
 ];
 const target = fc.oneof(
-  ...ROUTES.map(([weight, methods, paths]) => ({
-    weight,
-    arbitrary: fc.tuple(words(methods), words(paths)),
-  })),
-  { weight: 4, arbitrary: fc.tuple(method, path) },
+  ...ROUTES.map(([weight, methods, paths]) =>
+    often(weight, fc.tuple(words(methods), words(paths))),
+  ),
+  often(4, fc.tuple(method, path)),
 );
 const usual = fc.constant<string[][]>([]);
 const near = fc.record({
   target,
-  parameters: fc.oneof({ weight: 3, arbitrary: usual }, fc.array(parameter, { maxLength: 3 })),
-  headers: fc.oneof({ weight: 3, arbitrary: usual }, fc.array(header, { maxLength: 3 })),
-  type: fc.oneof({ weight: 20, arbitrary: fc.constant('application/json') }, type),
+  parameters: fc.oneof(often(3, usual), fc.array(parameter, { maxLength: 3 })),
+  headers: fc.oneof(often(3, usual), fc.array(field, { maxLength: 3 })),
+  type: fc.oneof(often(20, fc.constant('application/json')), type),
   body,
   pick: fc.nat(1000),
 });
@@ -172,19 +158,13 @@ type Near = typeof near extends fc.Arbitrary<infer T> ? T : never;
 
 // --- Lanes ----------------------------------------------------------------------
 
-/** What the table has to hold, by key, and how many rows came by CSV, whose keys are not answered. */
+/** What the table has to hold, by key. */
 const model = new Map<string, Row>();
-let copied = 0;
 const statuses = new Map<number, number>();
 
-type Answer = { status: number; headers: IncomingHttpHeaders; text: string };
-
 /** The text of a body, its rows marked as the lane's wherever the mark is a valid one. */
-function write(
-  { target: [method], body: { rows, many, damage }, type }: Near,
-  lane: number,
-  own: () => string,
-) {
+function write({ target: [method], body, type }: Near, lane: number, own: () => string) {
+  const { rows, many, damage } = body;
   const made = rows.map(({ name, age, changes, keyed }) => {
     const entries: Row = method === 'PATCH' ? { age } : { ...ROW, name, age };
     if (keyed === 0) entries.uuid = own();
@@ -195,33 +175,27 @@ function write(
     const mark = entries[MARK];
     return Number.isInteger(mark) && Number(mark) < 21 ? { ...entries, [MARK]: lane } : entries;
   });
-  if (type === 'text/csv') return csv(made);
+  if (type === 'text/csv') {
+    const names = Object.keys(ROW);
+    const lines = made.map((one) => names.map((name) => (name === MARK ? ELSEWHERE : one[name])));
+    return [names, ...lines].map((line) => `${line}\n`).join('');
+  }
   const text = JSON.stringify(many ? made : (made[0] ?? null));
   if (!damage) return text;
   return text.slice(0, damage.at) + damage.put + text.slice(damage.at + damage.cut);
 }
 
-/** Rows of no lane: the answer to CSV has their number, not their keys. */
-function csv(rows: Row[]): string {
-  const names = Object.keys(ROW);
-  const lines = rows.map((one) => names.map((name) => (name === MARK ? ELSEWHERE : one[name])));
-  return [names, ...lines].map((line) => `${line}\n`).join('');
-}
-
 /** Sends it. A write of many rows keeps to the lane's own, whatever its other filters are. */
-function send(near: Near, lane: number, own: () => string, agent: Agent): Promise<Answer> {
+function send(near: Near, lane: number, own: () => string, agent: Agent): Promise<Reply> {
   const { parameters, type } = near;
   const [method, place] = near.target;
   const writes = /^(POST|PUT|PATCH|DELETE)$/.test(method);
-  const query = parameters.map((pair) =>
-    pair.map((part) => encodeURIComponent(part.toWellFormed())).join('='),
-  );
+  const encode = (part: string) => encodeURIComponent(part.toWellFormed());
+  const query = parameters.map((pair) => pair.map(encode).join('='));
   if (writes && method !== 'PUT') query.push('select=*');
   if (/^(PATCH|DELETE)$/.test(method)) query.push(`${MARK}=eq.${lane}`);
-  const single = place.includes('OWN');
-  const target =
-    place.replace('OWN', own()) +
-    (query.length > 0 && !(single && writes) ? `?${query.join('&')}` : '');
+  if (place.includes('OWN') && writes) query.length = 0;
+  const target = [place.replace('OWN', own()), query.join('&')].filter(Boolean).join('?');
   const headers: Record<string, string> = { ...(type && { 'Content-Type': type }) };
   for (const [name = '', value = ''] of near.headers) headers[name] = value;
   if (writes) headers.Prefer = `return=representation, ${headers.Prefer ?? ''}`;
@@ -235,40 +209,28 @@ function send(near: Near, lane: number, own: () => string, agent: Agent): Promis
     asked.on('error', reject).end(sent);
     asked.on('response', async (response) => {
       const { statusCode: status = 0, headers } = response;
-      const chunks = await response.toArray().catch(reject);
-      resolve({ status, headers, text: String(Buffer.concat(chunks ?? [])) });
+      const chunks = (await response.toArray().catch(reject)) ?? [];
+      const head = { status, headers: new Headers(headers as HeadersInit) };
+      resolve(toReply(head, String(Buffer.concat(chunks))));
     });
   });
 }
 
 /** An answer has all that each answer has; an acknowledged write goes into the model. */
-function check({ target: [method, path] }: Near, { status, headers, text }: Answer): void {
+function check({ target: [method] }: Near, reply: Reply): void {
+  const { status, headers, text, json } = reply;
   statuses.set(status, (statuses.get(status) ?? 0) + 1);
   assert.ok(status >= 200 && status !== 500, `${status} ${text}`);
-  assert.ok(headers['x-request-id'] && headers['server-timing'], 'X-Request-Id, Server-Timing');
+  for (const name of ['x-request-id', 'server-timing']) assert.ok(headers.get(name), name);
   service.hear(text);
-  if (status >= 400) assertProblem(method, status, headers['content-type'], text);
+  if (status >= 400) header(reply, 'content-type', 'application/problem+json');
+  if (status >= 400 && method !== 'HEAD') assertProblem(reply);
   if (status >= 300 || !/^(POST|PUT|PATCH|DELETE)$/.test(method)) return;
-  if (text === '') {
-    const [, rows] = /^\*\/(\d+)$/.exec(String(headers['content-range'])) ?? [];
-    assert.ok(rows && method === 'POST', `${status} of ${path} has no number of rows`);
-    copied += Number(rows);
-    return;
-  }
-  for (const row of [JSON.parse(text)].flat() as Row[]) {
+  assert.ok(json || status === 204, `${status} without rows`);
+  for (const row of [json ?? []].flat() as Row[]) {
     if (method === 'DELETE') model.delete(String(row.uuid));
     else model.set(String(row.uuid), row);
   }
-}
-
-function assertProblem(method: string, status: number, type: unknown, text: string): void {
-  assert.equal(type, 'application/problem+json');
-  if (method === 'HEAD') return;
-  const problem = JSON.parse(text);
-  assert.equal(problem.status, status);
-  assert.equal(problem.detail, problem.message);
-  const members = ['type', 'title', 'status', 'detail', 'code', 'message', 'details', 'hint'];
-  for (const member of members) assert.ok(member in problem, `${member} is missing in ${text}`);
 }
 
 /** Every tenth request of all, one after the other. */
@@ -280,10 +242,10 @@ async function runLane(lane: number, requests: Near[]): Promise<void> {
   };
   for (let at = lane; at < requests.length; at += LANES) {
     const request = requests[at]!;
-    let next = 0;
+    let { pick } = request;
     const own = () => {
-      next += 1;
-      return mine(request.pick + next - 1);
+      pick += 1;
+      return mine(pick);
     };
     try {
       check(request, await send(request, lane, own, agent));
@@ -296,7 +258,6 @@ async function runLane(lane: number, requests: Near[]): Promise<void> {
 
 test(`${REQUESTS} requests near valid ones: no 500, no error in the log, no write but the acknowledged`, async (t) => {
   t.diagnostic(`FUZZ_SEED=${SEED}`);
-  const { pid } = service.child;
   for (let count = 0; count < 20; count += 1) {
     const kept = { ...ROW, name: `kept ${count}`, uuid: crypto.randomUUID() };
     await database.sql`insert into titanic ${database.sql(kept)}`;
@@ -307,12 +268,10 @@ test(`${REQUESTS} requests near valid ones: no 500, no error in the log, no writ
   await Promise.all(Array.from({ length: LANES }, (_, lane) => runLane(lane, requests)));
   const seen = [...statuses].sort().map(([status, count]) => `${count} × ${status}`);
   t.diagnostic(`${((performance.now() - from) / 1000).toFixed(1)} s; ${seen.join(', ')}`);
-  assert.deepEqual(
-    service.log.filter(({ level }) => level === 'error' || level === 'fatal'),
-    [],
-  );
+  const errors = service.log.filter(({ level }) => level === 'error' || level === 'fatal');
+  assert.deepEqual(errors, []);
   assert.equal(service.stderr(), '');
-  assert.deepEqual([service.child.pid, service.child.exitCode], [pid, null]);
+  assert.equal(service.child.exitCode, null);
   assert.equal((await service.get('/healthz')).status, 200);
   const stored = await database.sql`select uuid, row_to_json(t) as row from titanic t`;
   const found = new Map(stored.map(({ uuid, row }) => [uuid, row as Row]));
@@ -320,7 +279,6 @@ test(`${REQUESTS} requests near valid ones: no 500, no error in the log, no writ
     assert.deepEqual(found.get(uuid), row, `FUZZ_SEED=${SEED}: ${uuid} is not as acknowledged`);
     found.delete(uuid);
   }
-  t.diagnostic(`${model.size} rows as acknowledged, ${copied} of CSV`);
-  assert.equal(found.size, copied, `FUZZ_SEED=${SEED}: rows that were never acknowledged`);
-  assert.ok([...found.values()].every((row) => row[MARK] === ELSEWHERE));
+  t.diagnostic(`${model.size} rows as acknowledged`);
+  assert.deepEqual([...found.keys()], [], `FUZZ_SEED=${SEED}: rows that were never acknowledged`);
 });
