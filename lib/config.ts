@@ -19,7 +19,6 @@ export const Config = z.object({
   RESOURCE: z.string().optional(),
   DATABASE_URL: z.url({ protocol: /^postgres(ql)?$/, error: 'expected postgres://…' }).optional(),
   PGHOST: z.string().optional(),
-  PGTARGETSESSIONATTRS: z.enum(['primary', 'standby', 'read-write', 'read-only']).optional(),
   DATA_DIR: z.string().default('.data'),
   POOL_SIZE: integer(1, 100).default(8),
   WEB_CONCURRENCY: integer(1, 64).default(1),
