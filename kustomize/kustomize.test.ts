@@ -160,6 +160,10 @@ const FACTS: Record<string, Record<string, unknown>> = {
     [`${MAIN}/livenessProbe/httpGet`]: { path: '/healthz', port: 'ops' },
     [`${MAIN}/env/AUTH/value`]: 'write',
   },
+  'base + nodeport': {
+    'Service passengers-nodeport/spec/externalTrafficPolicy': 'Local',
+    [`${MAIN}/volumeMounts/1`]: undefined, // no list of trusted peers
+  },
   production: {
     [`${DEPLOYMENT}/replicas`]: undefined,
     [`${MAIN}/volumeMounts/trusted-ingress/mountPath`]: `${MOUNT}/ingress.conf`,

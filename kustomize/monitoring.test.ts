@@ -63,6 +63,7 @@ function record(scrapes: string[]): Series[] {
 /** Alert, the labels beside its severity, and the series that let it fire. */
 const FIRES: [string, object, Series[]][] = [
   ['PassengersDatabase', NAMESPACE, [gauge('db_up', JOB, 1, 0)]],
+  ['PassengersReadOnly', NAMESPACE, [gauge('db_read_only', JOB, 0, 1)]],
   ['PassengersSlow', NAMESPACE, [bucket('1', 0), bucket('5', 60), bucket('+Inf', 60)]],
   [
     'PassengersNotReady',

@@ -4,7 +4,7 @@ import { createMetrics } from './metrics.ts';
 import type { Pool } from './pool.ts';
 
 const counts = { inFlight: 3, streams: 2 };
-const pool = { counts, queue: new Set([1]), state: 'up', observe: () => {} };
+const pool = { counts, queue: new Set([1]), state: 'up', readOnly: true, observe: () => {} };
 const about = { APP_VERSION: '1.2.3', APP_BRANCH: 'main', APP_COMMIT: 'abc' };
 const metrics = createMetrics(about, pool as unknown as Pool);
 metrics.observe('GET', '/things/:key', 200, 3);
@@ -15,6 +15,7 @@ const expected = [
   'db_statements_waiting 1',
   'db_streams 2',
   'db_up 1',
+  'db_read_only 1',
   'build_info{version="1.2.3",branch="main",commit="abc"} 1',
   'http_request_duration_seconds_count{method="GET",route="/things/:key",status="200"} 1',
   'http_request_duration_seconds_sum{method="GET",route="/things/:key",status="200"} 0.003',

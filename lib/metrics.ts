@@ -19,7 +19,7 @@ export function createMetrics({ APP_VERSION, APP_BRANCH, APP_COMMIT }: Build, po
   const register = new prometheus.Registry();
   const registers = [register];
   prometheus.collectDefaultMetrics({ register });
-  const gauge = (name: string, help: string, value: () => number, aggregator?: 'min') => {
+  const gauge = (name: string, help: string, value: () => number, aggregator?: 'min' | 'max') => {
     const collect = () => made.set(value());
     const options = { name, help, registers, collect, aggregator: aggregator ?? 'sum' } as const;
     const made: prometheus.Gauge = new prometheus.Gauge(options);
@@ -31,6 +31,8 @@ export function createMetrics({ APP_VERSION, APP_BRANCH, APP_COMMIT }: Build, po
   gauge('db_streams', 'Lists that are streamed now.', () => counts.streams);
   const isUp = () => Number(pool.state === 'up');
   gauge('db_up', 'Whether a connection to the database is open.', isUp, 'min');
+  const refusesWrites = () => Number(pool.readOnly);
+  gauge('db_read_only', 'Whether the database accepts no writes.', refusesWrites, 'max');
   const build = { version: APP_VERSION, branch: APP_BRANCH, commit: APP_COMMIT };
   const info = { name: 'build_info', help: 'Always 1.', labelNames: Object.keys(build), registers };
   new prometheus.Gauge({ ...info, aggregator: 'first' }).set(build, 1);

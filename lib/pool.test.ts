@@ -1,14 +1,16 @@
 /** What needs a database; test/promises.test.ts has the faults: deadlines, retries, the limit. */
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { type AddressInfo, createServer } from 'node:net';
 import { after, describe, test } from 'node:test';
 import { pino } from 'pino';
-import { openDatabase } from '../test/harness.ts';
+import { openDatabase, until } from '../test/harness.ts';
 import { ownCall, Pool } from './pool.ts';
 import { sql } from './sql.ts';
 
 const database = await openDatabase();
-const open = (DB_PREPARE: 'true' | 'false' = 'true') =>
-  new Pool({ DATABASE_URL: database.url, POOL_SIZE: 1, DB_PREPARE }, pino({ level: 'silent' }));
+const open = (DB_PREPARE: 'true' | 'false' = 'true', DATABASE_URL = database.url) =>
+  new Pool({ DATABASE_URL, POOL_SIZE: 1, DB_PREPARE }, pino({ level: 'silent' }));
 const pool = open();
 after(() => pool.end());
 
@@ -43,6 +45,32 @@ test('run() answers all rows after a statement that failed between its rows', as
   const rows = await pool.run('read', ownCall(), next);
   assert.deepEqual([...rows], [['1'], ['2']]);
   assert.equal(rows.count, 2);
+});
+
+test('of several hosts the first that is suitable is used, for streams too', async () => {
+  const { port } = new URL(database.url);
+  const url = database.url.replace(`:${port}/`, `:1,127.0.0.1:${port}/`);
+  const own = open('true', url);
+  await until(() => own.state === 'up');
+  for await (const batch of own.stream(NUMBERS)) assert.equal(batch.length, 200);
+  assert.deepEqual([(await own.json(sql`select 1 as a`)).length, own.readOnly], [1, false]);
+  await own.end();
+});
+
+test('of several hosts without a primary none is dialled again without a pause', async () => {
+  let dials = 0;
+  const closed = createServer((socket) => {
+    dials += 1;
+    socket.resetAndDestroy();
+  }).listen(0, '127.0.0.1');
+  await once(closed, 'listening');
+  const host = `127.0.0.1:${(closed.address() as AddressInfo).port}`;
+  const own = open('true', `postgres://${host},${host}/none`);
+  await until(() => dials === 2);
+  await assert.rejects(own.json(sql`select 1 as a`), { status: 503 });
+  assert.ok(dials <= 3, `${dials} dials`);
+  await own.end();
+  closed.close();
 });
 
 describe('stream()', () => {

@@ -31,7 +31,10 @@ export type Call = {
 /** A call whose caller is the service itself. */
 export const ownCall = (): Call => ({ sub: '', ms: 0, repeated: false });
 
-type PoolOptions = Pick<Config, 'DATABASE_URL' | 'POOL_SIZE' | 'DB_PREPARE'>;
+type PoolOptions = Pick<Config, 'DATABASE_URL' | 'POOL_SIZE' | 'DB_PREPARE'> &
+  Partial<Pick<Config, 'PGHOST' | 'PGTARGETSESSIONATTRS'>>;
+/** One of several hosts. */
+type Place = { host?: string; target_session_attrs?: Config['PGTARGETSESSIONATTRS'] };
 
 /** postgres.js sets `state` once the query has been written to a connection (3.4.9). */
 type Pending = PromiseLike<Result> & { state?: object | null; cancel: () => void };
@@ -74,6 +77,7 @@ export class Pool {
   observe: (work: string, requests: number) => void = () => {};
   state: 'starting' | 'up' | 'down' = 'starting';
   private options: PoolOptions;
+  private place: Place = {}; // of the newest connection, for streams
   private log: Logger;
   private ending = false;
   private clients = new Set<Client>();
@@ -146,6 +150,13 @@ export class Pool {
     }
   }
 
+  /** As the server reported with its last statement (PostgreSQL 14). */
+  get readOnly(): boolean {
+    const open = [...this.clients].filter((client) => client.open);
+    const isOn = (name: string) => open.some(({ driver }) => driver.parameters[name] === 'on');
+    return isOn('in_hot_standby') || isOn('default_transaction_read_only');
+  }
+
   /** COPY … FROM STDIN with a connection of its own: all of `bytes` or nothing is stored. */
   async copy({ text }: Sql, bytes: AsyncIterable<Buffer>): Promise<void> {
     const driver = this.borrow();
@@ -165,8 +176,10 @@ export class Pool {
   // Connections
 
   private async keepOpen(): Promise<void> {
+    const places = placesOf(this.options);
     for (let pause = 0; !this.ending; pause = Math.min(pause * 2 + 25, 500)) {
-      const driver = connect(this.options, STATEMENT_TIMEOUT, () => {
+      const [place = {}] = places;
+      const driver = connect(this.options, place, STATEMENT_TIMEOUT, () => {
         client.open = false;
         for (const { query } of client.pending) if (!query?.state) query?.cancel(); // else it reconnects
         client.close();
@@ -176,12 +189,14 @@ export class Pool {
       try {
         await within(CONNECT_TIMEOUT + 500, driver`select 1`);
         client.open = true;
+        this.place = place;
         pause = 0;
         this.change('up');
         await new Promise<void>((resolve) => {
           client.close = resolve;
         });
       } catch (error) {
+        places.push(...places.splice(0, 1));
         if (!this.leastBusy()) this.change('down', codeOf(error));
       }
       client.open = false;
@@ -207,7 +222,7 @@ export class Pool {
   private borrow(): postgres.Sql {
     if (this.counts.streams >= STREAMS || this.state === 'down') throw unavailable();
     this.counts.streams += 1;
-    return connect(this.options, 0);
+    return connect(this.options, this.place, 0);
   }
 
   private release(driver: postgres.Sql): void {
@@ -297,7 +312,18 @@ export class Pool {
  */
 const CONVERTED = [16, 17, 20, 21, 23, 26, 114, 700, 701, 1082, 1114, 1184, 3802];
 
-function connect(options: PoolOptions, timeout: number, onclose = () => {}): postgres.Sql {
+/**
+ * None where one host is given. Each is tried alone: given a list of which none is suitable,
+ * postgres 3.4.9 dials 700 times a second and reports no error.
+ */
+function placesOf({ DATABASE_URL = '', PGHOST = '', PGTARGETSESSIONATTRS }: PoolOptions): Place[] {
+  const [, list = PGHOST] = /^\w+:\/\/(?:[^/?]*@)?([^/?]*)/.exec(DATABASE_URL) ?? [];
+  const target_session_attrs = PGTARGETSESSIONATTRS ?? 'primary';
+  const chosen = DATABASE_URL.includes('target_session_attrs=') ? {} : { target_session_attrs };
+  return list.includes(',') ? list.split(',').map((host) => ({ host, ...chosen })) : [];
+}
+
+function connect(options: PoolOptions, place: Place, timeout: number, onclose = () => {}) {
   const pooled = options.DB_PREPARE === 'false'; // a pooler refuses session parameters; the database sets them
   const limits = {
     lock_timeout: LOCK_TIMEOUT,
@@ -313,6 +339,7 @@ function connect(options: PoolOptions, timeout: number, onclose = () => {}): pos
     connect_timeout: CONNECT_TIMEOUT / 1000,
     connection: pooled ? {} : limits,
     types: { text },
+    ...place,
     onclose,
     onnotice: () => {},
   }) as unknown as postgres.Sql;

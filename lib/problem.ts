@@ -43,7 +43,8 @@ const STATUSES: [codes: RegExp, status: number, detail?: string][] = [
   [/^57014$/, 504, TOO_SLOW],
   [/^0A000$/, 501],
   [UNDECLARED, 503, 'A table is not as it was declared.'],
-  [/^(40001|40P01|55P03|25006|53...|57P0.|08...|28...|3D000)$/, 503],
+  [/^25006$/, 503, 'The database is read-only: a standby, or set so by its administrator.'],
+  [/^(40001|40P01|55P03|53...|57P0.|08...|28...|3D000)$/, 503],
   [LOST, 503],
   // Codes of postgres.js and Node for a connection that could not be made
   [/^(CONNECT_TIMEOUT|CONNECTION_ENDED|ECONNREFUSED|ETIMEDOUT|ENOTFOUND|EAI_AGAIN)$/, 503],

@@ -3,16 +3,11 @@
  * the service or the image is in test/image.test.ts.
  */
 import assert from 'node:assert/strict';
-import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import { type AddressInfo, connect } from 'node:net';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { after, before, beforeEach, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 import {
   CONNECT_TIMEOUT,
   DEADLINE,
@@ -20,13 +15,10 @@ import {
   readConfig,
   STATEMENT_TIMEOUT,
 } from '../lib/config.ts';
-import { freePort } from '../lib/embedded.ts';
 import { LIMITS, MAX_HEAD } from '../lib/server.ts';
 import { until } from '../test/harness.ts';
+import { installed, read, startNginx } from './run.ts';
 
-const root = fileURLToPath(new URL('..', import.meta.url));
-const read = (path: string) => readFile(join(root, path), 'utf8');
-const installed = spawnSync('nginx', ['-v']).status === 0;
 const skip = installed ? false : 'nginx is not installed (apt-get install nginx-light)';
 
 const PROXY = '127.0.0.2'; // trusted here; the other addresses of loopback are not
@@ -44,7 +36,9 @@ let nginx: Awaited<ReturnType<typeof startNginx>>;
 before(async () => {
   if (!installed) return;
   await once(upstream.listen(0, '127.0.0.1'), 'listening');
-  nginx = await startNginx((upstream.address() as AddressInfo).port);
+  const gke = (await read('docs/image.md')).match(/set_real_ip_from .*;/g) ?? [];
+  const trusted = [...gke, `set_real_ip_from ${PROXY};`].join('\n');
+  nginx = await startNginx((upstream.address() as AddressInfo).port, trusted);
 });
 
 beforeEach(() => {
@@ -57,48 +51,6 @@ after(async () => {
   upstream.closeAllConnections();
   upstream.close();
 });
-
-/** nginx with the files of the image, on other ports and in another directory. */
-async function startNginx(node: number) {
-  const directory = await mkdtemp(join(tmpdir(), 'passengers-nginx-'));
-  const [open, probes] = [await freePort(), await freePort()];
-  for (const name of ['tmp', 'trusted.d']) await mkdir(join(directory, name));
-  for (const name of ['nginx.conf', 'passengers.conf']) {
-    const text = (await read(`nginx/${name}`))
-      .replaceAll('/tmp/', `${directory}/tmp/`)
-      .replaceAll('/etc/nginx/', `${directory}/`)
-      .replace('127.0.0.1:8000', `127.0.0.1:${node}`)
-      .replace('listen 8080', `listen 127.0.0.1:${open}`)
-      .replace('listen 8081', `listen 127.0.0.1:${probes}`);
-    await writeFile(join(directory, name), text);
-  }
-  const gke = (await read('docs/image.md')).match(/set_real_ip_from .*;/g) ?? [];
-  const trusted = [...gke, `set_real_ip_from ${PROXY};`].join('\n');
-  await writeFile(join(directory, 'trusted.d/test.conf'), trusted);
-  // nginx opens /dev/stdout, which has to be a pipe; Node's are sockets
-  const user = process.getuid?.() === 0 ? "-g 'user root;'" : '';
-  const child = spawn('bash', [
-    '-c',
-    `nginx -e stderr -c "$0/nginx.conf" ${user} | cat`,
-    directory,
-  ]);
-  let [log, stderr] = ['', ''];
-  child.stdout.setEncoding('latin1').on('data', (data) => {
-    log += data;
-  });
-  child.stderr.on('data', (data) => {
-    stderr += data;
-  });
-  const pid = () => readFile(join(directory, 'tmp/nginx.pid'), 'utf8').catch(() => '');
-  const first = () => fetch(`http://127.0.0.1:${open}`).catch(() => undefined);
-  await until(async () => (await pid()) && first(), 5000).finally(() => assert.equal(stderr, ''));
-  const stop = async () => {
-    process.kill(Number(await pid()), 'SIGTERM');
-    await once(child, 'close');
-    await rm(directory, { recursive: true });
-  };
-  return { open, probes, log: () => log, stop };
-}
 
 type Raw = { status: number; headers: Headers; body: string };
 

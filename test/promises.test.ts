@@ -492,7 +492,11 @@ const down = (how: 'fast' | 'crash') =>
   lasting(
     8000,
     () => control.stop(how),
-    () => control.start(),
+    async ({ service }) => {
+      assert.equal(await statusOf(service, 'GET', '/readyz'), 200); // else Kubernetes refuses all
+      assert.equal(await statusOf(service, 'GET', '/healthz/database'), 503);
+      await control.start();
+    },
   );
 const states = ['database up', 'database down', 'database up'];
 const killing = { own: true, prepare, writers: 8 };
