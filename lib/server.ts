@@ -27,6 +27,8 @@ export type Service = {
 /** A running service; `failed` rejects with StartError when it cannot work. */
 export type Running = { url: string; failed: Promise<never>; stop: () => Promise<void> };
 
+/** The methods of the service; each path has some of them. */
+export const METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'];
 /** Bytes of a request's head, and of its target: room for 800 UUIDs in `in.(…)`. */
 export const MAX_HEAD = 128 * 1024;
 /** Times in ms. nginx answers earlier. */
@@ -127,7 +129,7 @@ function refusal(status: number, detail: string) {
     'X-Request-Id': randomUUID(),
     'Server-Timing': 'total;dur=0',
     Connection: 'close',
-    ...(status === 405 && { Allow: 'GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS' }),
+    ...(status === 405 && { Allow: METHODS.join(', ') }),
   };
   return problemAnswer(new Problem(status, 'PGRST100', detail, undefined, { headers }));
 }
