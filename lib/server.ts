@@ -40,6 +40,8 @@ export const LIMITS = {
   maxHeaderSize: 2 * MAX_HEAD,
   requireHostHeader: false,
 };
+const DRAIN = 500; // ms from the signal in which clients of open connections ask once more
+const HOLD = 50; // ms in which clients that wait for an answer open no connection
 const STALLED = 30_000; // ms without a byte in either direction, such as a list that nobody reads
 
 /** Serves in this process until stop(). */
@@ -48,7 +50,10 @@ export async function serve(
   service: Service,
   log: Logger,
 ): Promise<Running> {
-  const server = createHttpServer(service.fetch);
+  let held: Promise<void> | undefined;
+  const server = createHttpServer((...given) =>
+    held ? held.then(() => service.fetch(...given)) : service.fetch(...given),
+  );
   const sockets = new Set<Socket>();
   server.on('connection', (socket: Socket) => {
     sockets.add(socket);
@@ -68,10 +73,17 @@ export async function serve(
     for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
   };
   const stop = async () => {
-    service.life.stopping = true;
+    service.life.stopping = true; // from now on each answer closes its connection
+    const open = [...sockets];
     await sleep(SHUTDOWN_GRACE * 1000);
+    for (let ms = 0; ms < DRAIN && open.some(({ destroyed }) => !destroyed); ms += 10)
+      await sleep(10);
+    held = sleep(sockets.size > 0 ? 2 * HOLD : 0);
+    await sleep(sockets.size > 0 ? HOLD : 0); // the close resets connections that were not accepted
+    const closed = once(server.close(), 'close');
+    await held;
     const idle = setInterval(closeIdle, 50);
-    await Promise.race([once(server.close(), 'close'), sleep(DEADLINE + 1000)]);
+    await Promise.race([closed, sleep(DEADLINE + 500)]);
     server.closeAllConnections();
     clearInterval(idle);
     await service.close();
