@@ -136,27 +136,75 @@ test('makeToken() signs with the first secret', async () => {
   assert.equal(Number(plain.exp) - Number(plain.iat), 3600);
 });
 
-const { publicKey, privateKey } = await generateKeyPair('ES256');
-const KEY = { ...(await exportJWK(publicKey)), kid: 'one', alg: 'ES256' };
-const sources: [name: string, status: number, body: string, expected: string | number][] = [
-  ['a key', 200, JSON.stringify({ keys: [KEY] }), 'ann'],
-  ['an error', 500, '', 503],
-  ['no JSON', 200, '<html>', 503],
-  ['no keys', 200, '{}', 503],
-  ['an empty set', 200, '{"keys":[]}', 503],
-  ['101 keys', 200, JSON.stringify({ keys: Array(101).fill(KEY) }), 503],
-  ['more than 1 MiB', 200, JSON.stringify({ keys: [KEY], more: 'x'.repeat(2 ** 20) }), 503],
-];
-for (const [name, status, body, expected] of sources) {
-  test(`a token signed by a key of JWKS_URL, which answers ${name}, is ${expected}`, async (t) => {
-    const type = { 'content-type': 'application/json' };
-    const server = createServer((_, response) => response.writeHead(status, type).end(body));
-    t.after(() => server.close());
+describe('keys of JWKS_URL', () => {
+  /** A service whose keys are answered by `answer`, and a token signed with `kid` one. */
+  async function keyed(answer: (key: object) => [number, string, object?]) {
+    const { publicKey, privateKey } = await generateKeyPair('ES256');
+    const key = { ...(await exportJWK(publicKey)), kid: 'one', alg: 'ES256' };
+    const server = createServer((_, response) => {
+      const [status, body, headers = {}] = answer(key);
+      response.writeHead(status, { 'content-type': 'application/json', ...headers }).end(body);
+    });
     await once(server.listen(0, '127.0.0.1'), 'listening');
     const JWKS_URL = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
     const check = createAuth({ ...OPTIONS, JWT_SECRET: undefined, JWKS_URL }, log);
-    const token = new SignJWT(good()).setProtectedHeader({ alg: 'ES256', kid: 'one' });
-    const caller = check(`Bearer ${await token.sign(privateKey)}`, false);
-    assert.equal(await caller.catch(({ status }: Problem) => status), expected);
+    const ask = async (sub: string, kid = 'one') => {
+      const token = new SignJWT({ ...good(), sub }).setProtectedHeader({ alg: 'ES256', kid });
+      const signed = await token.sign(privateKey);
+      return check(`Bearer ${signed}`, false).catch(({ status }: Problem) => status);
+    };
+    return { ask, stop: () => server.close() };
+  }
+
+  test('let in whom they signed', async () => {
+    const { ask, stop } = await keyed((key) => [200, JSON.stringify({ keys: [key] })]);
+    assert.equal(await ask('ann'), 'ann');
+    stop();
   });
-}
+
+  const broken: [string, (key: object) => [number, string, object?]][] = [
+    ['an error', () => [500, '']],
+    ['an error with keys', (key) => [500, JSON.stringify({ keys: [key] })]],
+    ['a redirect', (key) => [302, JSON.stringify({ keys: [key] }), { location: '/' }]],
+    ['no JSON', () => [200, '<html>']],
+    ['no keys', () => [200, '{}']],
+    ['an empty set', () => [200, '{"keys":[]}']],
+    ['null', () => [200, 'null']],
+    ['text for keys', () => [200, '{"keys":"many"}']],
+    ['a key without kty', () => [200, '{"keys":[{},1]}']],
+    ['101 keys', (key) => [200, JSON.stringify({ keys: Array(101).fill(key) })]],
+    ['more than 1 MiB', (key) => [200, JSON.stringify({ keys: [key], more: 'x'.repeat(2 ** 20) })]],
+  ];
+  for (const [name, answer] of broken)
+    test(`${name} is 503, not 401`, async () => {
+      const { ask, stop } = await keyed(answer);
+      assert.equal(await ask('ann'), 503);
+      stop();
+    });
+
+  for (const [name, answer] of broken)
+    test(`${name} after good keys: those serve on, an unknown key is 503`, async (t) => {
+      t.mock.timers.enable({ apis: ['Date'], now: Date.now() });
+      let now: (typeof broken)[number][1] = (key) => [200, JSON.stringify({ keys: [key] })];
+      const { ask, stop } = await keyed((key) => now(key));
+      assert.equal(await ask('ann'), 'ann');
+      now = answer;
+      t.mock.timers.tick(31_000); // past the cooldown
+      assert.deepEqual([await ask('bob', 'two'), await ask('cid')], [503, 'cid']);
+      stop();
+    });
+
+  test('of an empty set at the start are asked for again after a second', async (t) => {
+    t.mock.timers.enable({ apis: ['Date'], now: Date.now() });
+    let [keys, asked] = [[] as object[], 0];
+    const { ask, stop } = await keyed((key) => {
+      asked += 1;
+      keys = asked === 1 ? [] : [key];
+      return [200, JSON.stringify({ keys })];
+    });
+    assert.deepEqual([await ask('ann'), await ask('ann'), asked], [503, 503, 1]);
+    t.mock.timers.tick(1000);
+    assert.equal(await ask('ann'), 'ann');
+    stop();
+  });
+});

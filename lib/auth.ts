@@ -89,7 +89,7 @@ function remoteKeys(url: string, log: Logger): jose.JWTVerifyGetKey {
     if (Date.now() < next) throw problem;
     next = Date.now() + RETRY;
     return fetchKeySet(href, init as RequestInit).catch((error) => {
-      log.warn({ error: String(error) }, 'JWKS_URL failed');
+      log.warn({ error: String(error.cause ?? error) }, 'JWKS_URL failed');
       throw problem;
     });
   };
@@ -110,9 +110,11 @@ async function fetchKeySet(href: string, init: RequestInit): Promise<Response> {
     text += part;
     if (text.length > MAX_KEY_SET) throw new Error(`more than ${MAX_KEY_SET} characters`);
   }
-  const { length } = JSON.parse(text).keys;
-  if (!(length > 0 && length <= MAX_KEYS)) throw new Error(`${length} keys, not 1 to ${MAX_KEYS}`);
-  return new Response(text, { status: 200 });
+  const keys = [Object(JSON.parse(text)).keys].flat();
+  if (keys.length > MAX_KEYS) throw new Error(`${keys.length} keys, more than ${MAX_KEYS}`);
+  const usable = keys.filter((key) => typeof key?.kty === 'string');
+  if (usable.length === 0) throw new Error('no key');
+  return Response.json({ keys: usable });
 }
 
 const TEXT = { type: 'string' } as const;

@@ -34,7 +34,7 @@ import {
 } from './problem.ts';
 import type { Format } from './rows.ts';
 import type { Page } from './select.ts';
-import { type Life, MAX_HEAD } from './server.ts';
+import { type Life, MAX_HEAD, METHODS } from './server.ts';
 import type { Preconditions } from './statements.ts';
 import type { Store, Written } from './store.ts';
 
@@ -54,7 +54,6 @@ type State = {
 };
 
 const MAX_LINK = 4096; // bytes; fetch() of Node refuses an answer whose head has 16 KiB
-const METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE'];
 
 // --- Around each request ----------------------------------------------------------
 
@@ -79,7 +78,7 @@ export function observe(service: Observers): MiddlewareHandler<Env> {
     if (bytes > MAX_HEAD) throw new Problem(431, 'PGRST100', 'The header is too large.');
     await next();
     const ms = performance.now() - started;
-    const { status } = c.res === RESPONSE_ALREADY_SENT ? { status: 200 } : c.res;
+    const status = c.res === RESPONSE_ALREADY_SENT ? outgoing.statusCode : c.res.status;
     const route = matchedRoutes(c).find(({ method }) => method !== 'ALL')?.path ?? 'unmatched';
     metrics.observe(c.req.method, route, status, ms);
     if (log.isLevelEnabled('debug'))
@@ -92,7 +91,7 @@ export function observe(service: Observers): MiddlewareHandler<Env> {
 const CORS = {
   'Access-Control-Expose-Headers':
     'Content-Range, ETag, Link, Location, Preference-Applied, X-Request-Id',
-  'Access-Control-Allow-Methods': [...METHODS, 'OPTIONS'].join(', '),
+  'Access-Control-Allow-Methods': METHODS.join(', '),
   'Access-Control-Allow-Headers':
     'Authorization, Content-Type, Prefer, Range, Range-Unit, If-Match, If-None-Match, ' +
     'Idempotency-Key, Accept-Profile, Content-Profile, apikey, x-client-info, x-retry-count, ' +
@@ -166,7 +165,7 @@ function methodsAt(app: Hono<Env>, path: string): string[] {
     const as = method.replace('HEAD', 'GET');
     return app.router.match(as, path)[0].some(([[, route]]) => route.method === as);
   });
-  return found.length > 0 ? [...found, 'OPTIONS'] : [];
+  return found.length > 1 ? found : []; // every path has OPTIONS
 }
 
 /** 405 for a path that has other methods, else 404 with PostgREST's code. */
@@ -222,7 +221,7 @@ export function preconditions(c: C): Preconditions {
   return { match: parseTags(headers['if-match']), noneMatch: parseTags(headers['if-none-match']) };
 }
 
-/** Refuses a write without a filter, so that nobody empties a table by accident. */
+/** Refuses a write of all rows, unless a limit on their number shows that it is meant. */
 export function refuseAll(c: C, filters: unknown[]): void {
   const { handling, 'max-affected': most } = c.get('state').prefer;
   if (filters.length > 0 || (most && handling === 'strict')) return;

@@ -1,4 +1,5 @@
 /** One JSON line per event on stdout. A log that cannot be written never holds up the service. */
+import { writeSync } from 'node:fs';
 import { type Logger, pino } from 'pino';
 
 const MAX_BUFFERED = 4 * 2 ** 20; // bytes that wait for a reader of the pipe
@@ -20,7 +21,10 @@ const stdout = {
 
 function drop(): void {
   dropped.lines += 1;
-  if (dropped.lines === 1) process.stderr.write('The log cannot be written; lines are dropped.\n');
+  if (dropped.lines > 1) return;
+  try {
+    writeSync(2, 'The log cannot be written; lines are dropped.\n');
+  } catch {} // stderr may be the same file
 }
 
 export function openLog(level: string): Logger {

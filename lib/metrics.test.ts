@@ -11,6 +11,7 @@ metrics.observe('GET', '/things/:key', 200, 3);
 (pool.observe as Pool['observe'])('read', 5);
 
 const expected = [
+  '# TYPE log_lines_dropped_total counter',
   'db_statements_in_flight 3',
   'db_statements_waiting 1',
   'db_streams 2',

@@ -25,7 +25,15 @@ export function createMetrics({ APP_VERSION, APP_BRANCH, APP_COMMIT }: Build, po
     const made: prometheus.Gauge = new prometheus.Gauge(options);
   };
   const { counts, queue } = pool;
-  gauge('log_lines_dropped_total', 'Lines of the log that were not written.', () => dropped.lines);
+  new prometheus.Counter({
+    name: 'log_lines_dropped_total',
+    help: 'Lines of the log that were not written.',
+    registers,
+    collect() {
+      this.reset();
+      this.inc(dropped.lines);
+    },
+  });
   gauge('db_statements_in_flight', 'Requests that wait for the database.', () => counts.inFlight);
   gauge('db_statements_waiting', 'Statements without a connection.', () => queue.size);
   gauge('db_streams', 'Lists that are streamed now.', () => counts.streams);

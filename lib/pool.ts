@@ -82,7 +82,7 @@ export class Pool {
   private ending = false;
   private clients = new Set<Client>();
   private tasks = new Set<Task>();
-  private sweeper = setInterval(() => this.sweep(), SWEEP);
+  private sweeper: NodeJS.Timeout | undefined; // runs while there are tasks
   private prepared = new Map<string, string>();
 
   constructor(options: PoolOptions, log: Logger) {
@@ -114,6 +114,7 @@ export class Pool {
       const task = { kind, call, statement, since, sent: 0, tries, resolve, reject };
       this.tasks.add(task);
       this.queue.add(task);
+      if (!this.sweeper) this.sweep();
       this.advance();
     });
   }
@@ -169,7 +170,6 @@ export class Pool {
 
   async end(): Promise<void> {
     this.ending = true;
-    clearInterval(this.sweeper);
     await Promise.all([...this.clients].map(({ driver }) => driver.end({ timeout: 1 })));
   }
 
@@ -295,6 +295,7 @@ export class Pool {
   /** Answers each task by its deadline; gives up a connection whose server does not answer. */
   private sweep(): void {
     const now = performance.now();
+    this.sweeper = this.tasks.size > 0 ? setTimeout(() => this.sweep(), SWEEP) : undefined;
     for (const task of this.tasks) {
       const sent = task.query?.state;
       if (sent && now > task.sent + DEADLINE) task.client?.close();
@@ -348,6 +349,8 @@ function connect(options: PoolOptions, place: Place, timeout: number, onclose = 
 /** The promise, or Problem 503 when it takes longer. */
 async function within<T>(ms: number, promise: PromiseLike<T>): Promise<T> {
   const timer = new AbortController();
-  const late = sleep(ms, undefined, timer).then(() => Promise.reject(unavailable()));
+  const late = sleep(ms, undefined, { signal: timer.signal }).then(() =>
+    Promise.reject(unavailable()),
+  );
   return Promise.race([promise, late]).finally(() => timer.abort());
 }

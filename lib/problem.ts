@@ -87,7 +87,7 @@ export function tooSlow(): Problem {
   return new Problem(504, '57014', TOO_SLOW);
 }
 
-/** 499 as nginx has it, for the log and the metrics: nobody reads this answer. */
+/** nginx's status for a client that disconnected: only the log and the metrics see it. */
 export function clientLeft(): Problem {
   return new Problem(499, '57014', 'The client closed the connection.');
 }

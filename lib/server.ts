@@ -27,6 +27,8 @@ export type Service = {
 /** A running service; `failed` rejects with StartError when it cannot work. */
 export type Running = { url: string; failed: Promise<never>; stop: () => Promise<void> };
 
+/** The methods of the service; each path has some of them. */
+export const METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'];
 /** Bytes of a request's head, and of its target: room for 800 UUIDs in `in.(…)`. */
 export const MAX_HEAD = 128 * 1024;
 /** Times in ms. nginx answers earlier. */
@@ -38,6 +40,8 @@ export const LIMITS = {
   maxHeaderSize: 2 * MAX_HEAD,
   requireHostHeader: false,
 };
+const DRAIN = 500; // ms from the signal in which clients of open connections ask once more
+const HOLD = 50; // ms in which clients that wait for an answer open no connection
 const STALLED = 30_000; // ms without a byte in either direction, such as a list that nobody reads
 
 /** Serves in this process until stop(). */
@@ -46,7 +50,10 @@ export async function serve(
   service: Service,
   log: Logger,
 ): Promise<Running> {
-  const server = createHttpServer(service.fetch);
+  let held: Promise<void> | undefined;
+  const server = createHttpServer((...given) =>
+    held ? held.then(() => service.fetch(...given)) : service.fetch(...given),
+  );
   const sockets = new Set<Socket>();
   server.on('connection', (socket: Socket) => {
     sockets.add(socket);
@@ -66,10 +73,17 @@ export async function serve(
     for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
   };
   const stop = async () => {
-    service.life.stopping = true;
+    service.life.stopping = true; // from now on each answer closes its connection
+    const open = [...sockets];
     await sleep(SHUTDOWN_GRACE * 1000);
+    for (let ms = 0; ms < DRAIN && open.some(({ destroyed }) => !destroyed); ms += 10)
+      await sleep(10);
+    held = sleep(sockets.size > 0 ? 2 * HOLD : 0);
+    await sleep(sockets.size > 0 ? HOLD : 0); // the close resets connections that were not accepted
+    const closed = once(server.close(), 'close');
+    await held;
     const idle = setInterval(closeIdle, 50);
-    await Promise.race([once(server.close(), 'close'), sleep(DEADLINE + 1000)]);
+    await Promise.race([closed, sleep(DEADLINE + 500)]);
     server.closeAllConnections();
     clearInterval(idle);
     await service.close();
@@ -127,7 +141,7 @@ function refusal(status: number, detail: string) {
     'X-Request-Id': randomUUID(),
     'Server-Timing': 'total;dur=0',
     Connection: 'close',
-    ...(status === 405 && { Allow: 'GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS' }),
+    ...(status === 405 && { Allow: METHODS.join(', ') }),
   };
   return problemAnswer(new Problem(status, 'PGRST100', detail, undefined, { headers }));
 }

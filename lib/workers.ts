@@ -39,7 +39,7 @@ export async function supervise(options: WorkerOptions, log: Logger): Promise<Ru
   const listening = once(cluster, 'listening').then(([, address]) => urlOf(address));
   const stop = () => {
     stopping = true;
-    return stopWorkers(DEADLINE + 1500 + SHUTDOWN_GRACE * 1000);
+    return stopWorkers(DEADLINE + 2000 + SHUTDOWN_GRACE * 1000);
   };
   return { url: await Promise.race([listening, failed]), failed, stop };
 }

@@ -24,7 +24,7 @@ before(async () => {
 after(() => database?.stop());
 
 /** Starts the service with this stdout, and waits until it is ready. */
-async function start(stdout: number | 'pipe', workers: string) {
+async function start(stdout: number | 'pipe', workers: string, stderrTo: number | 'pipe' = 'pipe') {
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
   const env = {
@@ -33,7 +33,10 @@ async function start(stdout: number | 'pipe', workers: string) {
     PORT: String(port),
     LOG_LEVEL: 'debug',
   };
-  const options = { env: { ...env, WEB_CONCURRENCY: workers }, stdio: ['ignore', stdout, 'pipe'] };
+  const options = {
+    env: { ...env, WEB_CONCURRENCY: workers },
+    stdio: ['ignore', stdout, stderrTo],
+  };
   const child = leash(
     spawn(process.execPath, [...nodeArguments, APP], options as object) as ChildProcess,
   );
@@ -64,6 +67,13 @@ for (const workers of ['1', '2']) {
       assert.match(metrics, /^log_lines_dropped_total [1-9]/m);
       assert.equal(await end(child), 0);
       assert.match(stderr(), /The log cannot be written; lines are dropped\.\n/);
+    });
+
+    test('a full disk for stderr too drops lines', async () => {
+      const full = openSync('/dev/full', 'w');
+      const { child, status } = await start(full, workers, full);
+      assert.equal(await status('/passengers'), 200);
+      assert.equal(await end(child), 0);
     });
 
     test('a pipe that nobody reads holds neither requests, nor memory, nor the end', async () => {

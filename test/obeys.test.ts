@@ -154,6 +154,7 @@ describe('A CSV', () => {
       const path = '/passengers?select=name,survived';
       const part = await service.get(`${path}&limit=1`, headers);
       assert.equal(part.status, 206);
+      assert.match((await service.get('/metrics')).text, /route="\/passengers",status="206"/);
       assert.equal(part.headers.get('content-type'), `${type}; charset=utf-8`);
       assert.match(part.headers.get('content-range') ?? '', /^0-0\/\d+$/);
       assert.equal(part.headers.get('preference-applied'), 'count=exact');

@@ -31,6 +31,7 @@ import {
   slack,
   startDatabase,
   startProxy,
+  startReady,
   startService,
   streamsOf,
   type TestDatabase,
@@ -1013,6 +1014,19 @@ function testStop(): void {
       await judge(t, database, await load.stop(), [0]);
     });
 
+    test(`SIGTERM, five times: ${who} reset no connection, new ones are refused`, async (t) => {
+      const { database } = await openScene(t);
+      for (let round = 0; round < 5; round += 1) {
+        const environment = { DATABASE_URL: database.url, WEB_CONCURRENCY: String(workers) };
+        const service = await startReady({ ...environment, SHUTDOWN_GRACE: String(round % 2) });
+        await untilAll(service, workers);
+        const clients = Array.from({ length: 24 }, (_, at) => askUntilRefused(service, at));
+        await sleep(500);
+        assert.equal(await service.stop(), 0);
+        assert.deepEqual(new Set(await Promise.all(clients)), new Set(['new: ECONNREFUSED']));
+      }
+    });
+
     test(`a second SIGTERM ends ${who} at once`, async (t) => {
       const scene = await open(t);
       const { service, database } = scene;
@@ -1265,6 +1279,24 @@ function startUpload(t: TestContext, service: TestService) {
   });
   answer.catch(() => {});
   return { answer, send: (rows: number) => sent.write(line.repeat(rows)), end: () => sent.end() };
+}
+
+/** Asks over kept connections with `pause` ms between, and answers how the first one failed. */
+async function askUntilRefused(service: TestService, pause: number): Promise<string> {
+  for (;;) {
+    const socket = connect(Number(new URL(service.url).port), '127.0.0.1').setMaxListeners(0);
+    const end = once(socket, 'close').then(() => ['is closed']);
+    end.catch(() => {});
+    for (let use = 'new'; ; use = 'reused') {
+      socket.write(headOf('GET', '/hello', {}));
+      const next = Promise.race([once(socket, 'data'), end]);
+      const [data] = await next.catch(({ code }) => [code]);
+      if (!String(data).startsWith('HTTP/1.1 200')) return `${use}: ${data}`;
+      if (/\r\nconnection: close/i.test(String(data))) break;
+      await sleep(pause);
+    }
+    socket.destroy();
+  }
 }
 
 /** A client that has had an answer and keeps its connection. */
