@@ -5,6 +5,8 @@ import { StartError } from './problem.ts';
 
 const SECRET = 'x'.repeat(32);
 const DATABASE_URL = 'postgres://h/d';
+const HOSTS = 'postgres://u:p@h1:1,h2:2/d?sslmode=disable';
+const TARGET = /^target_session_attrs=read-write: expected primary, standby or prefer-standby$/;
 
 const refused: [name: string, environment: Record<string, string>, message: RegExp][] = [
   ['PORT that is no number', { PORT: 'abc' }, /^PORT expected a whole number from 0 to 65535$/],
@@ -16,6 +18,22 @@ const refused: [name: string, environment: Record<string, string>, message: RegE
   ['DB_PREPARE that is neither', { DB_PREPARE: 'yes' }, /^DB_PREPARE /],
   ['LOG_LEVEL that pino lacks', { LOG_LEVEL: 'loud' }, /^LOG_LEVEL /],
   ['DATABASE_URL of another scheme', { DATABASE_URL: 'mysql://x/y' }, /^DATABASE_URL expected/],
+  [
+    'a list of hosts with a port missing',
+    { DATABASE_URL: 'postgres://h1:1,h2/d' },
+    /h1:5432,h2:5432/,
+  ],
+  [
+    'a password with %',
+    { DATABASE_URL: 'postgres://u:1%2@h/d' },
+    /^DATABASE_URL .*password as %25$/,
+  ],
+  [
+    'read-write in DATABASE_URL',
+    { DATABASE_URL: `${HOSTS}&target_session_attrs=read-write` },
+    TARGET,
+  ],
+  ['read-write in the environment', { PGTARGETSESSIONATTRS: 'read-write' }, TARGET],
   ['JWKS_URL that is no URL', { JWKS_URL: 'keys' }, /^JWKS_URL expected https/],
   ['AUTH that is none of the three', { AUTH: 'some' }, /^AUTH /],
   ['AUTH=all without a key', { AUTH: 'all' }, /^AUTH=all needs JWT_SECRET or JWKS_URL$/],
@@ -43,6 +61,9 @@ const accepted: [name: string, Record<string, string>, Partial<Config>][] = [
   ['nothing', {}, { PORT: 8000, HOST: '127.0.0.1', POOL_SIZE: 8, MAX_ROWS: 1000, BASE_PATH: '' }],
   ['an empty variable as unset', { PORT: '', AUTH: '' }, { PORT: 8000 }],
   ['an unknown variable', { PATH: '/bin' }, { PORT: 8000 }],
+  ['two hosts', { DATABASE_URL: HOSTS }, { DATABASE_URL: HOSTS }],
+  ['two hosts without ports', { DATABASE_URL: 'postgres://h1,h2' }, { PORT: 8000 }],
+  ['primary', { DATABASE_URL: `${HOSTS}&target_session_attrs=primary` }, { PORT: 8000 }],
   ['two secrets', { JWT_SECRET: `${SECRET}, ${SECRET}` }, { JWT_SECRET: [SECRET, SECRET] }],
   ['origins', { CORS_ORIGIN: 'https://a.example, *' }, { CORS_ORIGIN: ['https://a.example', '*'] }],
   ['a path', { BASE_PATH: '/ws/rows' }, { BASE_PATH: '/ws/rows' }],

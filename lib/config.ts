@@ -1,4 +1,4 @@
-/** The environment: one line a variable; docs and README say what each is for. */
+/** The environment: one line a variable; docs/configuration.md says what each is for. */
 import { readFileSync } from 'node:fs';
 import { z } from 'zod';
 import { StartError } from './problem.ts';
@@ -9,6 +9,11 @@ export const CONNECT_TIMEOUT = 2000;
 export const STATEMENT_TIMEOUT = 3000;
 export const DEADLINE = 4000;
 
+const DATABASE_FORM =
+  'postgres://user:password@host:5432/database, or h1:5432,h2:5432 for host:5432; special characters of a password as %25';
+/** What the driver, postgres 3.4.9, does: by read-write and read-only it takes a standby for a primary. */
+const TARGETS = /^(primary|standby|prefer-standby)$/;
+
 export const Config = z.object({
   PORT: integer(0, 65_535).default(8000),
   HOST: z.string().default('127.0.0.1'),
@@ -17,8 +22,9 @@ export const Config = z.object({
     .regex(/^(\/[\w.~-]+)*$/, 'expected /a/b')
     .default(''),
   RESOURCE: z.string().optional(),
-  DATABASE_URL: z.url({ protocol: /^postgres(ql)?$/, error: 'expected postgres://…' }).optional(),
+  DATABASE_URL: z.string().refine(isDatabaseUrl, `expected ${DATABASE_FORM}`).optional(),
   PGHOST: z.string().optional(),
+  PGTARGETSESSIONATTRS: z.string().optional(),
   DATA_DIR: z.string().default('.data'),
   POOL_SIZE: integer(1, 100).default(8),
   WEB_CONCURRENCY: integer(1, 64).default(1),
@@ -56,8 +62,24 @@ export function readConfig(environment: Record<string, string | undefined>): Con
   if (!keyed && AUTH && AUTH !== 'none') faults.push(`AUTH=${AUTH} needs JWT_SECRET or JWKS_URL`);
   if (production && !keyed && !AUTH) faults.push('JWT_SECRET, JWKS_URL or AUTH=none is required');
   if (production && !DATABASE_URL && !PGHOST) faults.push('DATABASE_URL is required in production');
+  const inUrl = DATABASE_URL && parseUrl(DATABASE_URL)?.searchParams.get('target_session_attrs');
+  const target = inUrl || data.PGTARGETSESSIONATTRS;
+  if (target && !TARGETS.test(target))
+    faults.push(`target_session_attrs=${target}: expected primary, standby or prefer-standby`);
   if (faults.length > 0) throw new StartError(faults.join('; '));
   return data;
+}
+
+/** Of a list of hosts, each with its port, the first stands for all: URL takes one. */
+function parseUrl(text: string): URL | undefined {
+  const single = text.replace(/(:\d+)(,[^,:@/?]+:\d+)+(?=[/?]|$)/, '$1');
+  return URL.canParse(single) ? new URL(single) : undefined;
+}
+
+/** The driver, postgres 3.4.9, cannot read an IPv6 address. */
+function isDatabaseUrl(text: string): boolean {
+  const { protocol, hostname } = parseUrl(text) ?? {};
+  return /^postgres(ql)?:(?!\[)/.test(`${protocol}${hostname}`) && !/%(?![\da-f]{2})/i.test(text);
 }
 
 function integer(least: number, most: number) {
