@@ -12,7 +12,7 @@ export const DEADLINE = 4000;
 const DATABASE_FORM =
   'postgres://user:password@host:5432/database, or h1:5432,h2:5432 for host:5432; special characters of a password as %25';
 /** What the driver, postgres 3.4.9, does: by read-write and read-only it takes a standby for a primary. */
-const TARGETS = /^(primary|standby|prefer-standby)$/;
+const TARGETS = ['primary', 'standby', 'prefer-standby'] as const;
 
 export const Config = z.object({
   PORT: integer(0, 65_535).default(8000),
@@ -24,7 +24,7 @@ export const Config = z.object({
   RESOURCE: z.string().optional(),
   DATABASE_URL: z.string().refine(isDatabaseUrl, `expected ${DATABASE_FORM}`).optional(),
   PGHOST: z.string().optional(),
-  PGTARGETSESSIONATTRS: z.string().optional(),
+  PGTARGETSESSIONATTRS: z.enum(TARGETS).optional(),
   DATA_DIR: z.string().default('.data'),
   POOL_SIZE: integer(1, 100).default(8),
   WEB_CONCURRENCY: integer(1, 64).default(1),
@@ -62,10 +62,10 @@ export function readConfig(environment: Record<string, string | undefined>): Con
   if (!keyed && AUTH && AUTH !== 'none') faults.push(`AUTH=${AUTH} needs JWT_SECRET or JWKS_URL`);
   if (production && !keyed && !AUTH) faults.push('JWT_SECRET, JWKS_URL or AUTH=none is required');
   if (production && !DATABASE_URL && !PGHOST) faults.push('DATABASE_URL is required in production');
-  const inUrl = DATABASE_URL && parseUrl(DATABASE_URL)?.searchParams.get('target_session_attrs');
-  const target = inUrl || data.PGTARGETSESSIONATTRS;
-  if (target && !TARGETS.test(target))
-    faults.push(`target_session_attrs=${target}: expected primary, standby or prefer-standby`);
+  const target =
+    parseUrl(DATABASE_URL ?? '')?.searchParams.get('target_session_attrs') ?? 'primary';
+  if (!TARGETS.some((one) => one === target))
+    faults.push(`target_session_attrs=${target}: expected ${TARGETS.join(', ')}`);
   if (faults.length > 0) throw new StartError(faults.join('; '));
   return data;
 }

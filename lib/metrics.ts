@@ -25,22 +25,12 @@ export function createMetrics({ APP_VERSION, APP_BRANCH, APP_COMMIT }: Build, po
     const made: prometheus.Gauge = new prometheus.Gauge(options);
   };
   const { counts, queue } = pool;
-  new prometheus.Counter({
-    name: 'log_lines_dropped_total',
-    help: 'Lines of the log that were not written.',
-    registers,
-    collect() {
-      this.reset();
-      this.inc(dropped.lines);
-    },
-  });
+  countDropped(registers);
   gauge('db_statements_in_flight', 'Requests that wait for the database.', () => counts.inFlight);
   gauge('db_statements_waiting', 'Statements without a connection.', () => queue.size);
   gauge('db_streams', 'Lists that are streamed now.', () => counts.streams);
-  const isUp = () => Number(pool.state === 'up');
-  gauge('db_up', 'Whether a connection to the database is open.', isUp, 'min');
-  const refusesWrites = () => Number(pool.readOnly);
-  gauge('db_read_only', 'Whether the database accepts no writes.', refusesWrites, 'max');
+  gauge('db_up', 'Whether a connection is open.', () => Number(pool.state === 'up'), 'min');
+  gauge('db_read_only', 'Whether it refuses writes.', () => Number(pool.readOnly), 'max');
   const build = { version: APP_VERSION, branch: APP_BRANCH, commit: APP_COMMIT };
   const info = { name: 'build_info', help: 'Always 1.', labelNames: Object.keys(build), registers };
   new prometheus.Gauge({ ...info, aggregator: 'first' }).set(build, 1);
@@ -69,6 +59,18 @@ export function createMetrics({ APP_VERSION, APP_BRANCH, APP_COMMIT }: Build, po
     observe: (method: string, route: string, status: number, ms: number) =>
       duration.observe({ method, route, status }, ms / 1000),
   };
+}
+
+function countDropped(registers: prometheus.Registry[]): void {
+  new prometheus.Counter({
+    name: 'log_lines_dropped_total',
+    help: 'Lines of the log that were not written.',
+    registers,
+    collect() {
+      this.reset();
+      this.inc(dropped.lines);
+    },
+  });
 }
 
 /** The metrics of all workers as one text. Throws Problem 503 when a worker hangs or died. */
