@@ -6,7 +6,7 @@ import { StartError } from './problem.ts';
 const SECRET = 'x'.repeat(32);
 const DATABASE_URL = 'postgres://h/d';
 const HOSTS = 'postgres://u:p@h1:1,h2:2/d?sslmode=disable';
-const TARGET = /^target_session_attrs=read-write: expected primary, standby, prefer-standby$/;
+const TARGET = /^target_session_attrs=read-write: expected primary, standby$/;
 
 const refused: [name: string, environment: Record<string, string>, message: RegExp][] = [
   ['PORT that is no number', { PORT: 'abc' }, /^PORT expected a whole number from 0 to 65535$/],
@@ -33,6 +33,7 @@ const refused: [name: string, environment: Record<string, string>, message: RegE
     { DATABASE_URL: `${HOSTS}&target_session_attrs=read-write` },
     TARGET,
   ],
+  ['a list of ports', { PGPORT: '5432,5433' }, /^PGPORT expected one port/],
   ['read-write in the environment', { PGTARGETSESSIONATTRS: 'read-write' }, /^PGTARGETS.*primary/],
   ['JWKS_URL that is no URL', { JWKS_URL: 'keys' }, /^JWKS_URL expected https/],
   ['AUTH that is none of the three', { AUTH: 'some' }, /^AUTH /],

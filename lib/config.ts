@@ -11,8 +11,8 @@ export const DEADLINE = 4000;
 
 const DATABASE_FORM =
   'postgres://user:password@host:5432/database, or h1:5432,h2:5432 for host:5432; special characters of a password as %25';
-/** What the driver, postgres 3.4.9, does: by read-write and read-only it takes a standby for a primary. */
-const TARGETS = ['primary', 'standby', 'prefer-standby'] as const;
+/** postgres 3.4.9 takes a standby by read-write and read-only, and by prefer-standby no primary. */
+const TARGETS = ['primary', 'standby'] as const;
 
 export const Config = z.object({
   PORT: integer(0, 65_535).default(8000),
@@ -24,6 +24,7 @@ export const Config = z.object({
   RESOURCE: z.string().optional(),
   DATABASE_URL: z.string().refine(isDatabaseUrl, `expected ${DATABASE_FORM}`).optional(),
   PGHOST: z.string().optional(),
+  PGPORT: z.string().regex(/^\d+$/, 'expected one port, or PGHOST=h1:5432,h2:5432').optional(),
   PGTARGETSESSIONATTRS: z.enum(TARGETS).optional(),
   DATA_DIR: z.string().default('.data'),
   POOL_SIZE: integer(1, 100).default(8),

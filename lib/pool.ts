@@ -31,8 +31,8 @@ export type Call = {
 /** A call whose caller is the service itself. */
 export const ownCall = (): Call => ({ sub: '', ms: 0, repeated: false });
 
-type PoolOptions = Pick<Config, 'DATABASE_URL' | 'POOL_SIZE' | 'DB_PREPARE'> &
-  Partial<Pick<Config, 'PGHOST' | 'PGTARGETSESSIONATTRS'>>;
+type Hosts = Pick<Config, 'DATABASE_URL' | 'PGHOST' | 'PGTARGETSESSIONATTRS'>;
+type PoolOptions = Hosts & Pick<Config, 'POOL_SIZE' | 'DB_PREPARE'>;
 /** One of several hosts. */
 type Place = { host?: string; target_session_attrs?: Config['PGTARGETSESSIONATTRS'] };
 
@@ -317,7 +317,7 @@ const CONVERTED = [16, 17, 20, 21, 23, 26, 114, 700, 701, 1082, 1114, 1184, 3802
  * None where one host is given. Each is tried alone: given a list of which none is suitable,
  * postgres 3.4.9 dials 700 times a second and reports no error.
  */
-function placesOf({ DATABASE_URL = '', PGHOST = '', PGTARGETSESSIONATTRS }: PoolOptions): Place[] {
+function placesOf({ DATABASE_URL = '', PGHOST = '', PGTARGETSESSIONATTRS }: Hosts): Place[] {
   const [, list = PGHOST] = /^\w+:\/\/(?:[^/?]*@)?([^/?]*)/.exec(DATABASE_URL) ?? [];
   const target_session_attrs = PGTARGETSESSIONATTRS ?? 'primary';
   const chosen = DATABASE_URL.includes('target_session_attrs=') ? {} : { target_session_attrs };
