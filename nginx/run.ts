@@ -1,5 +1,4 @@
 /** What the tests here share: this machine's nginx with the files of the image, or with others. */
-import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
@@ -35,21 +34,15 @@ export async function runNginx(port: number, files: Record<string, string>) {
   }
   // nginx opens /dev/stdout, which has to be a pipe; Node's are sockets
   const user = process.getuid?.() === 0 ? "-g 'user root;'" : '';
-  const child = spawn('bash', [
-    '-c',
-    `nginx -e stderr -c "$0/nginx.conf" ${user} | cat`,
-    directory,
-  ]);
-  let [log, stderr] = ['', ''];
+  const script = `nginx -e stderr -c "$0/nginx.conf" ${user} | cat`;
+  const child = spawn('bash', ['-c', script, directory], { stdio: ['ignore', 'pipe', 'inherit'] });
+  let log = '';
   child.stdout.setEncoding('latin1').on('data', (data) => {
     log += data;
   });
-  child.stderr.on('data', (data) => {
-    stderr += data;
-  });
   const pid = () => readFile(join(directory, 'tmp/nginx.pid'), 'utf8').catch(() => '');
   const first = () => fetch(`http://127.0.0.1:${port}`).catch(() => undefined);
-  await until(async () => (await pid()) && first(), 5000).finally(() => assert.equal(stderr, ''));
+  await until(async () => (await pid()) && first(), 5000);
   const stop = async () => {
     process.kill(Number(await pid()), 'SIGTERM');
     await once(child, 'close');

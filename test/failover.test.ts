@@ -5,17 +5,17 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { appendFileSync, chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { createServer, connect as dial, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { freePort, startEmbedded } from '../lib/embedded.ts';
+import { startEmbedded } from '../lib/embedded.ts';
 import {
   ask,
   controlServer,
   PASSENGER,
   type Reply,
   slack,
+  startProxy,
   startReady,
   type TestService,
   until,
@@ -28,7 +28,6 @@ const NAMES = ['a name that moves', 'both hosts'] as const;
 const writers = {} as Record<(typeof NAMES)[number], Writer>;
 const seen: Record<string, Reply> = {};
 let [killed, promoted, over] = [0, 0, false];
-let reader: TestService;
 let rows: Map<string, number>;
 
 /** Each of four clients writes the next row as soon as the last one is answered. */
@@ -48,18 +47,10 @@ async function startWriter(environment: Record<string, string>, label: string): 
 }
 const loops: Promise<void>[] = [];
 
-/** Waits until each writer has such a write, and resolves with when the first one was. */
-function untilBoth(test: (write: Write) => boolean): Promise<number[]> {
-  const found = () => NAMES.map((name) => writers[name].writes.find(test)?.at ?? 0);
-  return until(() => found().every((at) => at > 0)).then(found);
+/** Waits until each service has such a write. */
+function untilBoth(test: (write: Write) => boolean): Promise<void> {
+  return until(() => NAMES.every((name) => writers[name].writes.some(test)));
 }
-
-const get = async (name: string, path: string) => {
-  seen[name] = await reader.get(path);
-};
-const write = async (name: string) => {
-  seen[name] = await reader.request('POST', '/passengers', PASSENGER);
-};
 
 describe('failover', () => {
   const directory = mkdtempSync(join(tmpdir(), 'passengers failover-'));
@@ -91,22 +82,8 @@ describe('failover', () => {
     const state = () => ask(primary.url, (sql) => sql`select sync_state from pg_stat_replication`);
     await until(async () => (await state())[0]?.sync_state === 'sync');
 
-    let target = Number(port);
-    const sockets = new Set<Socket>();
-    const proxy = createServer((near) => {
-      const far = dial(target, '127.0.0.1');
-      for (const [one, other] of [
-        [near, far],
-        [far, near],
-      ] as const) {
-        sockets.add(one);
-        one.on('error', () => {}).on('close', () => other.destroy());
-        one.pipe(other);
-      }
-    });
-    const moving = Object.assign(new URL(primary.url), { port: await freePort() });
-    proxy.listen(Number(moving.port), '127.0.0.1');
-    ends.unshift(() => proxy.close());
+    const proxy = await startProxy(primary.url);
+    ends.unshift(proxy.stop);
     const hosts = [primary, standby].map(({ url }) => new URL(url).host).join();
     const both = {
       PGHOST: hosts,
@@ -114,19 +91,19 @@ describe('failover', () => {
       PGPASSWORD: password,
       PGDATABASE: 'postgres',
     };
-    writers['a name that moves'] = await startWriter({ DATABASE_URL: moving.href }, 'name');
+    writers['a name that moves'] = await startWriter({ DATABASE_URL: proxy.url }, 'name');
     writers['both hosts'] = await startWriter(both, 'list');
-    reader = await startReady({ AUTH: 'none', DATABASE_URL: standby.url, POOL_SIZE: '1' });
+    const reader = await startReady({ AUTH: 'none', DATABASE_URL: standby.url, POOL_SIZE: '1' });
     for (const { service } of [...Object.values(writers), { service: reader }])
       ends.unshift(() => service.stop());
 
     await untilBoth(({ status }) => status === 201);
-    await get('list of the standby', '/passengers?limit=1');
-    await write('write to the standby');
-    await get('metrics of the standby', '/metrics');
+    seen['list of the standby'] = await reader.get('/passengers?limit=1');
+    seen['write to the standby'] = await reader.request('POST', '/passengers', PASSENGER);
+    seen['metrics of the standby'] = await reader.get('/metrics');
     killed = performance.now();
     await (await controlServer(old)).stop('crash');
-    target = Number(new URL(standby.url).port);
+    proxy.point(standby.url);
     await untilBoth(({ status, at }) => status === 503 && at > killed);
     await until(() =>
       writers['a name that moves'].writes.some(({ detail }) => /read-only/.test(detail)),
@@ -134,8 +111,8 @@ describe('failover', () => {
     await ask(standby.url, (sql) => sql`select pg_promote()`);
     promoted = performance.now();
     await untilBoth(({ status, at }) => status === 201 && at > promoted);
-    await write('write to the promoted server');
-    await get('metrics of the promoted server', '/metrics');
+    seen['write to the promoted server'] = await reader.request('POST', '/passengers', PASSENGER);
+    seen['metrics of the promoted server'] = await reader.get('/metrics');
     over = true;
     await Promise.all(loops);
     const stored = await ask(

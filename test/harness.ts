@@ -312,7 +312,7 @@ type Mode = 'pass' | 'refuse' | 'black hole' | 'stall';
 
 /** A TCP proxy before the database of `url`, whose own `url` goes through it; faults last until pass(). */
 export async function startProxy(url: string) {
-  const { hostname, port } = new URL(url);
+  let { hostname, port } = new URL(url);
   const open = new Set<Socket>();
   const dialled: number[] = [];
   const dropped = new EventEmitter();
@@ -376,6 +376,10 @@ export async function startProxy(url: string) {
     dialled,
     /** Ends every connection. */
     cut,
+    /** New connections go to the server of another URL. */
+    point: (to: string) => {
+      ({ hostname, port } = new URL(to));
+    },
     /** Ends every connection, and each new one at once. */
     refuse: () => {
       turn('refuse');
