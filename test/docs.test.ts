@@ -51,6 +51,33 @@ describe('docs/configuration.md', () => {
   }
 });
 
+test('docs/scaling.md has the capacity that follows from the first figures in bench/README.md', () => {
+  const works = [
+    'GET by key, 64 connections',
+    'filter \\+ order.*',
+    'POST one row, 64 connections',
+  ];
+  const cpu = works.map((work) => {
+    const line = new RegExp(`^${work}\\n +passengers[ \\d]+\\(.*?\\) +(\\d+) .*?\\) +(\\d+) `, 'm');
+    return (line.exec(read('bench/README.md')) ?? []).slice(1).map(Number);
+  });
+  const part = (share: number, at: number, which: number) => share * (cpu[at]?.[which] ?? NaN);
+  const sums = [0, 1].map(
+    (which) => part(0.7, 0, which) + part(0.2, 1, which) + part(0.1, 2, which),
+  );
+  const page = read('docs/scaling.md');
+  const shown = [...page.matchAll(/^ .* = +(\d+) µs$/gm)].map(([, sum]) => Number(sum));
+  assert.deepEqual(shown, sums.map(Math.round));
+  const cores = (rate: number) =>
+    [...sums, part(0.1, 2, 1)].map((time) => Math.ceil((rate * time) / 0.7e6));
+  const rows = [...page.matchAll(/^\| ([\d ]+) \| (\d+) \| (\d+) \| (\d+) \|/gm)];
+  const cells = rows.map((row) => row.slice(1).map((cell) => Number(cell.replaceAll(' ', ''))));
+  assert.deepEqual(
+    cells,
+    [1e4, 1e5, 1e6].map((rate) => [rate, ...cores(rate)]),
+  );
+});
+
 test('docs/api.md has the routes of the application and no other', async () => {
   const config = readConfig({ DATABASE_URL: 'postgres://127.0.0.1:1/none' });
   const service = connect(config, { resources: [passengers], endpoints }, openLog('silent'));
