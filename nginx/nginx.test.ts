@@ -8,14 +8,9 @@ import { createServer, type IncomingMessage, type ServerResponse } from 'node:ht
 import { type AddressInfo, connect } from 'node:net';
 import { after, before, beforeEach, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import {
-  CONNECT_TIMEOUT,
-  DEADLINE,
-  LOCK_TIMEOUT,
-  readConfig,
-  STATEMENT_TIMEOUT,
-} from '../lib/config.ts';
+import * as limits from '../lib/config.ts';
 import { LIMITS, MAX_HEAD } from '../lib/server.ts';
+import { assertProblem, header, type Reply, toReply } from '../test/deployment.ts';
 import { until } from '../test/harness.ts';
 import { installed, read, startNginx } from './run.ts';
 
@@ -52,17 +47,15 @@ after(async () => {
   upstream.close();
 });
 
-type Raw = { status: number; headers: Headers; body: string };
-
 /** Sends bytes from an address of loopback; returns the first answer, or all until the end. */
-async function exchange(bytes: string, localAddress = '127.0.0.1', all = false): Promise<Raw[]> {
+async function exchange(bytes: string, localAddress = '127.0.0.1', all = false): Promise<Reply[]> {
   const socket = connect({ port: nginx.open, host: '127.0.0.1', localAddress });
   socket.write(bytes, 'latin1');
   let text = '';
   socket.setEncoding('latin1').on('data', (data) => {
     text += data;
     if (all) return;
-    const { headers, body } = parseAnswer(text);
+    const { headers, text: body } = parseAnswer(text);
     if (Number(headers.get('content-length') ?? -1) === body.length) socket.destroy();
   });
   await once(socket, 'close').catch(() => {}); // a reset after an early refusal
@@ -70,35 +63,36 @@ async function exchange(bytes: string, localAddress = '127.0.0.1', all = false):
 }
 
 /** One request; the headers end with a line break each. */
-async function send(line: string, headers = '', body = '', from?: string): Promise<Raw> {
+async function send(line: string, headers = '', body = '', from?: string): Promise<Reply> {
   const head = `${line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n${headers}\r\n`;
-  return (await exchange(head + body, from))[0] as Raw;
+  return (await exchange(head + body, from))[0]!;
 }
 
-function parseAnswer(text: string): Raw {
-  const [head = '', ...body] = text.split('\r\n\r\n');
+function parseAnswer(answer: string): Reply {
+  const [head = '', ...body] = answer.split('\r\n\r\n');
   const [first = '', ...lines] = head.split('\r\n');
-  const headers = new Headers();
-  for (const line of lines) headers.append(line.replace(/:.*/s, ''), line.replace(/^[^:]*: ?/, ''));
-  return { status: Number(first.split(' ')[1]), headers, body: body.join('\r\n\r\n') };
+  const fields = lines.map((line) => [line.replace(/:.*/s, ''), line.replace(/^[^:]*: ?/, '')]);
+  const headers = new Headers(fields as [string, string][]);
+  return toReply({ status: Number(first.split(' ')[1]), headers }, body.join('\r\n\r\n'));
 }
 
-function assertProblem({ status, headers, body }: Raw, expected: number): void {
-  assert.equal(status, expected);
-  assert.equal(headers.get('content-type'), 'application/problem+json');
-  const { title, detail, message, code, ...rest } = JSON.parse(body);
-  assert.ok(title && detail === message, body);
-  assert.deepEqual(rest, { type: 'about:blank', status, details: null, hint: null });
+function assertRefused(reply: Reply, status: number): void {
+  assert.equal(reply.status, status);
+  assertProblem(reply);
+  const { title, detail, message, code, ...others } = reply.json;
+  assert.deepEqual(others, { type: 'about:blank', status, details: null, hint: null });
   assert.match(code, /^(PGRST\d{3}|08006|57014)$/);
-  assert.match(headers.get('x-request-id') ?? '', /^[0-9a-f]{32}$/);
-  assert.ok(headers.get('server-timing'));
+  header(reply, 'content-type', 'application/problem+json');
+  header(reply, 'x-request-id', /^[0-9a-f]{32}$/);
+  header(reply, 'server-timing', /./);
 }
 
 // --- Files ----------------------------------------------------------------------------
 
 const files = ['nginx/passengers.conf', 'nginx/nginx.conf', 'supervisord.conf', 'compose.yaml'];
-const text = (await Promise.all(files.map(read))).join('\n');
-const numbers = (pattern: RegExp) => [...text.matchAll(pattern)].map(([, found]) => Number(found));
+const config = (await Promise.all(files.map(read))).join('\n');
+const numbers = (pattern: RegExp) =>
+  [...config.matchAll(pattern)].map(([, found]) => Number(found));
 const [csv, body] = numbers(/client_max_body_size (\d+)m/g);
 const [head = 0] = numbers(/large_client_header_buffers \d+ (\d+)k/g);
 const [idle = 0] = numbers(/^ +keepalive_timeout (\d+)s/gm);
@@ -108,12 +102,12 @@ const [node = 0, front = 0] = numbers(/^stopwaitsecs=(\d+)/gm);
 const [grace = 0] = numbers(/stop_grace_period: (\d+)s/g);
 
 for (const [what, ...ascending] of [
-  ['lock < statement < deadline', LOCK_TIMEOUT, STATEMENT_TIMEOUT, DEADLINE],
-  ['the deadline < an answer of nginx', DEADLINE, answering * 1000],
-  ['a connect to the database < deadline', CONNECT_TIMEOUT, DEADLINE],
+  ['lock < statement < deadline', limits.LOCK_TIMEOUT, limits.STATEMENT_TIMEOUT, limits.DEADLINE],
+  ['the deadline < an answer of nginx', limits.DEADLINE, answering * 1000],
+  ['a connect to the database < deadline', limits.CONNECT_TIMEOUT, limits.DEADLINE],
   ['connect + answer of nginx <= 6 s, which a client waits', connecting + answering, 6.1],
   ['an answer < the stop of nginx', answering, front],
-  ['deadline + 1 s < the stop of Node', DEADLINE + 1000, node * 1000],
+  ['deadline + 1 s < the stop of Node', limits.DEADLINE + 1000, node * 1000],
   ['both stops + 3 s <= the grace period of compose.yaml', node + front + 3, grace + 0.1],
   ["a request's target < nginx's buffer for it and the method", MAX_HEAD, head * 1024],
   ["nginx's idle connections < Node's", idle * 1000, LIMITS.keepAliveTimeout],
@@ -124,9 +118,9 @@ for (const [what, ...ascending] of [
 }
 
 test('bodies have the limits of the service, and the comment has the stops', () => {
-  const { BODY_LIMIT, CSV_LIMIT } = readConfig({});
+  const { BODY_LIMIT, CSV_LIMIT } = limits.readConfig({});
   assert.deepEqual([csv, body], [CSV_LIMIT / 2 ** 20, BODY_LIMIT / 2 ** 20]);
-  assert.ok(text.includes(`preStop + ${front} + ${node} + 3 s`));
+  assert.ok(config.includes(`preStop + ${front} + ${node} + 3 s`));
 });
 
 // --- Refusals --------------------------------------------------------------------------
@@ -169,7 +163,7 @@ describe('Refusals', { skip }, () => {
   for (const [what, bytes, status] of REFUSALS) {
     test(`${what} is a problem of ${status}`, async () => {
       const [answer] = await exchange(bytes);
-      assertProblem(answer as Raw, status);
+      assertRefused(answer!, status);
       const allow = status === 405 ? 'GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS' : null;
       assert.equal(answer?.headers.get('allow'), allow);
     });
@@ -195,16 +189,18 @@ describe('Service', { skip }, () => {
       handler = (incoming) => incoming.resume().on('end', () => incoming.socket.destroy());
       const body = method === 'GET' ? '' : '{}';
       const answer = await send(`${method} /x`, `Content-Length: ${body.length}\r\n`, body);
-      assertProblem(answer, 502);
+      assertRefused(answer, 502);
       assert.equal(answer.headers.get('retry-after'), '1');
       assert.equal(heard.length, 2);
     });
   }
 
-  test('a service that hangs is a problem of 504 after 5 s', async () => {
+  test('a service that hangs is a problem of 504 after 5 s, to a probe too', async () => {
     handler = () => {};
     const started = performance.now();
-    assertProblem(await send('GET /passengers'), 504);
+    const probe = fetch(`http://127.0.0.1:${nginx.probes}/healthz`);
+    assertRefused(await send('GET /passengers'), 504);
+    assert.equal((await probe).status, 504);
     const ms = performance.now() - started;
     assert.ok(ms > 4900 && ms < 6000, `${ms}`);
   });
@@ -213,8 +209,8 @@ describe('Service', { skip }, () => {
     const link = `</passengers?${'a'.repeat(131_072)}>; rel="next"`;
     const own = { link, 'retry-after': '7', 'server-timing': 'db;dur=1', 'content-type': 'x/y' };
     handler = (_, outgoing) => outgoing.writeHead(503, { ...own, 'x-request-id': 'own' }).end('b');
-    const { status, headers, body } = await send('GET /', 'X-Request-Id: mine\r\n');
-    assert.deepEqual([status, body], [503, '1\r\nb\r\n0\r\n\r\n']);
+    const { status, headers, text } = await send('GET /', 'X-Request-Id: mine\r\n');
+    assert.deepEqual([status, text], [503, '1\r\nb\r\n0\r\n\r\n']);
     for (const [name, value] of Object.entries(own)) assert.equal(headers.get(name), value);
     assert.equal(headers.get('x-request-id'), 'mine');
     assert.equal(headers.get('x-content-type-options'), 'nosniff');
@@ -277,7 +273,7 @@ describe('Clients', { skip }, () => {
     const answers = await exchange(bytes + line(900) + END, '127.0.0.3', true);
     const refused = answers.findIndex(({ status }) => status === 429);
     assert.ok(refused >= 400, `a burst of 400 passes: ${refused}`);
-    assertProblem(answers[refused] as Raw, 429);
+    assertRefused(answers[refused]!, 429);
     assert.equal(answers[refused]?.headers.get('retry-after'), '1');
     assert.equal((await send('GET /', '', '', '127.0.0.4')).status, 200);
   });
@@ -288,7 +284,7 @@ describe('Clients', { skip }, () => {
     const ask = () => send('GET /', '', '', '127.0.0.5');
     const all = Array.from({ length: 100 }, ask);
     await until(() => open.length === 100);
-    assertProblem(await ask(), 429);
+    assertRefused(await ask(), 429);
     for (const outgoing of open) outgoing.end();
     assert.ok((await Promise.all(all)).every(({ status }) => status === 200));
   });

@@ -34,9 +34,7 @@ export function openImage(tag: string): Image {
 }
 
 /** A line of the container's stdout; `text` is its only member if it is not JSON. */
-export type Line = { text?: string; [name: string]: unknown };
-
-export type Container = Awaited<ReturnType<typeof startContainer>>;
+type Line = { text?: string; [name: string]: unknown };
 
 /**
  * Starts `image` with `environment` added to its own, and with files of the host by their path in
@@ -50,14 +48,15 @@ export async function startContainer(
   const bundle = await mkdtemp(join(tmpdir(), 'passengers-bundle-'));
   const id = bundle.replace(/.*-/, 'passengers-');
   const state = join(bundle, 'state');
-  const specification = JSON.stringify(specify(image, environment, mounts));
-  await writeFile(join(bundle, 'config.json'), specification);
+  await writeFile(join(bundle, 'config.json'), specify(image, environment, mounts));
   // an engine's stdout and stderr are pipes; Node's are sockets, which /dev/stdout cannot open
   const run = `flock --timeout 120 ${LOCK} runc --root ${state} run --bundle ${bundle} ${id}`;
   const script = `set -o pipefail; ${run} 2> >(cat >&2) | cat`;
   const child = spawn('bash', ['-c', script], { stdio: ['ignore', 'pipe', 'pipe'] });
   const lines: Line[] = [];
-  createInterface(child.stdout).on('line', (text) => lines.push(parse(text)));
+  createInterface(child.stdout).on('line', (text) =>
+    lines.push(text.startsWith('{') ? JSON.parse(text) : { text }),
+  );
   let stderr = '';
   child.stderr.on('data', (data) => {
     stderr = (stderr + data).slice(-1e6);
@@ -66,10 +65,8 @@ export async function startContainer(
     await rm(bundle, { recursive: true });
     return child.exitCode;
   });
-  const kill = async (signal: string) => {
-    const args = ['--root', state, 'kill', id, signal];
-    await once(spawn('runc', args, { stdio: 'ignore' }), 'exit');
-  };
+  const kill = (signal: string) =>
+    once(spawn('runc', ['--root', state, 'kill', id, signal]), 'exit');
   /** The first line that satisfies, once it is there. */
   const logged = async (satisfies: (line: Line) => unknown) => {
     await until(() => lines.some(satisfies) || child.exitCode !== null);
@@ -82,6 +79,7 @@ export async function startContainer(
     const text = await readFile(join(state, id, 'state.json'), 'utf8').catch(() => '{}');
     const { init_process_pid: first } = JSON.parse(text);
     const all = first ? await descendants(first) : [];
+    const commandOf = (pid: number) => readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '');
     const commands = await Promise.all(all.map(commandOf)); // a zombie's is empty
     return all.filter((_, at) => commands[at]?.startsWith(name));
   };
@@ -93,22 +91,18 @@ export async function startContainer(
   return { lines, stderr: () => stderr, logged, pids, kill, ended, stop };
 }
 
-function parse(text: string): Line {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return { text };
-  }
-}
-
-function specify({ root, config }: Image, environment: object, mounts: Record<string, string>) {
+function specify(
+  { root, config }: Image,
+  environment: object,
+  mounts: Record<string, string>,
+): string {
   const none: string[] = [];
   const safe = ['nosuid', 'noexec', 'nodev'];
   const tmpfs = { type: 'tmpfs', source: 'tmpfs' };
   const files = Object.entries(mounts).map(([destination, source]) => {
     return { destination, source, type: 'bind', options: ['bind', 'ro'] };
   });
-  return {
+  return JSON.stringify({
     ociVersion: '1.0.2',
     process: {
       user: { uid: USER, gid: 0 },
@@ -127,14 +121,10 @@ function specify({ root, config }: Image, environment: object, mounts: Record<st
       ...files,
     ],
     linux: { namespaces: ['pid', 'mount', 'ipc', 'uts'].map((type) => ({ type })) },
-  };
+  });
 }
 
 async function descendants(pid: number): Promise<number[]> {
   const children = await childrenOf(pid);
   return [...children, ...(await Promise.all(children.map(descendants))).flat()];
-}
-
-function commandOf(pid: number): Promise<string> {
-  return readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '');
 }

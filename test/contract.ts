@@ -10,11 +10,11 @@ import { header, pointersIn, type Row, type Table, toFilter } from './deployment
 type Check = { name: string; when: (t: Table) => unknown; run: (t: Table) => Promise<void> };
 export const checks: Check[] = [];
 
-function check(name: string, when: Check['when'], run: Check['run']): void {
+function checkIf(when: Check['when'], name: string, run: Check['run']): void {
   checks.push({ name, when, run });
 }
+const check = (name: string, run: Check['run']) => checkIf(() => true, name, run);
 
-const always = () => true;
 const hasText = ({ text }: Table) => text;
 const hasNumber = ({ number }: Table) => number;
 const isPlain = ({ hasJson }: Table) => !hasJson;
@@ -30,13 +30,13 @@ const UNSIGNED = `${btoa('{"alg":"none"}')}.${FORGED.split('.')[1]}.`;
 
 // --- The service ------------------------------------------------------------------
 
-check('/hello, /zero, /healthz and /readyz answer 200', always, async (t) => {
+check('/hello, /zero, /healthz and /readyz answer 200', async (t) => {
   assert.deepEqual(await t.get('/hello'), { message: 'ok' });
   assert.deepEqual(await t.get('/zero'), { 0: '' });
   for (const path of ['/healthz', '/readyz']) await t.ask('GET', path, 200);
 });
 
-check('OPTIONS and GET / answer what runs; a CORS preflight gets 204', always, async (t) => {
+check('OPTIONS and GET / answer what runs; a CORS preflight gets 204', async (t) => {
   const reply = await t.ask('OPTIONS', t.list, 200);
   const expected = ['GET', 'HEAD', 'POST', 'PATCH', 'DELETE', 'OPTIONS'];
   header(reply, 'allow', expected.join(', '));
@@ -48,18 +48,18 @@ check('OPTIONS and GET / answer what runs; a CORS preflight gets 204', always, a
   await t.ask('OPTIONS', t.list, 204, { headers });
 });
 
-check('/openapi.json is OpenAPI 3.1, and its examples can be created', always, async (t) => {
+check('/openapi.json is OpenAPI 3.1, and its examples can be created', async (t) => {
   assert.match((await t.get('/openapi.json')).openapi, /^3\.1/);
   for (const body of t.examples) await t.ask('POST', t.list, 201, { body });
 });
 
-check('/docs is a page that loads nothing from another host', always, async (t) => {
+check('/docs is a page that loads nothing from another host', async (t) => {
   const page = await t.ask('GET', '/docs', 200);
   header(page, 'content-type', /^text\/html/);
   assert.doesNotMatch(page.text, /(?:src|href)="(?:https?:)?\/\//);
 });
 
-check('an answer has Server-Timing and the X-Request-Id of a valid one', always, async (t) => {
+check('an answer has Server-Timing and the X-Request-Id of a valid one', async (t) => {
   for (const [id, expected] of Object.entries({ 'check-1': /^check-1$/, 'a b': /^[^ ]+$/ })) {
     const reply = await t.ask('GET', '/hello', 200, { headers: { 'x-request-id': id } });
     header(reply, 'x-request-id', expected);
@@ -69,7 +69,7 @@ check('an answer has Server-Timing and the X-Request-Id of a valid one', always,
 
 // --- Reading ----------------------------------------------------------------------
 
-check('a row is read as it was written, columns in declared order', always, async (t) => {
+check('a row is read as it was written, columns in declared order', async (t) => {
   const { row, path, etag } = await t.create();
   await t.assertStored(row);
   assert.deepEqual(Object.keys(await t.get(path)), t.names);
@@ -79,7 +79,7 @@ check('a row is read as it was written, columns in declared order', always, asyn
   header(head, 'etag', etag);
 });
 
-check('If-None-Match answers 304 until the row changes', always, async (t) => {
+check('If-None-Match answers 304 until the row changes', async (t) => {
   const { path, etag } = await t.create();
   const headers = { 'if-none-match': etag };
   assert.equal((await t.ask('GET', path, 304, { headers })).text, '');
@@ -87,7 +87,7 @@ check('If-None-Match answers 304 until the row changes', always, async (t) => {
   await t.ask('GET', path, 200, { headers });
 });
 
-check('every column filters by eq, neq, is.null and not.is.null', always, async (t) => {
+check('every column filters by eq, neq, is.null and not.is.null', async (t) => {
   const rows: [Row, Row] = [t.fresh(), t.fresh(t.other)];
   const [one, two] = rows.map((row) => String(row[t.key]));
   await t.ask('POST', t.list, 201, { body: rows });
@@ -101,23 +101,23 @@ check('every column filters by eq, neq, is.null and not.is.null', always, async 
   }
 });
 
-check('numbers compare by gt, gte, lt, lte, in, eq(any) and add up', hasNumber, async (t) => {
+checkIf(hasNumber, 'numbers compare by gt, gte, lt, lte, in, eq(any) and add up', async (t) => {
   const { rows, mine } = await t.three();
   const [a, b, c] = rows.map((row) => Number(row[t.number])) as [number, number, number];
   const [low, high] = [Math.min(a, b), Math.max(a, b)];
-  const none = [`gt.${high}`, `lt.${low}`];
-  const all = [`gte.${low}`, `lte.${high}`, `in.(${low},${high})`, `eq(any).{${low},${high}}`];
-  for (const condition of [...none, ...all]) {
-    const { length } = await t.get(`${mine}&${t.number}=${condition}`);
-    assert.equal(length, none.includes(condition) ? 0 : 3, condition);
-  }
+  const counts = {
+    ...{ [`gt.${high}`]: 0, [`lt.${low}`]: 0, [`gte.${low}`]: 3, [`lte.${high}`]: 3 },
+    ...{ [`in.(${low},${high})`]: 3, [`eq(any).{${low},${high}}`]: 3 },
+  };
+  for (const [condition, count] of Object.entries(counts))
+    assert.equal((await t.get(`${mine}&${t.number}=${condition}`)).length, count, condition);
   const select = ['sum', 'avg', 'min', 'max'].map((one) => `${t.number}.${one}()`);
   const [{ sum, avg, ...others }] = await t.get(`${mine}&select=${select}`);
   assert.deepEqual(others, { min: low, max: high });
   for (const total of [sum, avg * 3]) assert.ok(Math.abs(total - a - b - c) < 1e-6, `${total}`);
 });
 
-check('texts compare by like, ilike, match and imatch, and are not SQL', hasText, async (t) => {
+checkIf(hasText, 'texts compare by like, ilike, match and imatch, and are not SQL', async (t) => {
   const { rows, mine } = await t.three();
   const end = String(rows[0][t.text]).slice(-8);
   const upper = end.toUpperCase();
@@ -126,7 +126,7 @@ check('texts compare by like, ilike, match and imatch, and are not SQL', hasText
   t.assertRows(await t.get(`${mine}&${t.text}=like.%25' or 1=1 --`), []);
 });
 
-check('or, and, not and in combine; an index of a parameter is dropped', always, async (t) => {
+check('or, and, not and in combine; an index of a parameter is dropped', async (t) => {
   const { rows, mine } = await t.three();
   const { key } = t;
   const [a, b, c] = rows;
@@ -142,14 +142,13 @@ check('or, and, not and in combine; an index of a parameter is dropped', always,
     t.assertRows(await t.get(`${mine}&${query}`), expected, query);
 });
 
-check('select, alias and cast shape the rows', always, async (t) => {
+check('select, alias and cast shape the rows', async (t) => {
   const { rows, mine } = await t.three();
-  const found = await t.get(`${mine}&select=k:${t.key}::text`);
   const expected = rows.map((row) => ({ k: row[t.key] }));
-  assert.deepEqual(found, expected);
+  assert.deepEqual(await t.get(`${mine}&select=k:${t.key}::text`), expected);
 });
 
-check('count() counts in all and by each column', always, async (t) => {
+check('count() counts in all and by each column', async (t) => {
   const { rows, mine } = await t.three();
   assert.deepEqual(await t.get(`${mine}&select=count()`), [{ count: 3 }]);
   for (const name of t.settable.filter((name) => name !== t.text && !t.moments.includes(name))) {
@@ -160,7 +159,7 @@ check('count() counts in all and by each column', always, async (t) => {
   }
 });
 
-check('every column orders, ascending and descending', always, async (t) => {
+check('every column orders, ascending and descending', async (t) => {
   const { mine } = await t.three();
   for (const name of t.names) {
     const sorted = (how: string) => t.get(`${mine}&select=${name}&order=${name}.${how}`);
@@ -168,7 +167,7 @@ check('every column orders, ascending and descending', always, async (t) => {
   }
 });
 
-check('limit, offset and Range select a page, which Content-Range names', always, async (t) => {
+check('limit, offset and Range select a page, which Content-Range names', async (t) => {
   const { rows, mine } = await t.three();
   const page = await t.ask('GET', `${mine}&order=${t.key}.desc&limit=1&offset=1`, 200);
   t.assertRows(page.json, [rows[1]]);
@@ -179,7 +178,7 @@ check('limit, offset and Range select a page, which Content-Range names', always
   header(none, 'content-range', '*/*');
 });
 
-check('Link leads to the next page until the last', always, async (t) => {
+check('Link leads to the next page until the last', async (t) => {
   const { rows, mine } = await t.three();
   const first = await t.ask('GET', `${mine}&order=${t.settable[0]}.desc&limit=2`, 200);
   const [, next = ''] = /^<(.+)>/.exec(header(first, 'link', /^<[^>]+>; rel="next"$/)) ?? [];
@@ -189,7 +188,7 @@ check('Link leads to the next page until the last', always, async (t) => {
   assert.equal(second.headers.get('link'), null);
 });
 
-check('count=exact counts: 206 for a part, 200 for all, 416 past the end', always, async (t) => {
+check('count=exact counts: 206 for a part, 200 for all, 416 past the end', async (t) => {
   const { mine } = await t.three();
   const part = await t.ask('GET', `${mine}&limit=2`, 206, { headers: EXACT });
   header(part, 'content-range', '0-1/3');
@@ -197,7 +196,7 @@ check('count=exact counts: 206 for a part, 200 for all, 416 past the end', alway
   await t.ask('GET', `${mine}&offset=9`, 416, { headers: EXACT, code: 'PGRST103' });
 });
 
-check('one object is answered alone; of several it is 406, nothing changed', always, async (t) => {
+check('one object is answered alone; of several it is 406, nothing changed', async (t) => {
   const { rows, mine } = await t.three();
   t.assertRows([await t.get(t.only(rows[0]), OBJECT)], [rows[0]]);
   await t.ask('GET', mine, 406, { headers: OBJECT, code: 'PGRST116' });
@@ -205,7 +204,7 @@ check('one object is answered alone; of several it is 406, nothing changed', alw
   t.assertRows(await t.get(mine), rows);
 });
 
-check('text/csv has a header line and a line per row, NDJSON a line per row', always, async (t) => {
+check('text/csv has a header line and a line per row, NDJSON a line per row', async (t) => {
   const { rows, mine } = await t.three();
   const csv = await t.ask('GET', `${mine}&select=${t.key}`, 200, { headers: CSV });
   header(csv, 'content-type', /^text\/csv/);
@@ -219,22 +218,18 @@ check('text/csv has a header line and a line per row, NDJSON a line per row', al
 
 // --- Writing ----------------------------------------------------------------------
 
-check(
-  'POST answers 201, the row, Location and ETag; fills in key and defaults',
-  always,
-  async (t) => {
-    const { row, path, reply, etag } = await t.create();
-    t.assertRows([reply.json], [row]);
-    header(reply, 'location', t.base + path);
-    assert.match(etag, /^"\d+"$/);
-    const body = Object.fromEntries(t.required.map((name) => [name, row[name]]));
-    const { json } = await t.ask('POST', t.list, 201, { body });
-    assert.match(json[t.key], /^.{14}7/);
-    assert.deepEqual(Object.keys(json), t.names);
-  },
-);
+check('POST answers 201, the row, Location and ETag; fills in key and defaults', async (t) => {
+  const { row, path, reply, etag } = await t.create();
+  t.assertRows([reply.json], [row]);
+  header(reply, 'location', t.base + path);
+  assert.match(etag, /^"\d+"$/);
+  const body = Object.fromEntries(t.required.map((name) => [name, row[name]]));
+  const { json } = await t.ask('POST', t.list, 201, { body });
+  assert.match(json[t.key], /^.{14}7/);
+  assert.deepEqual(Object.keys(json), t.names);
+});
 
-check('POST of an array stores all of its rows or none', always, async (t) => {
+check('POST of an array stores all of its rows or none', async (t) => {
   const rows = [t.fresh(), t.fresh(t.other)];
   t.assertRows((await t.ask('POST', t.list, 201, { body: rows })).json, rows);
   const row = t.fresh();
@@ -245,7 +240,7 @@ check('POST of an array stores all of its rows or none', always, async (t) => {
   await t.assertStored(row);
 });
 
-check('POST of text/csv stores all rows, or none and names the line', isPlain, async (t) => {
+checkIf(isPlain, 'POST of text/csv stores all rows, or none and names the line', async (t) => {
   const rows = [t.fresh(), t.fresh(t.other)];
   await t.ask('POST', t.list, 201, { headers: CSV, body: t.toCsv(rows) });
   await t.assertStored(...rows);
@@ -256,7 +251,7 @@ check('POST of text/csv stores all rows, or none and names the line', isPlain, a
   await t.ask('GET', t.at(row), 404);
 });
 
-check('Prefer: return decides what a write answers, select= which columns', always, async (t) => {
+check('Prefer: return decides what a write answers, select= which columns', async (t) => {
   const body = t.fresh();
   t.assertRows((await t.ask('POST', t.list, 201, { body, headers: SHOW })).json, [body]);
   const path = `${t.only(body)}&select=${t.key}`;
@@ -269,19 +264,17 @@ check('Prefer: return decides what a write answers, select= which columns', alwa
   }
 });
 
-check('/rest/v1 reads the same rows and answers a write only if asked', always, async (t) => {
+check('/rest/v1 reads the same rows and answers a write only if asked', async (t) => {
   const [row, other] = [t.fresh(), t.fresh()];
   const silent = await t.ask('POST', `/rest/v1${t.list}`, 201, { body: row });
   assert.equal(silent.text, '');
   header(silent, 'location', `${t.base}/rest/v1${t.at(row)}`);
-  t.assertRows(
-    (await t.ask('POST', `/rest/v1${t.list}`, 201, { body: other, headers: SHOW })).json,
-    [other],
-  );
+  const shown = await t.ask('POST', `/rest/v1${t.list}`, 201, { body: other, headers: SHOW });
+  t.assertRows(shown.json, [other]);
   t.assertRows(await t.get(`/rest/v1${t.only(row)}`), [row]);
 });
 
-check('a key that exists is 409; an upsert ignores it or merges', always, async (t) => {
+check('a key that exists is 409; an upsert ignores it or merges', async (t) => {
   const { row } = await t.create();
   await t.ask('POST', t.list, 409, { body: row, code: '23505' });
   const body = [{ ...row, ...t.other }];
@@ -294,7 +287,7 @@ check('a key that exists is 409; an upsert ignores it or merges', always, async 
   await t.assertStored(...body);
 });
 
-check('PUT creates with 201 or replaces with 200 the row of its path', always, async (t) => {
+check('PUT creates with 201 or replaces with 200 the row of its path', async (t) => {
   const row = t.fresh();
   const headers = { 'if-none-match': '*' };
   const created = await t.ask('PUT', t.at(row), 201, { body: row, headers });
@@ -307,7 +300,7 @@ check('PUT creates with 201 or replaces with 200 the row of its path', always, a
   await t.assertStored(replaced);
 });
 
-check('PATCH of a row sets the named columns alone', always, async (t) => {
+check('PATCH of a row sets the named columns alone', async (t) => {
   const { row, path } = await t.create();
   const headers = { 'content-type': 'application/merge-patch+json' };
   for (const name of t.settable) {
@@ -317,14 +310,14 @@ check('PATCH of a row sets the named columns alone', always, async (t) => {
   }
 });
 
-check('DELETE of a row answers 204, then 404', always, async (t) => {
+check('DELETE of a row answers 204, then 404', async (t) => {
   const { path } = await t.create();
   await t.ask('DELETE', path, 204);
   for (const method of ['DELETE', 'GET']) await t.ask(method, path, 404, { code: 'PGRST116' });
   await t.ask('PATCH', path, 404, { body: {}, code: 'PGRST116' });
 });
 
-check('PATCH and DELETE by a filter change the rows that pass it', always, async (t) => {
+check('PATCH and DELETE by a filter change the rows that pass it', async (t) => {
   const { rows, mine } = await t.three();
   const path = `${mine}&${t.key}=neq.${rows[1][t.key]}`;
   const { json } = await t.ask('PATCH', path, 200, { body: t.other, headers: SHOW });
@@ -334,14 +327,14 @@ check('PATCH and DELETE by a filter change the rows that pass it', always, async
   t.assertRows(await t.get(mine), [rows[1]]);
 });
 
-check('PATCH of an array gives each row its own values', always, async (t) => {
+check('PATCH of an array gives each row its own values', async (t) => {
   const { rows, mine } = await t.three();
   const body = rows.map((row, index) => ({ ...row, ...(index === 1 ? t.example : t.other) }));
   await t.ask('PATCH', t.list, 204, { body });
   t.assertRows(await t.get(mine), body);
 });
 
-check('no filter is 400, and more than max-affected rows; nothing changes', always, async (t) => {
+check('no filter is 400, and more than max-affected rows; nothing changes', async (t) => {
   const { rows, mine } = await t.three();
   const terms = { headers: { prefer: 'handling=strict, max-affected=2' }, code: 'PGRST124' };
   await t.ask('DELETE', mine, 400, terms);
@@ -350,7 +343,7 @@ check('no filter is 400, and more than max-affected rows; nothing changes', alwa
   t.assertRows(await t.get(mine), rows);
 });
 
-check('If-Match is 412 where another writer was faster; nothing changes', always, async (t) => {
+check('If-Match is 412 where another writer was faster; nothing changes', async (t) => {
   const { row, path, etag } = await t.create();
   const headers = { 'if-match': etag };
   await t.ask('PATCH', path, 200, { body: t.other, headers });
@@ -360,7 +353,7 @@ check('If-Match is 412 where another writer was faster; nothing changes', always
   await t.assertStored({ ...row, ...t.other });
 });
 
-check('an Idempotency-Key makes one row of many requests', always, async (t) => {
+check('an Idempotency-Key makes one row of many requests', async (t) => {
   const [body, headers] = [t.example, { 'idempotency-key': randomUUID() }];
   const create = () => t.ask('POST', t.list, 201, { body, headers });
   const [first, ...others] = await Promise.all([create(), create(), create(), create()]);
@@ -397,14 +390,14 @@ const REFUSALS: Refusal[] = [
 ];
 
 for (const [name, method, template, status, terms] of REFUSALS) {
-  check(`${name} is ${status}`, always, async (t) => {
+  check(`${name} is ${status}`, async (t) => {
     const path = template.replace('{list}', t.list).replace('{key}', t.key);
     const reply = await t.ask(method, path, status, terms);
     if (status === 405) header(reply, 'allow', /GET/);
   });
 }
 
-check('POST, PUT and PATCH name every fault and every missing column', always, async (t) => {
+check('POST, PUT and PATCH name every fault and every missing column', async (t) => {
   const { row, path } = await t.create();
   const typed = t.columns.filter(({ type }) => type);
   const bad = typed.map(({ name, type }) => [name, type === 'string' ? 7 : 'x']);
@@ -414,13 +407,11 @@ check('POST, PUT and PATCH name every fault and every missing column', always, a
     assert.deepEqual(pointersIn(await t.ask(method, target, 422, { body })), expected, method);
   await t.assertStored(row);
   const empty = await t.ask('POST', t.list, 422, { body: { '': 1 } });
-  assert.deepEqual(
-    pointersIn(empty),
-    [...t.required, ''].map((name) => `/${name}`),
-  );
+  const missing = [...t.required, ''].map((name) => `/${name}`);
+  assert.deepEqual(pointersIn(empty), missing);
 });
 
-check('a text of blanks, with NUL or half of a surrogate pair is 422', hasText, async (t) => {
+checkIf(hasText, 'a text of blanks, with NUL or half of a surrogate pair is 422', async (t) => {
   for (const value of [' ', 'a\0b', 'a\ud800']) {
     const reply = await t.ask('POST', t.list, 422, { body: { ...t.fresh(), [t.text]: value } });
     assert.deepEqual(pointersIn(reply), [`/${t.text}`]);
@@ -434,15 +425,11 @@ const TOKENS: [name: string, token: string | null, code: string][] = [
 ];
 
 for (const [name, token, code] of TOKENS) {
-  check(
-    `${name} is 401 for a write, and for a read unless reads are open`,
-    isSecured,
-    async (t) => {
-      const row = t.fresh();
-      const reply = await t.ask('PUT', t.at(row), 401, { body: row, token, code });
-      header(reply, 'www-authenticate', /^Bearer/);
-      if (t.secured.read) await t.ask('GET', t.list, 401, { token, code });
-      else await t.ask('GET', `${t.list}?limit=1`, 200, { token: null });
-    },
-  );
+  checkIf(isSecured, `${name} is 401 for a write, and for a read unless open`, async (t) => {
+    const row = t.fresh();
+    const reply = await t.ask('PUT', t.at(row), 401, { body: row, token, code });
+    header(reply, 'www-authenticate', /^Bearer/);
+    if (t.secured.read) await t.ask('GET', t.list, 401, { token, code });
+    else await t.ask('GET', `${t.list}?limit=1`, 200, { token: null });
+  });
 }
