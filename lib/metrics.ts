@@ -24,11 +24,11 @@ export function createMetrics({ APP_VERSION, APP_BRANCH, APP_COMMIT }: Build, po
     const options = { name, help, registers, collect, aggregator: aggregator ?? 'sum' } as const;
     const made: prometheus.Gauge = new prometheus.Gauge(options);
   };
-  const { counts, queue } = pool;
+  const { counts, queue, streams } = pool;
   countDropped(registers);
   gauge('db_statements_in_flight', 'Requests that wait for the database.', () => counts.inFlight);
   gauge('db_statements_waiting', 'Statements without a connection.', () => queue.size);
-  gauge('db_streams', 'Lists that are streamed now.', () => counts.streams);
+  gauge('db_streams', 'Lists that are streamed now.', () => streams.size);
   gauge('db_up', 'Whether a connection is open.', () => Number(pool.state === 'up'), 'min');
   gauge('db_read_only', 'Whether it refuses writes.', () => Number(pool.readOnly), 'max');
   const build = { version: APP_VERSION, branch: APP_BRANCH, commit: APP_COMMIT };

@@ -10,7 +10,7 @@ import { sql } from './sql.ts';
 
 const database = await openDatabase();
 const open = (DB_PREPARE: 'true' | 'false' = 'true', DATABASE_URL = database.url) =>
-  new Pool({ DATABASE_URL, POOL_SIZE: 1, DB_PREPARE }, pino({ level: 'silent' }));
+  new Pool({ DATABASE_URL, POOL_SIZE: 1, STREAMS: 2, DB_PREPARE }, pino({ level: 'silent' }));
 const pool = open();
 after(() => pool.end());
 
@@ -77,29 +77,32 @@ describe('stream()', () => {
   test('yields all rows in batches of 200', async () => {
     const sizes: number[] = [];
     const seen: unknown[] = [];
-    for await (const batch of pool.stream(NUMBERS)) {
+    for await (const batch of pool.stream(ownCall(), NUMBERS)) {
       sizes.push(batch.length);
       seen.push(...batch.map(([n]) => Number(n)));
-      assert.equal(pool.counts.streams, 1);
+      assert.equal(pool.streams.size, 1);
     }
     assert.deepEqual(sizes, [200, 200, 200, 200, 200]);
     assert.deepEqual(
       seen,
       Array.from({ length: 1000 }, (_, at) => at + 1),
     );
-    assert.equal(pool.counts.streams, 0);
+    assert.equal(pool.streams.size, 0);
   });
 
   test('rejects after the batches before an error', async () => {
-    const batches = pool.stream(sql`select 1 / (500 - n) as n from generate_series(1, 1000) n`);
+    const batches = pool.stream(
+      ownCall(),
+      sql`select 1 / (500 - n) as n from generate_series(1, 1000) n`,
+    );
     for (const _ of [1, 2]) assert.equal((await batches.next()).value?.length, 200);
     await assert.rejects(batches.next(), { code: '22012' });
-    assert.equal(pool.counts.streams, 0);
+    assert.equal(pool.streams.size, 0);
   });
 
   test('gives its connection back when its reader stops', async () => {
-    for await (const _ of pool.stream(NUMBERS)) break;
-    assert.equal(pool.counts.streams, 0);
+    for await (const _ of pool.stream(ownCall(), NUMBERS)) break;
+    assert.equal(pool.streams.size, 0);
   });
 });
 
