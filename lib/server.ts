@@ -42,7 +42,8 @@ export const LIMITS = {
 };
 const DRAIN = 500; // ms from the signal in which clients of open connections ask once more
 const QUIET = 100; // ms without a new connection
-const STALLED = 30_000; // ms without a byte in either direction, such as a list that nobody reads
+const STALLED = 30_000; // ms without a byte in either direction
+const PAUSE = 5000; // ms between two reads of a body
 
 /** Serves in this process until stop(). */
 export async function serve(
@@ -118,10 +119,11 @@ export function urlOf({ address, port }: { address: string; port: number }): str
 // --- Requests that never reach the application ------------------------------------
 
 /** What Node answers without a body. */
+const TOO_SLOW: [number, string] = [408, 'The request did not arrive in time.'];
 const CLIENT_ERRORS: Record<string, [number, string]> = {
   HPE_INVALID_METHOD: [405, 'There is no such method.'],
   HPE_HEADER_OVERFLOW: [431, 'The head of the request is too large.'],
-  ERR_HTTP_REQUEST_TIMEOUT: [408, 'The request did not arrive in time.'],
+  ERR_HTTP_REQUEST_TIMEOUT: TOO_SLOW,
 };
 
 function createHttpServer(fetch: Service['fetch']): Server {
@@ -130,7 +132,15 @@ function createHttpServer(fetch: Service['fetch']): Server {
     return new Response(body, init);
   };
   const listener = getRequestListener(fetch, { hostname: 'localhost', errorHandler });
-  const server = createServer(LIMITS, listener);
+  const server = createServer(LIMITS, (incoming, outgoing) => {
+    const { headers, socket } = incoming;
+    if (headers['content-length'] ?? headers['transfer-encoding']) {
+      socket.setTimeout(PAUSE);
+      incoming.once('timeout', () => refuse(socket, ...TOO_SLOW));
+      incoming.once('end', () => socket.setTimeout(STALLED));
+    }
+    return listener(incoming, outgoing);
+  });
   server.timeout = STALLED;
   server.on('connect', (_, socket: Socket) => refuse(socket, 405, 'There is no such method.'));
   server.on('checkExpectation', (_, response) => {

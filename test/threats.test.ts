@@ -232,6 +232,7 @@ describe('Exhaustion', { concurrency: true }, () => {
     const body = `${head}Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{`;
     const heads = Array.from({ length: 450 }, () => open(head, 'X: y\r\n'));
     const bodies = Array.from({ length: 200 }, () => open(body, ' '));
+    const pausing = Array.from({ length: 20 }, () => open(body, ''));
     const times = [];
     for (let count = 0; count < 200; count += 1) {
       const from = performance.now();
@@ -250,6 +251,7 @@ describe('Exhaustion', { concurrency: true }, () => {
       }
     };
     await closed(heads, 20_000 * slack());
-    await closed(bodies, 75_000);
+    await closed(pausing, 2000 * slack()); // after 5 s
+    await closed(bodies, 25_000 * slack()); // after 30 s
   });
 });
