@@ -163,6 +163,7 @@ export function answerError(error: Error, c: C): Response {
   const problem = c.env.outgoing.destroyed && found.status !== 500 ? clientLeft() : found;
   const code = codeOf(error);
   const line = { id, code, ...(UNDECLARED.test(code) && { error: error.message }) };
+  if (error.name === 'PostgresError') service.metrics.failed(code);
   const stack = error.stack?.replace(error.message, '');
   if (problem.status === 500) service.log.error({ ...line, stack }, 'failed');
   else if (problem.status > 500) service.log.warn(line, 'failed');

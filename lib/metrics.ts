@@ -14,7 +14,7 @@ export type Metrics = ReturnType<typeof createMetrics>;
 
 type Build = Pick<Config, 'APP_VERSION' | 'APP_BRANCH' | 'APP_COMMIT'>;
 
-/** `observe` counts a request, its time in ms; `print` gives the text, summed over the workers. */
+/** `observe` counts a request, its time in ms; `failed` an SQLSTATE; `print` gives the text, summed over the workers. */
 export function createMetrics({ APP_VERSION, APP_BRANCH, APP_COMMIT }: Build, pool: Pool) {
   const register = new prometheus.Registry();
   const registers = [register];
@@ -41,6 +41,13 @@ export function createMetrics({ APP_VERSION, APP_BRANCH, APP_COMMIT }: Build, po
     buckets: SECONDS,
     registers,
   });
+  const errors = new prometheus.Counter({
+    name: 'db_errors_total',
+    help: 'Requests that failed by an error of the database, by class of SQLSTATE.',
+    labelNames: ['class'],
+    registers,
+  });
+  errors.inc({ class: '53' }, 0); // increase() needs a first sample
   const batch = new prometheus.Histogram({
     name: 'db_batch_size',
     help: 'Requests that one statement answered.',
@@ -56,6 +63,7 @@ export function createMetrics({ APP_VERSION, APP_BRANCH, APP_COMMIT }: Build, po
   return {
     type: register.contentType,
     print: () => (cluster.isWorker ? askPrimary() : register.metrics()),
+    failed: (code: string) => errors.inc({ class: code.slice(0, 2) }),
     observe: (method: string, route: string, status: number, ms: number) =>
       duration.observe({ method, route, status }, ms / 1000),
   };

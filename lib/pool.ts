@@ -203,7 +203,7 @@ export class Pool {
         });
       } catch (error) {
         places.push(...places.splice(0, 1));
-        if (!this.leastBusy()) this.change('down', codeOf(error));
+        if (!this.leastBusy()) this.change('down', error as Error);
       }
       client.open = false;
       this.clients.delete(client);
@@ -212,8 +212,9 @@ export class Pool {
     }
   }
 
-  private change(to: 'up' | 'down', code?: string): void {
-    if (this.state !== to) this.log[to === 'up' ? 'info' : 'warn']({ code }, `database ${to}`);
+  private change(to: 'up' | 'down', error?: Error): void {
+    const line = error && { code: codeOf(error), error: error.message, hint: hintFor(error) };
+    if (this.state !== to) this.log[to === 'up' ? 'info' : 'warn']({ ...line }, `database ${to}`);
     this.state = to;
     this.advance();
   }
@@ -349,7 +350,7 @@ function connect(options: PoolOptions, place: Place, timeout: number, onclose = 
     client_connection_check_interval: 1000,
   };
   const text = { to: 25, from: CONVERTED, serialize: String, parse: (value: string) => value };
-  return postgres(options.DATABASE_URL ?? '', {
+  const driver = postgres(options.DATABASE_URL ?? '', {
     max: 1,
     prepare: !pooled,
     fetch_types: false,
@@ -361,6 +362,21 @@ function connect(options: PoolOptions, place: Place, timeout: number, onclose = 
     onclose,
     onnotice: () => {},
   }) as unknown as postgres.Sql;
+  const { connection, host } = driver.options;
+  let starts = 0;
+  const get = () => {
+    starts += 1;
+    if (starts <= host.length) return connection;
+    throw Object.assign(new Error('closed before it was usable'), { code: 'CONNECTION_CLOSED' });
+  };
+  // postgres 3.4.9 dials for ever, without an event, while the server closes what it accepted
+  Object.defineProperty(driver.options, 'connection', { get });
+  return driver;
+}
+
+/** What pgbouncer's refusal of a session parameter means here. */
+function hintFor({ message }: Error): string | undefined {
+  return /startup parameter/.test(message) ? 'Behind a pooler set DB_PREPARE=false.' : undefined;
 }
 
 /** The promise, or Problem 503 when it takes longer. */
