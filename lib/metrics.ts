@@ -14,7 +14,7 @@ export type Metrics = ReturnType<typeof createMetrics>;
 
 type Build = Pick<Config, 'APP_VERSION' | 'APP_BRANCH' | 'APP_COMMIT'>;
 
-/** `observe` counts a request, its time in ms; `failed` an SQLSTATE; `print` gives the text, summed over the workers. */
+/** `observe` counts a request, its time in ms, `failed` an SQLSTATE; `print` gives the text of all workers. */
 export function createMetrics({ APP_VERSION, APP_BRANCH, APP_COMMIT }: Build, pool: Pool) {
   const register = new prometheus.Registry();
   const registers = [register];
@@ -41,13 +41,6 @@ export function createMetrics({ APP_VERSION, APP_BRANCH, APP_COMMIT }: Build, po
     buckets: SECONDS,
     registers,
   });
-  const errors = new prometheus.Counter({
-    name: 'db_errors_total',
-    help: 'Requests that failed by an error of the database, by class of SQLSTATE.',
-    labelNames: ['class'],
-    registers,
-  });
-  errors.inc({ class: '53' }, 0); // increase() needs a first sample
   const batch = new prometheus.Histogram({
     name: 'db_batch_size',
     help: 'Requests that one statement answered.',
@@ -56,14 +49,12 @@ export function createMetrics({ APP_VERSION, APP_BRANCH, APP_COMMIT }: Build, po
     registers,
   });
   pool.observe = (work, requests) => batch.observe({ work }, requests);
-  if (cluster.isWorker) {
-    new prometheus.AggregatorRegistry(); // answers clusterMetrics() of the primary
-    prometheus.AggregatorRegistry.setRegistries(register);
-  }
+  new prometheus.AggregatorRegistry(); // in a worker it answers clusterMetrics() of the primary
+  if (cluster.isWorker) prometheus.AggregatorRegistry.setRegistries(register);
   return {
     type: register.contentType,
     print: () => (cluster.isWorker ? askPrimary() : register.metrics()),
-    failed: (code: string) => errors.inc({ class: code.slice(0, 2) }),
+    failed: countErrors(registers),
     observe: (method: string, route: string, status: number, ms: number) =>
       duration.observe({ method, route, status }, ms / 1000),
   };
@@ -79,6 +70,18 @@ function countDropped(registers: prometheus.Registry[]): void {
       this.inc(dropped.lines);
     },
   });
+}
+
+/** Counts an SQLSTATE by its class. */
+function countErrors(registers: prometheus.Registry[]): (code: string) => void {
+  const errors = new prometheus.Counter({
+    name: 'db_errors_total',
+    help: 'Requests that failed by an error of the database, by class of SQLSTATE.',
+    labelNames: ['class'],
+    registers,
+  });
+  errors.inc({ class: '53' }, 0); // increase() needs a first sample
+  return (code) => errors.inc({ class: code.slice(0, 2) });
 }
 
 /** The metrics of all workers as one text. Throws Problem 503 when a worker hangs or died. */
