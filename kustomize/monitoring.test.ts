@@ -75,6 +75,11 @@ const FIRES: [string, object, Series[]][] = [
   ],
   ['PassengersGone', {}, [gauge('up', JOB, 1, 0)]],
   ['PassengersPoolSaturated', POD, [gauge('db_statements_waiting', JOB, 0, 20)]],
+  [
+    'PassengersStorage',
+    NAMESPACE,
+    [series('db_errors_total', { ...JOB, class: '53' }, [0, 0], [0, 5])],
+  ],
   ['PassengersRestarts', JOB, [series('process_start_time_seconds', JOB, [1, 0], [2, 1])]],
   [
     'PassengersBackup',

@@ -10,6 +10,7 @@ import { type Fault, MAX_FAULTS, Problem, toFaults, tooLarge, unprocessable } fr
 export const MAX_ARRAY = 10_000; // rows
 const MAX_MEMBERS = 1600; // of a row: as many columns as PostgreSQL allows
 const MAX_LEVELS = 100;
+const MAX_TIME = 30_000; // ms
 
 /** The media type of the body without its parameters. Throws 415 for a compressed body. */
 export function mediaType({ headers }: IncomingMessage): string {
@@ -76,6 +77,8 @@ function readBytes(incoming: IncomingMessage, limit: number): Promise<Buffer> {
   return new Promise((resolve, reject) => {
     const chunks: Buffer[] = [];
     let size = 0;
+    const timer = setTimeout(() => incoming.emit('timeout'), MAX_TIME); // answered in server.ts
+    incoming.once('close', () => clearTimeout(timer));
     if (incoming.errored) reject(incoming.errored);
     incoming.on('end', () => resolve(Buffer.concat(chunks))).on('error', reject);
     incoming.on('data', (chunk: Buffer) => {

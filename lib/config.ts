@@ -39,6 +39,7 @@ export const Config = z.object({
   MAX_ROWS: integer(1, 100_000).default(1000),
   BODY_LIMIT: integer(1, 2 ** 30).default(2 ** 20),
   CSV_LIMIT: integer(1, 2 ** 40).default(64 * 2 ** 20),
+  STREAMS: integer(1, 100).default(4),
   DB_PREPARE: z.enum(['true', 'false']).default('true'),
   SHUTDOWN_GRACE: integer(0, 600).default(0),
   LOG_LEVEL: z.enum(['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent']).default('info'),

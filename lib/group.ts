@@ -12,13 +12,12 @@ export type Grouping<I, O> = {
   isApart: (error: unknown) => boolean;
   /** Is called with the size of each group. */
   observe: (items: number) => void;
-  /** Answers the items in their order; `since` is when the first of them arrived, in ms. */
-  run: (items: I[], since: number) => Promise<O[]>;
+  /** Answers the items in their order. */
+  run: (items: I[]) => Promise<O[]>;
 };
 
 type Waiter<I, O> = {
   item: I;
-  since: number;
   resolve: (output: O) => void;
   reject: (error: unknown) => void;
 };
@@ -50,7 +49,7 @@ export function group<I, O>(grouping: Grouping<I, O>): (item: I) => Promise<O> {
 
   return (item) =>
     new Promise((resolve, reject) => {
-      waiting.push({ item, since: performance.now(), resolve, reject });
+      waiting.push({ item, resolve, reject });
       if (running === 0 && waiting.length === 1) void start();
       else schedule();
     });
@@ -61,7 +60,7 @@ async function settle<I, O>(batch: Waiter<I, O>[], grouping: Grouping<I, O>): Pr
   grouping.observe(batch.length);
   const items = batch.map(({ item }) => item);
   try {
-    const outputs = await grouping.run(items, batch[0]?.since ?? 0);
+    const outputs = await grouping.run(items);
     for (const [at, waiter] of batch.entries()) waiter.resolve(outputs[at] as O);
   } catch (error) {
     const apart = batch.length > 1 && grouping.isApart(error);

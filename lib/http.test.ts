@@ -71,7 +71,7 @@ async function ask(method: string, url: string, fields: Fields = {}, body = '') 
   const headers = Object.fromEntries(given.map(([name, [first = '']]) => [name, first]));
   const headersDistinct = Object.fromEntries(given);
   const incoming = Object.assign(Readable.from([Buffer.from(body)]), {
-    ...{ method, url, headers, headersDistinct, rawHeaders, httpVersion: '1.1' },
+    ...{ method, url, headers, headersDistinct, rawHeaders, httpVersion: '1.1', socket: {} },
   });
   const bindings = { incoming, outgoing: { destroyed: false } };
   const reply = await app.request(`http://x${url}`, { method, headers }, bindings as never);

@@ -1,5 +1,6 @@
 /** HTTP for the endpoints: what happens around each request, and how they read and answer it. */
 import { randomUUID } from 'node:crypto';
+import type { IncomingMessage } from 'node:http';
 import { pipeline } from 'node:stream';
 import type { HttpBindings } from '@hono/node-server';
 import { RESPONSE_ALREADY_SENT } from '@hono/node-server/utils/response';
@@ -53,6 +54,7 @@ type State = {
   complete: boolean; // whether the answer has the headers of every answer
 };
 
+const STALLED = 5000; // ms; Node 20 and 26 report a write that does not move after twice this time
 const MAX_LINK = 4096; // bytes; fetch() of Node refuses an answer whose head has 16 KiB
 
 // --- Around each request ----------------------------------------------------------
@@ -70,7 +72,11 @@ export function observe(service: Observers): MiddlewareHandler<Env> {
     const started = performance.now();
     const state = { service, id, started, prefer: {}, applied: new Set<string>(), complete: false };
     c.set('state', state);
-    c.set('call', { ...ownCall(), outgoing });
+    const call = { ...ownCall(), outgoing, client: clientOf(incoming) };
+    c.set('call', call);
+    incoming.once('end', () => {
+      call.since = performance.now(); // the time that a body takes has limits of its own
+    });
     if (httpVersion === '1.1' && !headers.host)
       throw new Problem(400, 'PGRST100', 'The Host is missing.');
     const bytes = rawHeaders.reduce((sum, part) => sum + part.length, 0);
@@ -86,6 +92,12 @@ export function observe(service: Observers): MiddlewareHandler<Env> {
     if (state.complete) return;
     for (const [name, value] of Object.entries(commonHeaders(c))) c.res.headers.set(name, value);
   };
+}
+
+/** A client's address, if a proxy on this machine names it; another peer may be a proxy of many. */
+function clientOf({ socket, headers }: IncomingMessage): string | undefined {
+  const isLocal = /^(::1$|(::ffff:)?127\.)/.test(socket.remoteAddress ?? '');
+  return isLocal ? String(headers['x-forwarded-for'] ?? '').replace(/.*, */, '') : undefined;
 }
 
 const CORS = {
@@ -151,6 +163,7 @@ export function answerError(error: Error, c: C): Response {
   const problem = c.env.outgoing.destroyed && found.status !== 500 ? clientLeft() : found;
   const code = codeOf(error);
   const line = { id, code, ...(UNDECLARED.test(code) && { error: error.message }) };
+  if (error.name === 'PostgresError') service.metrics.failed(code);
   const stack = error.stack?.replace(error.message, '');
   if (problem.status === 500) service.log.error({ ...line, stack }, 'failed');
   else if (problem.status > 500) service.log.warn(line, 'failed');
@@ -296,7 +309,12 @@ export function stream(c: C, type: Format, { offset, limit }: Query, list: Strea
     close();
     return send(c, status, null, headers);
   }
+  const { service, id } = c.get('state');
   c.get('state').complete = true;
+  outgoing.setTimeout(STALLED, () => {
+    service.log.warn({ id }, 'a client took nothing of a list for 10 s');
+    outgoing.destroy();
+  });
   outgoing.writeHead(status, { ...commonHeaders(c), ...headers });
   pipeline(pieces, outgoing, close); // an error closes the connection
   return RESPONSE_ALREADY_SENT;

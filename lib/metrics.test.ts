@@ -3,8 +3,15 @@ import { test } from 'node:test';
 import { createMetrics } from './metrics.ts';
 import type { Pool } from './pool.ts';
 
-const counts = { inFlight: 3, streams: 2 };
-const pool = { counts, queue: new Set([1]), state: 'up', readOnly: true, observe: () => {} };
+const counts = { inFlight: 3 };
+const pool = {
+  counts,
+  streams: new Set([1, 2]),
+  queue: new Set([1]),
+  state: 'up',
+  readOnly: true,
+  observe: () => {},
+};
 const about = { APP_VERSION: '1.2.3', APP_BRANCH: 'main', APP_COMMIT: 'abc' };
 const metrics = createMetrics(about, pool as unknown as Pool);
 metrics.observe('GET', '/things/:key', 200, 3);

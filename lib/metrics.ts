@@ -14,7 +14,7 @@ export type Metrics = ReturnType<typeof createMetrics>;
 
 type Build = Pick<Config, 'APP_VERSION' | 'APP_BRANCH' | 'APP_COMMIT'>;
 
-/** `observe` counts a request, its time in ms; `print` gives the text, summed over the workers. */
+/** `observe` counts a request, its time in ms, `failed` an SQLSTATE; `print` gives the text of all workers. */
 export function createMetrics({ APP_VERSION, APP_BRANCH, APP_COMMIT }: Build, pool: Pool) {
   const register = new prometheus.Registry();
   const registers = [register];
@@ -24,11 +24,11 @@ export function createMetrics({ APP_VERSION, APP_BRANCH, APP_COMMIT }: Build, po
     const options = { name, help, registers, collect, aggregator: aggregator ?? 'sum' } as const;
     const made: prometheus.Gauge = new prometheus.Gauge(options);
   };
-  const { counts, queue } = pool;
+  const { counts, queue, streams } = pool;
   countDropped(registers);
   gauge('db_statements_in_flight', 'Requests that wait for the database.', () => counts.inFlight);
   gauge('db_statements_waiting', 'Statements without a connection.', () => queue.size);
-  gauge('db_streams', 'Lists that are streamed now.', () => counts.streams);
+  gauge('db_streams', 'Lists that are streamed now.', () => streams.size);
   gauge('db_up', 'Whether a connection is open.', () => Number(pool.state === 'up'), 'min');
   gauge('db_read_only', 'Whether it refuses writes.', () => Number(pool.readOnly), 'max');
   const build = { version: APP_VERSION, branch: APP_BRANCH, commit: APP_COMMIT };
@@ -49,13 +49,12 @@ export function createMetrics({ APP_VERSION, APP_BRANCH, APP_COMMIT }: Build, po
     registers,
   });
   pool.observe = (work, requests) => batch.observe({ work }, requests);
-  if (cluster.isWorker) {
-    new prometheus.AggregatorRegistry(); // answers clusterMetrics() of the primary
-    prometheus.AggregatorRegistry.setRegistries(register);
-  }
+  new prometheus.AggregatorRegistry(); // in a worker it answers clusterMetrics() of the primary
+  if (cluster.isWorker) prometheus.AggregatorRegistry.setRegistries(register);
   return {
     type: register.contentType,
     print: () => (cluster.isWorker ? askPrimary() : register.metrics()),
+    failed: countErrors(registers),
     observe: (method: string, route: string, status: number, ms: number) =>
       duration.observe({ method, route, status }, ms / 1000),
   };
@@ -71,6 +70,18 @@ function countDropped(registers: prometheus.Registry[]): void {
       this.inc(dropped.lines);
     },
   });
+}
+
+/** Counts an SQLSTATE by its class. */
+function countErrors(registers: prometheus.Registry[]): (code: string) => void {
+  const errors = new prometheus.Counter({
+    name: 'db_errors_total',
+    help: 'Requests that failed by an error of the database, by class of SQLSTATE.',
+    labelNames: ['class'],
+    registers,
+  });
+  errors.inc({ class: '53' }, 0); // increase() needs a first sample
+  return (code) => errors.inc({ class: code.slice(0, 2) });
 }
 
 /** The metrics of all workers as one text. Throws Problem 503 when a worker hangs or died. */

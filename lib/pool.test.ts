@@ -1,7 +1,7 @@
 /** What needs a database; test/promises.test.ts has the faults: deadlines, retries, the limit. */
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
-import { type AddressInfo, createServer } from 'node:net';
+import { type AddressInfo, createServer, type Socket } from 'node:net';
 import { after, describe, test } from 'node:test';
 import { pino } from 'pino';
 import { openDatabase, until } from '../test/harness.ts';
@@ -10,7 +10,7 @@ import { sql } from './sql.ts';
 
 const database = await openDatabase();
 const open = (DB_PREPARE: 'true' | 'false' = 'true', DATABASE_URL = database.url) =>
-  new Pool({ DATABASE_URL, POOL_SIZE: 1, DB_PREPARE }, pino({ level: 'silent' }));
+  new Pool({ DATABASE_URL, POOL_SIZE: 1, STREAMS: 2, DB_PREPARE }, pino({ level: 'silent' }));
 const pool = open();
 after(() => pool.end());
 
@@ -51,7 +51,7 @@ test('of several hosts the primary is used, for streams too', async () => {
   const { port } = new URL(database.url);
   const own = open('true', database.url.replace(`:${port}/`, `:1,127.0.0.1:${port}/`));
   await until(() => own.state === 'up');
-  for await (const batch of own.stream(NUMBERS)) assert.equal(batch.length, 200);
+  for await (const batch of own.stream(ownCall(), NUMBERS)) assert.equal(batch.length, 200);
   assert.equal(own.readOnly, false);
   await own.end();
 });
@@ -83,29 +83,32 @@ describe('stream()', () => {
   test('yields all rows in batches of 200', async () => {
     const sizes: number[] = [];
     const seen: unknown[] = [];
-    for await (const batch of pool.stream(NUMBERS)) {
+    for await (const batch of pool.stream(ownCall(), NUMBERS)) {
       sizes.push(batch.length);
       seen.push(...batch.map(([n]) => Number(n)));
-      assert.equal(pool.counts.streams, 1);
+      assert.equal(pool.streams.size, 1);
     }
     assert.deepEqual(sizes, [200, 200, 200, 200, 200]);
     assert.deepEqual(
       seen,
       Array.from({ length: 1000 }, (_, at) => at + 1),
     );
-    assert.equal(pool.counts.streams, 0);
+    assert.equal(pool.streams.size, 0);
   });
 
   test('rejects after the batches before an error', async () => {
-    const batches = pool.stream(sql`select 1 / (500 - n) as n from generate_series(1, 1000) n`);
+    const batches = pool.stream(
+      ownCall(),
+      sql`select 1 / (500 - n) as n from generate_series(1, 1000) n`,
+    );
     for (const _ of [1, 2]) assert.equal((await batches.next()).value?.length, 200);
     await assert.rejects(batches.next(), { code: '22012' });
-    assert.equal(pool.counts.streams, 0);
+    assert.equal(pool.streams.size, 0);
   });
 
   test('gives its connection back when its reader stops', async () => {
-    for await (const _ of pool.stream(NUMBERS)) break;
-    assert.equal(pool.counts.streams, 0);
+    for await (const _ of pool.stream(ownCall(), NUMBERS)) break;
+    assert.equal(pool.streams.size, 0);
   });
 });
 
@@ -122,5 +125,48 @@ for (const [prepare, prepared, timeout, lock] of sessions) {
       exists (select from pg_prepared_statements) as prepared`);
     assert.deepEqual(session, { lock, timeout, prepared });
     await own.end();
+  });
+}
+
+/** What PostgreSQL's protocol sends as an error. */
+const REFUSAL = 'SFATAL\0C08P01\0Munsupported startup parameter: lock_timeout\0\0';
+const packet = Buffer.from(`E\0\0\0${String.fromCharCode(REFUSAL.length + 4)}${REFUSAL}`);
+const refusals: [how: string, act: (socket: Socket) => void, line: object][] = [
+  [
+    'closes each connection at once',
+    (socket) => socket.end(),
+    { code: 'CONNECTION_CLOSED', error: 'closed before it was usable' },
+  ],
+  [
+    'refuses session parameters, as pgbouncer does',
+    (socket) => socket.once('data', () => socket.end(packet)),
+    {
+      code: '08P01',
+      error: 'unsupported startup parameter: lock_timeout',
+      hint: 'Behind a pooler set DB_PREPARE=false.',
+    },
+  ],
+];
+for (const [how, act, line] of refusals) {
+  test(`a server that ${how} is down at once, and dialled in no storm`, async (t) => {
+    let dialled = 0;
+    const server = createServer((socket) => {
+      dialled += 1;
+      act(socket.on('error', () => {}).resume());
+    });
+    await once(server.listen(0, '127.0.0.1'), 'listening');
+    const lines: Record<string, unknown>[] = [];
+    const log = pino({ base: null }, { write: (text: string) => lines.push(JSON.parse(text)) });
+    const DATABASE_URL = `postgres://x:x@127.0.0.1:${(server.address() as AddressInfo).port}/x`;
+    const options = { DATABASE_URL, POOL_SIZE: 1, STREAMS: 1, DB_PREPARE: 'true' } as const;
+    const refused = new Pool(options, log);
+    t.after(() => Promise.all([refused.end(), server.close()]));
+    await assert.rejects(refused.run('read', ownCall(), sql`select 1`), { status: 503 });
+    await until(() => refused.state === 'down', 1000);
+    const { level: _, time, msg, ...rest } = lines[0] ?? {};
+    assert.deepEqual(rest, line);
+    await until(() => dialled > 8);
+    assert.ok(Date.now() - Number(time) > 200, `${dialled} times`);
+    assert.equal(lines.length, 1);
   });
 }

@@ -23,16 +23,18 @@ export type Kind = 'read' | 'keyed' | 'write';
 /** One request: its caller, ms spent in the database, whether a statement was retried. */
 export type Call = {
   sub: string;
+  since: number; // when the request was complete, in ms of performance.now()
   ms: number;
   repeated: boolean;
+  client?: string | undefined; // the client's address, where it is known
   outgoing?: { destroyed: boolean };
 };
 
 /** A call whose caller is the service itself. */
-export const ownCall = (): Call => ({ sub: '', ms: 0, repeated: false });
+export const ownCall = (): Call => ({ sub: '', since: performance.now(), ms: 0, repeated: false });
 
 type Hosts = Pick<Config, 'DATABASE_URL' | 'PGHOST' | 'PGTARGETSESSIONATTRS'>;
-type PoolOptions = Hosts & Pick<Config, 'POOL_SIZE' | 'DB_PREPARE'>;
+type PoolOptions = Hosts & Pick<Config, 'POOL_SIZE' | 'STREAMS' | 'DB_PREPARE'>;
 /** One of several hosts. */
 type Place = { host?: string; target_session_attrs?: Config['PGTARGETSESSIONATTRS'] };
 
@@ -47,7 +49,6 @@ type Task = {
   kind: Kind;
   call: Call;
   statement: Sql;
-  since: number;
   sent: number;
   tries: number;
   client?: Client;
@@ -60,7 +61,7 @@ const IN_FLIGHT_PER_CLIENT = 64;
 const PIPELINED = 2; // statements per connection: one runs, one is already on the wire
 const MAX_PREPARED = 256; // statement texts; each stays prepared on every connection
 const MAX_PREPARED_LENGTH = 4000; // characters
-const STREAMS = 4;
+const MAX_WAIT = 1000; // ms until a list or an upload has its connection
 export const FETCH = 200; // rows of a stream per round trip
 const SWEEP = 50; // ms between two looks at the deadlines
 
@@ -70,7 +71,8 @@ const SWEEP = 50; // ms between two looks at the deadlines
  * reconnects hands the error of the old connection to the first new query (3.4.9).
  */
 export class Pool {
-  readonly counts = { inFlight: 0, streams: 0 };
+  readonly counts = { inFlight: 0 };
+  readonly streams = new Set<Call>();
   /** Tasks without a connection, in the order of arrival. */
   readonly queue = new Set<Task>();
   /** Is called with the kind of work and the size of each group that became one statement. */
@@ -106,12 +108,12 @@ export class Pool {
 
   /**
    * Runs one statement, and again where it did not run or may run twice. Rejects with Problem 503 or
-   * 504 within DEADLINE from `since`, or with PostgreSQL's error.
+   * 504 within DEADLINE from `since` of the call, or with PostgreSQL's error.
    */
-  run(kind: Kind, call: Call, statement: Sql, since = performance.now()): Promise<Result> {
+  run(kind: Kind, call: Call, statement: Sql): Promise<Result> {
     return new Promise((resolve, reject) => {
       const tries = this.options.POOL_SIZE + 2;
-      const task = { kind, call, statement, since, sent: 0, tries, resolve, reject };
+      const task = { kind, call, statement, sent: 0, tries, resolve, reject };
       this.tasks.add(task);
       this.queue.add(task);
       if (!this.sweeper) this.sweep();
@@ -132,22 +134,26 @@ export class Pool {
   }
 
   /** All rows of a read in batches, after that of `counting`: constant memory, one snapshot. */
-  async *stream({ text, values }: Sql, counting?: Sql): AsyncGenerator<Values[]> {
-    const driver = this.borrow();
-    const ask = (text: string, values: unknown[] = []): Promise<Values[]> =>
-      within(DEADLINE, driver.unsafe(numbered(text), values as never[]).values() as never);
+  async *stream(call: Call, { text, values }: Sql, counting?: Sql): AsyncGenerator<Values[]> {
+    const driver = await this.borrow(call);
+    let { since } = call; // later of the batch
+    const ask = (text: string, values: unknown[] = []): Promise<Values[]> => {
+      const query = driver.unsafe(numbered(text), values as never[]).values();
+      return within(since + DEADLINE - performance.now(), query as never);
+    };
     try {
       await ask('begin isolation level repeatable read read only');
       if (counting) yield await ask(counting.text, counting.values);
       await ask(`declare c no scroll cursor for ${text}`, values);
       for (let rows = await ask(`fetch ${FETCH} from c`); rows.length > 0; ) {
+        since = performance.now();
         const next = ask(`fetch ${FETCH} from c`);
         next.catch(() => {}); // awaited below, unless the reader stops before
         yield rows;
         rows = await next;
       }
     } finally {
-      this.release(driver);
+      this.release(call, driver);
     }
   }
 
@@ -159,12 +165,12 @@ export class Pool {
   }
 
   /** COPY … FROM STDIN with a connection of its own: all of `bytes` or nothing is stored. */
-  async copy({ text }: Sql, bytes: AsyncIterable<Buffer>): Promise<void> {
-    const driver = this.borrow();
+  async copy(call: Call, { text }: Sql, bytes: AsyncIterable<Buffer>): Promise<void> {
+    const driver = await this.borrow(call);
     try {
       await copyFrom(driver, text, bytes);
     } finally {
-      this.release(driver);
+      this.release(call, driver);
     }
   }
 
@@ -197,7 +203,7 @@ export class Pool {
         });
       } catch (error) {
         places.push(...places.splice(0, 1));
-        if (!this.leastBusy()) this.change('down', codeOf(error));
+        if (!this.leastBusy()) this.change('down', error as Error);
       }
       client.open = false;
       this.clients.delete(client);
@@ -206,8 +212,9 @@ export class Pool {
     }
   }
 
-  private change(to: 'up' | 'down', code?: string): void {
-    if (this.state !== to) this.log[to === 'up' ? 'info' : 'warn']({ code }, `database ${to}`);
+  private change(to: 'up' | 'down', error?: Error): void {
+    const line = error && { code: codeOf(error), error: error.message, hint: hintFor(error) };
+    if (this.state !== to) this.log[to === 'up' ? 'info' : 'warn']({ ...line }, `database ${to}`);
     this.state = to;
     this.advance();
   }
@@ -219,14 +226,25 @@ export class Pool {
     return best;
   }
 
-  private borrow(): postgres.Sql {
-    if (this.counts.streams >= STREAMS || this.state === 'down') throw unavailable();
-    this.counts.streams += 1;
+  /** A connection for one list or upload; a client has at most half of them. */
+  private async borrow(call: Call): Promise<postgres.Sql> {
+    const { STREAMS } = this.options;
+    const isFull = () => {
+      const own = [...this.streams].filter(({ client }) => client && client === call.client);
+      return this.streams.size >= STREAMS || own.length >= Math.max(1, Math.floor(STREAMS / 2));
+    };
+    for (let ms = 0; isFull() && this.state !== 'down'; ms += SWEEP) {
+      if (ms >= MAX_WAIT) throw unavailable('Too many lists and uploads are streamed now.');
+      await sleep(SWEEP);
+    }
+    if (this.state === 'down') throw unavailable();
+    if (call.outgoing?.destroyed) throw clientLeft();
+    this.streams.add(call);
     return connect(this.options, this.place, 0);
   }
 
-  private release(driver: postgres.Sql): void {
-    this.counts.streams -= 1;
+  private release(call: Call, driver: postgres.Sql): void {
+    this.streams.delete(call);
     void driver.end({ timeout: 0 });
   }
 
@@ -266,7 +284,7 @@ export class Pool {
   private fail(task: Task, error: unknown): void {
     const code = codeOf(error);
     const sent = task.query?.state;
-    const late = performance.now() - task.since > LOCK_TIMEOUT;
+    const late = performance.now() - task.call.since > LOCK_TIMEOUT;
     const undone = !sent || /^(57P0.|40001|40P01)$/.test(code);
     const again = undone || (task.kind !== 'write' && LOST.test(code));
     task.tries -= 1;
@@ -299,7 +317,7 @@ export class Pool {
     for (const task of this.tasks) {
       const sent = task.query?.state;
       if (sent && now > task.sent + DEADLINE) task.client?.close();
-      if (now < task.since + DEADLINE) continue;
+      if (now < task.call.since + DEADLINE) continue;
       task.reject(sent ? tooSlow() : unavailable());
       if (!task.query) this.settle(task, unavailable());
       else if (!sent) task.client?.close();
@@ -332,7 +350,7 @@ function connect(options: PoolOptions, place: Place, timeout: number, onclose = 
     client_connection_check_interval: 1000,
   };
   const text = { to: 25, from: CONVERTED, serialize: String, parse: (value: string) => value };
-  return postgres(options.DATABASE_URL ?? '', {
+  const driver = postgres(options.DATABASE_URL ?? '', {
     max: 1,
     prepare: !pooled,
     fetch_types: false,
@@ -344,6 +362,21 @@ function connect(options: PoolOptions, place: Place, timeout: number, onclose = 
     onclose,
     onnotice: () => {},
   }) as unknown as postgres.Sql;
+  const { connection, host } = driver.options;
+  let starts = 0;
+  const get = () => {
+    starts += 1;
+    if (starts <= host.length) return connection;
+    throw Object.assign(new Error('closed before it was usable'), { code: 'CONNECTION_CLOSED' });
+  };
+  // postgres 3.4.9 dials for ever, without an event, while the server closes what it accepted
+  Object.defineProperty(driver.options, 'connection', { get });
+  return driver;
+}
+
+/** What pgbouncer's refusal of a session parameter means here. */
+function hintFor({ message }: Error): string | undefined {
+  return /startup parameter/.test(message) ? 'Behind a pooler set DB_PREPARE=false.' : undefined;
 }
 
 /** The promise, or Problem 503 when it takes longer. */

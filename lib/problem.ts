@@ -43,6 +43,7 @@ const STATUSES: [codes: RegExp, status: number, detail?: string][] = [
   [/^57014$/, 504, TOO_SLOW],
   [/^0A000$/, 501],
   [UNDECLARED, 503, 'A table is not as it was declared.'],
+  [/^53100$/, 503, 'The database cannot store more at the moment.'],
   [/^25006$/, 503, 'The database is read-only: a standby, or set so by its administrator.'],
   [/^(40001|40P01|55P03|53...|57P0.|08...|28...|3D000)$/, 503],
   [LOST, 503],

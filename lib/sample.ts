@@ -31,7 +31,10 @@ ${resources.map((resource) => greeting(address, resource)).join('')}
 
 /** A row of a sample has the same key whenever it is read, so that none is added twice. */
 async function addSamples(url: string, resources: Resource[]): Promise<void> {
-  const pool = new Pool({ DATABASE_URL: url, POOL_SIZE: 1, DB_PREPARE: 'true' }, openLog('silent'));
+  const pool = new Pool(
+    { DATABASE_URL: url, POOL_SIZE: 1, STREAMS: 4, DB_PREPARE: 'true' },
+    openLog('silent'),
+  );
   for (const resource of resources) {
     const { key, sample } = resource;
     await ensureTable(resource, pool);

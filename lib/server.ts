@@ -41,8 +41,9 @@ export const LIMITS = {
   requireHostHeader: false,
 };
 const DRAIN = 500; // ms from the signal in which clients of open connections ask once more
-const HOLD = 50; // ms in which clients that wait for an answer open no connection
-const STALLED = 30_000; // ms without a byte in either direction, such as a list that nobody reads
+const QUIET = 100; // ms without a new connection
+const STALLED = 30_000; // ms without a byte in either direction
+const PAUSE = 5000; // ms between two reads of a body
 
 /** Serves in this process until stop(). */
 export async function serve(
@@ -55,7 +56,9 @@ export async function serve(
     held ? held.then(() => service.fetch(...given)) : service.fetch(...given),
   );
   const sockets = new Set<Socket>();
+  let accepted = 0; // when the last connection was
   server.on('connection', (socket: Socket) => {
+    accepted = performance.now();
     sockets.add(socket);
     socket.once('close', () => sockets.delete(socket));
   });
@@ -72,15 +75,20 @@ export async function serve(
     server.closeIdleConnections(); // those that have sent nothing yet count as busy in Node
     for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
   };
+  /** The close of a port resets what it has not accepted, so answers wait until nobody connects. */
+  const closeQuietly = async () => {
+    for (let ms = 0; ms < DRAIN && performance.now() < accepted + QUIET; ms += 10) await sleep(10);
+    server.close();
+    if (sockets.size > 0) await sleep(QUIET); // the primary of several workers closes it last
+  };
   const stop = async () => {
     service.life.stopping = true; // from now on each answer closes its connection
     const open = [...sockets];
     await sleep(SHUTDOWN_GRACE * 1000);
     for (let ms = 0; ms < DRAIN && open.some(({ destroyed }) => !destroyed); ms += 10)
       await sleep(10);
-    held = sleep(sockets.size > 0 ? 2 * HOLD : 0);
-    await sleep(sockets.size > 0 ? HOLD : 0); // the close resets connections that were not accepted
-    const closed = once(server.close(), 'close');
+    const closed = once(server, 'close');
+    held = closeQuietly();
     await held;
     const idle = setInterval(closeIdle, 50);
     await Promise.race([closed, sleep(DEADLINE + 500)]);
@@ -111,10 +119,11 @@ export function urlOf({ address, port }: { address: string; port: number }): str
 // --- Requests that never reach the application ------------------------------------
 
 /** What Node answers without a body. */
+const TOO_SLOW: [number, string] = [408, 'The request did not arrive in time.'];
 const CLIENT_ERRORS: Record<string, [number, string]> = {
   HPE_INVALID_METHOD: [405, 'There is no such method.'],
   HPE_HEADER_OVERFLOW: [431, 'The head of the request is too large.'],
-  ERR_HTTP_REQUEST_TIMEOUT: [408, 'The request did not arrive in time.'],
+  ERR_HTTP_REQUEST_TIMEOUT: TOO_SLOW,
 };
 
 function createHttpServer(fetch: Service['fetch']): Server {
@@ -123,7 +132,15 @@ function createHttpServer(fetch: Service['fetch']): Server {
     return new Response(body, init);
   };
   const listener = getRequestListener(fetch, { hostname: 'localhost', errorHandler });
-  const server = createServer(LIMITS, listener);
+  const server = createServer(LIMITS, (incoming, outgoing) => {
+    const { headers, socket } = incoming;
+    if (headers['content-length'] ?? headers['transfer-encoding']) {
+      socket.setTimeout(PAUSE);
+      incoming.once('timeout', () => refuse(socket, ...TOO_SLOW));
+      incoming.once('end', () => socket.setTimeout(STALLED));
+    }
+    return listener(incoming, outgoing);
+  });
   server.timeout = STALLED;
   server.on('connect', (_, socket: Socket) => refuse(socket, 405, 'There is no such method.'));
   server.on('checkExpectation', (_, response) => {

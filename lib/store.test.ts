@@ -34,7 +34,7 @@ const things = resource({
 
 const database = await openDatabase();
 const options = { DATABASE_URL: database.url, DB_PREPARE: 'true' } as const;
-const pool = new Pool({ ...options, POOL_SIZE: 4 }, pino({ level: 'silent' }));
+const pool = new Pool({ ...options, POOL_SIZE: 4, STREAMS: 4 }, pino({ level: 'silent' }));
 after(() => pool.end());
 const store = new Store(things, pool);
 await ensureTable(things, pool);
@@ -214,7 +214,7 @@ describe('Pages', () => {
     await database.sql`analyze "thi""ngs"`;
     const [row] = (await list('', 1)).rows;
     const { next } = await list('', 1);
-    const own = new Pool({ ...options, POOL_SIZE: 1 }, pino({ level: 'silent' }));
+    const own = new Pool({ ...options, POOL_SIZE: 1, STREAMS: 4 }, pino({ level: 'silent' }));
     const planned = new Store(things, own);
     const wanted = { limit: 20, count: false, format: JSON_TYPE } as const;
     for (let round = 0; round < 20; round += 1) {

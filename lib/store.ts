@@ -96,7 +96,7 @@ export class Store {
     const { fields, columns } = shownOf(this.resource, query.select);
     const statement = selectOf(this.resource, query, columns, tests, query.limit);
     const counting = count ? countOf(this.resource, query, tests) : undefined;
-    const batches = this.pool.stream(statement, counting);
+    const batches = this.pool.stream(call, statement, counting);
     const total = count ? Number((await batches.next()).value?.[0]?.[0]) : undefined;
     const { value: first = [] } = await batches.next();
     return {
@@ -219,10 +219,8 @@ export class Store {
       yield linesOf(first);
       for await (const rows of rest) yield linesOf(rows);
     }
-    await this.pool.copy(
-      sql`copy ${table} (${identifiers(inputs)}) from stdin (format csv)`,
-      pieces(),
-    );
+    const statement = sql`copy ${table} (${identifiers(inputs)}) from stdin (format csv)`;
+    await this.pool.copy(call, statement, pieces());
     return count;
   }
 
@@ -267,23 +265,23 @@ export class Store {
     return returning(sql`${deletion} ${where(tests)}`, columns);
   });
   private pages = share(
-    this.grouping('list', async (asks: PageAsk[], since) => {
+    this.grouping('list', async (asks: PageAsk[]) => {
       const [{ statement, toPage }] = asks as [PageAsk]; // equal in all
-      const page = toPage(await this.pool.run('read', ownCall(), statement, since));
+      const page = toPage(await this.pool.run('read', callOf(asks), statement));
       return asks.map(() => page);
     }),
   );
 
   /** Each gets its row, if that is its caller's; rows are locked in the same order by all groups. */
   private together(work: string, kind: Kind, statementFor: (batch: Batch) => Sql) {
-    const run = async (asks: Ask[], since: number) => {
-      const call = ownCall();
+    const run = async (asks: Ask[]) => {
+      const call = callOf(asks);
       const { fields, columns } = this.shown;
       const sorted = asks.toSorted((a, b) => (a.key < b.key ? -1 : 1));
       const [keys, rows] = [sorted.map(({ key }) => key), sorted.map(({ row }) => row)];
       const subs = sorted.map((ask) => ask.call.sub);
       const statement = statementFor({ keys, rows, subs, columns });
-      const result = await this.pool.run(kind, call, statement, since);
+      const result = await this.pool.run(kind, call, statement);
       const found = new Map(result.map((values) => [values[0], values])); // the key is first
       const owner = this.resource.names.indexOf(this.resource.owner ?? '');
       return asks.map((ask) => {
@@ -314,9 +312,10 @@ export class Store {
   private async compare(asks: Ask[], { format, select }: Terms): Promise<Written> {
     const { fields, columns } = shownOf(this.resource, format ? select : []);
     const rows = asks.map(({ row }) => row);
+    const call = callOf(asks);
     const own = where(this.statements.isOwnedBy(asks[0]?.call.sub ?? ''));
     const statement = sql`${this.statements.compare(rows, columns)} ${own}`;
-    const found = await this.pool.run('read', ownCall(), statement);
+    const found = await this.pool.run('read', call, statement);
     const at = fields.length;
     const same = found.length === asks.length && found.every((values) => values[at + 1] === 't');
     const body = format ? bodyOf(format, fields, found) : '';
@@ -372,6 +371,11 @@ export class Store {
     const written = writtenOf(result, format ? bodyOf(format, fields, result) : '', fields.length);
     return silent ? { ...written, rows: result.count } : written;
   }
+}
+
+/** The call of a group: its deadline is that of its oldest request. */
+function callOf(asks: { call: Call }[]): Call {
+  return { ...ownCall(), since: Math.min(...asks.map(({ call }) => call.since)) };
 }
 
 /** The version and the flag of a row are after its `at` values. */

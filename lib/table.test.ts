@@ -22,7 +22,10 @@ import { ensureTable } from './table.ts';
 
 const database = await openDatabase();
 const open = (DATABASE_URL: string) =>
-  new Pool({ DATABASE_URL, POOL_SIZE: 1, DB_PREPARE: 'true' }, pino({ level: 'silent' }));
+  new Pool(
+    { DATABASE_URL, POOL_SIZE: 1, STREAMS: 4, DB_PREPARE: 'true' },
+    pino({ level: 'silent' }),
+  );
 const pool = open(database.url);
 after(() => pool.end());
 beforeEach(() => database.sql`drop table if exists "thi""ngs"`);

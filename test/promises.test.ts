@@ -783,6 +783,26 @@ function testStatements(): void {
     assert.equal(await countRows(database, 'slow'), 0);
   });
 
+  test('a full disk is 503 that says so; the log and a metric have the class', async (t) => {
+    const { service, database } = await openScene(t);
+    const body = `raise exception 'could not extend file' using errcode = 'disk_full'`;
+    await addTrigger(database, 'before insert on titanic for each row', body);
+    const csv = `${Object.keys(PASSENGER)}\n${`${Object.values(bodyOf('x'))}\n`.repeat(MANY)}`;
+    for (const [sent, type] of [
+      [bodyOf('x'), 'application/json'],
+      [csv, 'text/csv'],
+    ] as const) {
+      const headers = { 'Content-Type': type };
+      const { status, json } = await service.request('POST', '/passengers', sent, headers);
+      assert.deepEqual(
+        [status, json.detail],
+        [503, 'The database cannot store more at the moment.'],
+      );
+    }
+    await until(() => service.log.filter(({ code }) => code === '53100').length === 2);
+    await untilMetric(service, 'db_errors_total\\{class="53"\\}', '2');
+  });
+
   test('an error of the database puts no value into the answer and the log', async (t) => {
     const { service, database } = await openScene(t);
     const body = `raise exception 'no % here', new.name using detail = new.name`;

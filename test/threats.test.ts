@@ -4,7 +4,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { describe, test } from 'node:test';
+import { describe, type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
   fill,
@@ -158,21 +158,64 @@ describe('Forgery', () => {
 // --- Exhaustion -----------------------------------------------------------------
 
 describe('Exhaustion', { concurrency: true }, () => {
-  test('clients that stop reading a list are closed, and others get theirs then', async (t) => {
+  /** A service with a long list, and so many clients that ask for it and do not read. */
+  async function stall(t: TestContext, readers: number, environment: object, headers = '') {
     const large = await startDatabase();
     t.after(() => large.stop());
-    const own = await startReady({ DATABASE_URL: large.url });
+    const own = await startReady({ DATABASE_URL: large.url, ...environment });
     t.after(() => own.stop());
     await fill(large, 50_000);
-    for (let count = 0; count < 4; count += 1) {
+    const sockets = Array.from({ length: readers }, () => {
       const socket = connect(Number(new URL(own.url).port), '127.0.0.1').pause();
-      socket.on('error', () => {}).write('GET /passengerlist HTTP/1.1\r\nHost: x\r\n\r\n');
+      socket.write(`GET /passengerlist HTTP/1.1\r\nHost: x\r\n${headers}\r\n`);
       t.after(() => socket.destroy());
-    }
-    await until(async () => (await streamsOf(own)) === 4);
-    assert.equal((await own.get('/passengerlist')).status, 503);
-    await until(async () => (await streamsOf(own)) === 0, 75_000);
+      return socket.on('error', () => {});
+    });
+    await until(async () => (await streamsOf(own)) === readers);
+    return { own, sockets };
+  }
+
+  test('clients that take nothing of a list for 10 s are closed, which the log says', async (t) => {
+    const { own } = await stall(t, 3, { STREAMS: '3' });
+    const from = performance.now();
+    const refused = await own.get('/passengerlist');
+    assert.deepEqual([refused.status, /Too many lists/.test(refused.text)], [503, true]);
+    assert.ok(performance.now() - from >= 1000);
+    await until(async () => (await streamsOf(own)) === 0, 15_000 * slack());
     assert.equal((await own.get('/passengerlist')).status, 200);
+    const closed = own.log.filter(({ msg }) => /took nothing of a list/.test(msg));
+    assert.equal(closed.length, 3);
+  });
+
+  test('a list waits for up to 1 s for another to end', async (t) => {
+    const { own, sockets } = await stall(t, 1, { STREAMS: '1' });
+    const waiting = own.get('/passengerlist');
+    await own.get('/healthz'); // which came later
+    sockets[0]?.destroy();
+    assert.equal((await waiting).status, 200);
+  });
+
+  test('one client has half of the lists, if the proxy on this machine names it', async (t) => {
+    const { own } = await stall(t, 2, { STREAMS: '4' }, 'X-Forwarded-For: 192.0.2.1\r\n');
+    const statusFor = async (address: string) =>
+      (await own.get('/passengerlist', { 'x-forwarded-for': address })).status;
+    const statuses = ['192.0.2.1', '192.0.2.2', '192.0.2.9, 192.0.2.1'].map(statusFor);
+    assert.deepEqual(await Promise.all(statuses), [503, 200, 503]);
+  });
+
+  test('uploads whose clients disconnect keep no other waiting', async (t) => {
+    const own = await startReady({ DATABASE_URL: database.url, STREAMS: '1' });
+    t.after(() => own.stop());
+    const row = `${Object.values({ ...PASSENGER, name: 'x'.repeat(100) })}\n`;
+    const text = `${Object.keys(PASSENGER)}\n${row.repeat(20_000)}`;
+    const head = 'POST /passengers HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\n';
+    for (let round = 0; round < 30; round += 1) {
+      const socket = connect(Number(new URL(own.url).port), '127.0.0.1').on('error', () => {});
+      socket.write(`${head}Content-Length: 9999999\r\n\r\n${text}`);
+      await until(async () => (await streamsOf(own)) === 1);
+      socket.destroy();
+      assert.equal((await own.get('/passengers?limit=1', { accept: 'text/csv' })).status, 200);
+    }
   });
 
   test('450 clients with slow heads and 200 with slow bodies do not slow a good one, and are closed', async (t) => {
@@ -189,6 +232,7 @@ describe('Exhaustion', { concurrency: true }, () => {
     const body = `${head}Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{`;
     const heads = Array.from({ length: 450 }, () => open(head, 'X: y\r\n'));
     const bodies = Array.from({ length: 200 }, () => open(body, ' '));
+    const pausing = Array.from({ length: 20 }, () => open(body, ''));
     const times = [];
     for (let count = 0; count < 200; count += 1) {
       const from = performance.now();
@@ -207,6 +251,7 @@ describe('Exhaustion', { concurrency: true }, () => {
       }
     };
     await closed(heads, 20_000 * slack());
-    await closed(bodies, 75_000);
+    await closed(pausing, 2000 * slack()); // after 5 s
+    await closed(bodies, 25_000 * slack()); // after 30 s
   });
 });
