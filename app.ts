@@ -10,12 +10,21 @@
 import { pathToFileURL } from 'node:url';
 import { Hono, type MiddlewareHandler } from 'hono';
 import type { Logger } from 'pino';
-import { v5 as uuidv5, v7 as uuidv7 } from 'uuid';
+import { v5 as uuidv5 } from 'uuid';
 import { z } from 'zod';
 import { createAuth, makeToken, needsToken } from './lib/auth.ts';
-import { MAX_ARRAY, mediaType, type Rows, readJson, toRows } from './lib/body.ts';
+import {
+  checkKeys,
+  MAX_ARRAY,
+  mediaType,
+  prepare,
+  type Rows,
+  readJson,
+  toRows,
+} from './lib/body.ts';
 import {
   boolean,
+  checkPaths,
   integer,
   number,
   oneOf,
@@ -23,7 +32,6 @@ import {
   type Row,
   resource,
   text,
-  toUuid,
 } from './lib/columns.ts';
 import { type Config, readConfig } from './lib/config.ts';
 import { readCsv } from './lib/csv.ts';
@@ -135,7 +143,7 @@ const IDEMPOTENCY = '6c1f7c54-5d2a-4b0e-9a55-2f1f0a3c8d10'; // namespace of keys
 
 /** The endpoints of one table. Each reads its request, asks the store once, and answers. */
 export function handlersFor(resource: Resource, store: Store, limits: Limits) {
-  const { key, path } = resource;
+  const { key, path, keyMaker, uniques } = resource;
 
   /** A page as JSON; all rows, streamed, as CSV or NDJSON. */
   async function list(c: C) {
@@ -159,7 +167,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   async function read(c: C) {
     const type = typeFor(c, [JSON_TYPE, OBJECT]);
     readQuery(c, resource, []);
-    const row = await store.read(keyOf(c), c.get('call'));
+    const row = await store.read(String(keyOf(c)), c.get('call'));
     if (row.rows === 0) throw noRow();
     const { match, noneMatch } = preconditions(c);
     if (match && match !== '*' && !match.includes(row.version)) throw preconditionFailed();
@@ -171,21 +179,23 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   async function create(c: C) {
     const query = readQuery(c, resource, ['select', 'columns', 'on_conflict']);
     if (mediaType(c.env.incoming) === CSV) return createFromCsv(c, query);
-    const body = await readBody(c, resource.row, query.columns);
+    const body = await adoptNew(c, await readBody(c, resource.row, query.columns));
     return createRows(c, query, body, answerOf(c, query, { many: body.many }));
   }
 
-  async function createRows(c: C, query: Query, { rows, many, names }: Rows, answer: Answer) {
+  async function createRows(c: C, query: Query, body: Rows, answer: Answer) {
+    const { rows, many, names } = body;
     const resolution = preferred(c, 'resolution');
     preferred(c, 'missing'); // a column without a member always gets its default
     const idempotent = idempotencyKey(c, many);
-    for (const row of rows) row[key] = idempotent ?? row[key] ?? uuidv7();
-    const hint = `on_conflict can be ${key} alone.`;
-    if (String(query.on_conflict ?? key) !== key)
+    if (idempotent) for (const row of rows) row[key] = idempotent;
+    const on = (query.on_conflict ?? [key]).toSorted();
+    const hint = `on_conflict can be ${uniques.join(' or ')}.`;
+    if (!uniques.some((some) => String(some.toSorted()) === String(on)))
       throw new Problem(400, '42P10', 'There is no unique index on these columns.', hint);
     if (resolution) {
       const set = resolution === 'merge-duplicates' ? names : [];
-      const made = await store.upsert(rows, set, answer, c.get('call'));
+      const made = await store.upsert(rows, set, answer, c.get('call'), on);
       const none = made.rows === 0 && answer.format === OBJECT; // the key was taken
       if (none && answer.type === OBJECT) throw notOne(0);
       return sendWritten(c, made.created ? 201 : 200, made, none ? undefined : answer.type);
@@ -193,7 +203,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     const [row] = rows;
     const plain =
       !query.select && answer.most === undefined && (answer.format ?? OBJECT) === OBJECT;
-    const alone = plain && !many && row;
+    const alone = plain && !many && keyMaker !== 'database' && row;
     const made = alone
       ? await store.create(row, c.get('call'))
       : await store.createMany(rows, answer, c.get('call'));
@@ -201,7 +211,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     if (!made.created && !repeated && rows.length > 0) throw keyTaken(idempotent);
     return sendWritten(c, 201, made, answer.type, {
       ...(answer.counted && { 'Content-Range': `*/${made.rows}` }),
-      ...(rows.length === 1 && { Location: locationOf(c, row), ...tag(made) }),
+      ...(rows.length === 1 && { Location: locationOf(c, row?.[key] ?? made.key), ...tag(made) }),
       ...(idempotent && !made.created && { 'Idempotent-Replayed': 'true' }),
     });
   }
@@ -211,8 +221,10 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     const answer = { ...answerOf(c, query, { many: true, silent: true }), counted: true };
     const bytes = c.env.incoming.iterator({ destroyOnReturn: false }); // the answer still needs it
     try {
-      const { rest, ...body } = await readCsv(resource, bytes, limits.CSV_LIMIT, query.columns);
-      if (!rest) return await createRows(c, query, { ...body, many: true }, answer);
+      const adopt = (part: Rows) => adoptNew(c, part);
+      const read = await readCsv(resource, bytes, limits.CSV_LIMIT, query.columns, adopt);
+      const { rest, ...body } = read;
+      if (!rest) return await createRows(c, query, body, answer);
       if (preferred(c, 'resolution') || answer.type || answer.most !== undefined)
         throw new Problem(413, 'PGRST102', `With these preferences: ${MAX_ARRAY} rows at most.`);
       const rows = await store.copy(body.rows, rest, body.names, c.get('call'));
@@ -228,7 +240,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     const row = await readRow(c, resource.row);
     const made = await store.replace(row, preconditions(c), c.get('call'));
     if (made.rows === 0) throw noRow();
-    const location = made.created && { Location: locationOf(c, row) };
+    const location = made.created && { Location: locationOf(c, row[key]) };
     const headers = { ...tag(made), ...location };
     return sendWritten(c, made.created ? 201 : 200, made, answer.type, headers);
   }
@@ -237,14 +249,14 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   async function merge(c: C) {
     const answer = answerOf(c, readQuery(c, resource, []));
     const part = await readRow(c, resource.part);
-    const made = await store.merge(keyOf(c), part, preconditions(c), c.get('call'));
+    const made = await store.merge(String(keyOf(c)), part, preconditions(c), c.get('call'));
     if (made.rows === 0) throw noRow();
     return sendWritten(c, 200, made, answer.type, tag(made));
   }
 
   async function remove(c: C) {
     const answer = answerOf(c, readQuery(c, resource, []), { silent: true });
-    const made = await store.remove(keyOf(c), preconditions(c), c.get('call'));
+    const made = await store.remove(String(keyOf(c)), preconditions(c), c.get('call'));
     if (made.rows === 0) throw noRow();
     return sendWritten(c, 200, made, answer.type);
   }
@@ -253,8 +265,11 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   async function mergeMany(c: C) {
     const query = readQuery(c, resource, ['filter', 'select', 'columns']);
     const answer = answerOf(c, query, { silent: true });
-    const { rows, many } = await readBody(c, resource.part, query.columns);
-    checkKeys(rows, many);
+    const valid = await readBody(c, resource.part, query.columns);
+    const body = await prepare(valid, resource, c.get('call').sub);
+    const { rows, many } = body;
+    const missing = 'is missing; it says which row this is for';
+    checkKeys(body, key, many, many ? missing : 'cannot be set for many');
     if (!many) refuseAll(c, query.filters);
     const call = c.get('call');
     const made = many
@@ -299,7 +314,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   /** The one row of a body below a path with a key. */
   async function readRow(c: C, schema: z.ZodType<Row>): Promise<Row> {
     const given = keyOf(c);
-    const { rows, many } = await readBody(c, schema);
+    const { rows, many } = await prepare(await readBody(c, schema), resource, c.get('call').sub);
     const [row = {}] = rows;
     if (many) throw unprocessable([{ pointer: '', detail: 'must be an object' }]);
     row[key] ??= given;
@@ -308,21 +323,23 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     return row;
   }
 
-  /** The rows of an array name their keys; one part for many rows has none. */
-  function checkKeys(rows: Row[], many: boolean): void {
-    const detail = many ? 'is missing; it says which row this is for' : 'cannot be set for many';
-    const faults = rows.flatMap((row, at) => {
-      if (Boolean(row[key]) === many) return [];
-      return [{ pointer: (many ? `/${at}` : '') + pointer(key), detail }];
-    });
-    if (faults.length > 0) throw unprocessable(faults);
+  /** Valid rows after the hook; checks that they have keys, or none, where the service makes none. */
+  async function adoptNew(c: C, valid: Rows): Promise<Rows> {
+    const body = await prepare(valid, resource, c.get('call').sub);
+    if (keyMaker === 'service') return body;
+    const wanted =
+      keyMaker === 'body' || (preferred(c, 'resolution') && body.rows[0]?.[key] !== undefined);
+    const detail = wanted ? 'is missing' : 'cannot be set: the database makes it';
+    checkKeys(body, key, Boolean(wanted), detail);
+    return body;
   }
 
-  function keyOf(c: C): string {
+  function keyOf(c: C): string | number {
     const given = c.req.param('key') ?? '';
-    const uuid = toUuid(given);
-    if (uuid) return uuid;
-    const detail = `invalid input syntax for type uuid: ${JSON.stringify(given.slice(0, 50))}`;
+    const found = resource.toKey(given);
+    if (found !== undefined) return found;
+    const type = resource.columns[key]?.type;
+    const detail = `invalid input syntax for type ${type}: ${JSON.stringify(given.slice(0, 50))}`;
     const hint = `A key looks like ${resource.example[key]}.`;
     throw new Problem(400, '22P02', detail, hint);
   }
@@ -332,14 +349,18 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     return c.req.path.startsWith(`${limits.BASE_PATH}/rest/v1/`);
   }
 
-  function locationOf(c: C, row: Row = {}): string {
-    return `${limits.BASE_PATH}${isPostgrest(c) ? '/rest/v1' : ''}/${path}/${row[key]}`;
+  function locationOf(c: C, of: unknown): string {
+    const base = `${limits.BASE_PATH}${isPostgrest(c) ? '/rest/v1' : ''}`;
+    return `${base}/${path}/${encodeURIComponent(String(of))}`;
   }
 
   /** A key made from Idempotency-Key and caller, so that a repetition finds the row. */
   function idempotencyKey(c: C, many: boolean): string | undefined {
     const given = c.env.incoming.headers['idempotency-key'];
     if (given === undefined) return undefined;
+    const hint = `The ${keyMaker} makes the key of a row here.`;
+    if (keyMaker !== 'service')
+      throw new Problem(400, 'PGRST100', 'An Idempotency-Key has no effect here.', hint);
     const detail = 'An Idempotency-Key has 1 to 255 characters, for one object.';
     if (!given || given.length > 255 || many) throw new Problem(400, 'PGRST100', detail);
     return uuidv5(JSON.stringify([c.get('call').sub, given]), IDEMPOTENCY);
@@ -444,6 +465,7 @@ export async function main(args: string[], environment: NodeJS.ProcessEnv): Prom
     return;
   }
   const program = await load(args[0] ?? config.RESOURCE);
+  checkPaths(program.resources);
   checkOwners(config, program.resources);
   const log = openLog(config.LOG_LEVEL);
   const ended = untilSignal();

@@ -2,10 +2,18 @@
 import { isUtf8 } from 'node:buffer';
 import type { IncomingMessage } from 'node:http';
 import type { z } from 'zod';
-import type { Row } from './columns.ts';
+import type { Resource, Row } from './columns.ts';
 import { parseJson } from './dialect.ts';
 import { CSV, JSON_TYPE, MERGE_PATCH } from './headers.ts';
-import { type Fault, MAX_FAULTS, Problem, toFaults, tooLarge, unprocessable } from './problem.ts';
+import {
+  type Fault,
+  MAX_FAULTS,
+  Problem,
+  pointer,
+  toFaults,
+  tooLarge,
+  unprocessable,
+} from './problem.ts';
 
 export const MAX_ARRAY = 10_000; // rows
 const MAX_MEMBERS = 1600; // of a row: as many columns as PostgreSQL allows
@@ -110,4 +118,25 @@ export function toRows(body: unknown, schema: z.ZodType<Row>, columns?: string[]
 function pick(row: unknown, columns: string[] | undefined): unknown {
   if (!columns || !row || typeof row !== 'object' || Array.isArray(row)) return row;
   return Object.fromEntries(Object.entries(row).filter(([name]) => columns.includes(name)));
+}
+
+/** Valid rows as the hook of the resource changes them, which may add members. */
+export async function prepare(body: Rows, { before }: Resource, sub: string): Promise<Rows> {
+  if (!before) return body;
+  const [rows, names]: [Row[], Set<string>] = [[], new Set(body.names)];
+  for (const row of body.rows) {
+    const changed = await before({ ...row }, { sub });
+    for (const name of Object.keys(changed)) if (changed[name] !== row[name]) names.add(name);
+    rows.push(changed);
+  }
+  return { ...body, rows, names: [...names] };
+}
+
+/** Throws 422 for each row that lacks its key where keys are `wanted`, or has one where they are not. */
+export function checkKeys({ rows, many }: Rows, key: string, wanted: boolean, detail: string) {
+  const faults = rows.flatMap((row, at) => {
+    if ((row[key] !== undefined) === wanted) return [];
+    return [{ pointer: (many ? `/${at}` : '') + pointer(key), detail }];
+  });
+  if (faults.length > 0) throw unprocessable(faults);
 }

@@ -1,7 +1,8 @@
 /** PostgREST's query string as data. Parsing knows the columns, but no SQL besides names of types. */
-import { type Resource, toUuid, typeOf } from './columns.ts';
+import type { Resource } from './columns.ts';
 import { Problem } from './problem.ts';
 import { arrayLiteral } from './sql.ts';
+import { typeOf } from './types.ts';
 
 /** A condition on a column, or a tree of conditions. PostgreSQL reads `value` as the column's type. */
 export type Filter =
@@ -54,9 +55,11 @@ export const OPERATORS = new Map(
     plfts: 'plainto_tsquery',
     phfts: 'phraseto_tsquery',
     wfts: 'websearch_to_tsquery',
+    cs: '@>',
+    cd: '<@',
+    ov: '&&',
   }),
 );
-const ON_TEXT = /fts$|like$|match$/;
 const OPERATOR = [...OPERATORS.keys()].join('|');
 const MODIFIER = String.raw`(?<=fts\()\w+|(?<=(?:eq|[gl]te?|like|match)\()(?:any|all)`;
 const CASTS =
@@ -96,8 +99,12 @@ function expected({ parameter, text, at }: Reader, what: string): never {
 }
 
 /** PostgREST's error for what its language has and this one lacks. */
-function unsupported(code: string, detail: string): Problem {
-  return new Problem(400, code, detail, 'Name columns alone: no embedding, no JSON paths.');
+function unsupported(
+  code: string,
+  detail: string,
+  hint = 'Name columns alone, without embedding.',
+): Problem {
+  return new Problem(400, code, detail, hint);
 }
 
 function shorten(text: string): string {
@@ -178,11 +185,21 @@ const ELSEWHERE: [RegExp, string][] = [
 ];
 
 /** A column by its name, quoted or not. Throws `code` for any other name. */
-function columnNamed({ resource }: Reader, text: string, code = '42703'): string {
+function columnNamed(reader: Reader, text: string, code = '42703'): string {
+  const { resource } = reader;
   const { table, names } = resource;
   const name = unquoted(text.trim());
   if (names.includes(name)) return name;
-  if (text.includes('->')) throw unsupported('42883', `operator does not exist: -> of ${table}`);
+  const [, column = '', path = ''] = /^(.+?)((?:->>?[^'"\\<>-]+)+)$/s.exec(text.trim()) ?? [];
+  if (path && code === '42703') {
+    const of = columnNamed(reader, column);
+    if (/^jsonb/.test(typeOf(resource, of))) return of + path;
+    throw unsupported(
+      '42883',
+      `operator does not exist: ${typeOf(resource, of)} ->`,
+      'It is for jsonb.',
+    );
+  }
   if (/[.(]/.test(name)) throw notEmbedded(name.replace(/[.(].*/s, ''));
   const right = ELSEWHERE.find(([pattern]) => pattern.test(name))?.[1];
   const hint = `${right ? `Here it is ${right}. ` : ''}The columns are ${names.join(', ')}.`;
@@ -269,7 +286,8 @@ function readMember(reader: Reader): Member {
     if (type && !CASTS.test(type)) expected(reader, `a type of ${CASTS.source}`);
   const column = count ? undefined : columnNamed(reader, name);
   const aggregate = count ?? of;
-  return { name: unquoted((alias ?? aggregate ?? name).trim()), column, inner, aggregate, cast };
+  const shown = alias ?? aggregate ?? name.replace(/(?:->>?\d+)+$/, '').replace(/^.*->>?/s, '');
+  return { name: unquoted(shown.trim()), column, inner, aggregate, cast };
 }
 
 // --- Filters ----------------------------------------------------------------------
@@ -307,16 +325,28 @@ function readCondition(reader: Reader, column: string, inTree: boolean): Filter 
   const [, not, operator = '', modifier] = take(reader, PATTERNS.condition, what);
   const type = typeOf(reader.resource, column);
   const missing = `operator does not exist: ${type} ${operator}`;
-  if (!isFor(type, operator)) throw new Problem(400, '42883', missing, 'It is for text.');
+  if (!isFor(type, operator)) throw new Problem(400, '42883', missing, hintOn(operator));
   if (/^(any|all)$/.test(modifier ?? '')) take(reader, /(?=\{)/y, 'a list as {a,b}');
   const value = readValue(reader, operator, inTree);
   const filter = { column, operator, modifier, value };
   return not ? { not: filter } : filter;
 }
 
+/** The operators of some types only. */
+const SPECIAL: [operators: RegExp, types: RegExp, kinds: string][] = [
+  [/fts$|like$|match$/, /^(text|character)[^[]*$/, 'text'],
+  [/^c[sd]$/, /\[\]$|^jsonb$/, 'arrays and jsonb'],
+  [/^ov$/, /\[\]$/, 'arrays'],
+  [/^in$/, /[^\]]$/, 'all kinds but arrays'],
+];
+
 /** Whether columns of the type have the operator. */
 export function isFor(type: string, operator: string): boolean {
-  return !ON_TEXT.test(operator) || /^(text|character)/.test(type);
+  return SPECIAL.every(([operators, types]) => !operators.test(operator) || types.test(type));
+}
+
+function hintOn(operator: string): string {
+  return `It is for ${SPECIAL.find(([operators]) => operators.test(operator))?.[2]}.`;
 }
 
 /** Alone, a value is the rest of the parameter; in a tree it ends at "," or ")", unless quoted. */
@@ -341,18 +371,15 @@ function readItems(reader: Reader): string {
 // --- Order ------------------------------------------------------------------------
 
 /** Makes the order total: the key is its last column, in groups all that they are grouped by. */
-function completeOrder({ key }: Resource, query: Query): Query {
+function completeOrder({ key, toKey }: Resource, query: Query): Query {
   const { after } = query;
   const groups = groupedBy(query);
-  const last = (groups ?? [key]).map((column) => ({
-    column,
-    descending: false,
-    nullsFirst: false,
-  }));
-  const all: Order[] = [...query.order, ...last];
-  const columns = all.map(({ column }) => column);
-  const order = all.filter(({ column }, at) => columns.indexOf(column) === at); // as in SQL
-  const fits = !groups && after?.length === order.length && toUuid(after.at(-1) ?? '');
+  const ordered = query.order.map(({ column }) => column);
+  const rest = (groups ?? [key]).filter((column) => !ordered.includes(column));
+  const last = rest.map((column) => ({ column, descending: false, nullsFirst: false }));
+  const order: Order[] = [...query.order, ...last];
+  const at = order.findIndex(({ column }) => column === key);
+  const fits = !groups && after?.length === order.length && toKey(after[at] ?? '') !== undefined;
   const detail = 'The parameter after is no cursor of this list.';
   const hint = 'Follow the link rel="next" of the previous page, in its order.';
   if (after && !fits) throw new Problem(400, 'PGRST100', detail, hint);
