@@ -14,12 +14,13 @@ import { v5 as uuidv5 } from 'uuid';
 import { z } from 'zod';
 import { createAuth, makeToken, needsToken } from './lib/auth.ts';
 import {
-  checkKeys,
+  adopt,
   MAX_ARRAY,
   mediaType,
-  prepare,
+  type Purpose,
   type Rows,
   readJson,
+  readKey,
   toRows,
 } from './lib/body.ts';
 import {
@@ -143,7 +144,7 @@ const IDEMPOTENCY = '6c1f7c54-5d2a-4b0e-9a55-2f1f0a3c8d10'; // namespace of keys
 
 /** The endpoints of one table. Each reads its request, asks the store once, and answers. */
 export function handlersFor(resource: Resource, store: Store, limits: Limits) {
-  const { key, path, keyMaker, uniques } = resource;
+  const { key, path, keyMaker } = resource;
 
   /** A page as JSON; all rows, streamed, as CSV or NDJSON. */
   async function list(c: C) {
@@ -167,7 +168,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   async function read(c: C) {
     const type = typeFor(c, [JSON_TYPE, OBJECT]);
     readQuery(c, resource, []);
-    const row = await store.read(String(keyOf(c)), c.get('call'));
+    const row = await store.read(keyOf(c), c.get('call'));
     if (row.rows === 0) throw noRow();
     const { match, noneMatch } = preconditions(c);
     if (match && match !== '*' && !match.includes(row.version)) throw preconditionFailed();
@@ -179,23 +180,18 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   async function create(c: C) {
     const query = readQuery(c, resource, ['select', 'columns', 'on_conflict']);
     if (mediaType(c.env.incoming) === CSV) return createFromCsv(c, query);
-    const body = await adoptNew(c, await readBody(c, resource.row, query.columns));
+    const body = await readBody(c, resource.row, purposeOf(c), query.columns);
     return createRows(c, query, body, answerOf(c, query, { many: body.many }));
   }
 
-  async function createRows(c: C, query: Query, body: Rows, answer: Answer) {
-    const { rows, many, names } = body;
+  async function createRows(c: C, query: Query, { rows, many, names }: Rows, answer: Answer) {
     const resolution = preferred(c, 'resolution');
     preferred(c, 'missing'); // a column without a member always gets its default
     const idempotent = idempotencyKey(c, many);
     if (idempotent) for (const row of rows) row[key] = idempotent;
-    const on = (query.on_conflict ?? [key]).toSorted();
-    const hint = `on_conflict can be ${uniques.join(' or ')}.`;
-    if (!uniques.some((some) => String(some.toSorted()) === String(on)))
-      throw new Problem(400, '42P10', 'There is no unique index on these columns.', hint);
     if (resolution) {
       const set = resolution === 'merge-duplicates' ? names : [];
-      const made = await store.upsert(rows, set, answer, c.get('call'), on);
+      const made = await store.upsert(rows, set, answer, c.get('call'), query.on_conflict);
       const none = made.rows === 0 && answer.format === OBJECT; // the key was taken
       if (none && answer.type === OBJECT) throw notOne(0);
       return sendWritten(c, made.created ? 201 : 200, made, none ? undefined : answer.type);
@@ -221,9 +217,9 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     const answer = { ...answerOf(c, query, { many: true, silent: true }), counted: true };
     const bytes = c.env.incoming.iterator({ destroyOnReturn: false }); // the answer still needs it
     try {
-      const adopt = (part: Rows) => adoptNew(c, part);
-      const read = await readCsv(resource, bytes, limits.CSV_LIMIT, query.columns, adopt);
-      const { rest, ...body } = read;
+      const change = (part: Rows) => adopt(part, resource, purposeOf(c), c.get('call').sub);
+      const { columns } = query;
+      const { rest, ...body } = await readCsv(resource, bytes, limits.CSV_LIMIT, columns, change);
       if (!rest) return await createRows(c, query, body, answer);
       if (preferred(c, 'resolution') || answer.type || answer.most !== undefined)
         throw new Problem(413, 'PGRST102', `With these preferences: ${MAX_ARRAY} rows at most.`);
@@ -249,14 +245,14 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   async function merge(c: C) {
     const answer = answerOf(c, readQuery(c, resource, []));
     const part = await readRow(c, resource.part);
-    const made = await store.merge(String(keyOf(c)), part, preconditions(c), c.get('call'));
+    const made = await store.merge(keyOf(c), part, preconditions(c), c.get('call'));
     if (made.rows === 0) throw noRow();
     return sendWritten(c, 200, made, answer.type, tag(made));
   }
 
   async function remove(c: C) {
     const answer = answerOf(c, readQuery(c, resource, []), { silent: true });
-    const made = await store.remove(String(keyOf(c)), preconditions(c), c.get('call'));
+    const made = await store.remove(keyOf(c), preconditions(c), c.get('call'));
     if (made.rows === 0) throw noRow();
     return sendWritten(c, 200, made, answer.type);
   }
@@ -265,11 +261,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   async function mergeMany(c: C) {
     const query = readQuery(c, resource, ['filter', 'select', 'columns']);
     const answer = answerOf(c, query, { silent: true });
-    const valid = await readBody(c, resource.part, query.columns);
-    const body = await prepare(valid, resource, c.get('call').sub);
-    const { rows, many } = body;
-    const missing = 'is missing; it says which row this is for';
-    checkKeys(body, key, many, many ? missing : 'cannot be set for many');
+    const { rows, many } = await readBody(c, resource.part, 'part', query.columns);
     if (!many) refuseAll(c, query.filters);
     const call = c.get('call');
     const made = many
@@ -307,41 +299,29 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     return nothing ? { ...terms, format: undefined, type: undefined } : { ...terms, type };
   }
 
-  async function readBody(c: C, schema: z.ZodType<Row>, columns?: string[]): Promise<Rows> {
-    return toRows(await readJson(c.env.incoming, limits.BODY_LIMIT), schema, columns);
+  function purposeOf(c: C): Purpose {
+    return preferred(c, 'resolution') ? 'upsert' : 'create';
+  }
+
+  async function readBody(c: C, schema: z.ZodType<Row>, purpose: Purpose, columns?: string[]) {
+    const body = toRows(await readJson(c.env.incoming, limits.BODY_LIMIT), schema, columns);
+    return adopt(body, resource, purpose, c.get('call').sub);
   }
 
   /** The one row of a body below a path with a key. */
   async function readRow(c: C, schema: z.ZodType<Row>): Promise<Row> {
     const given = keyOf(c);
-    const { rows, many } = await prepare(await readBody(c, schema), resource, c.get('call').sub);
+    const { rows, many } = await readBody(c, schema, 'one');
     const [row = {}] = rows;
     if (many) throw unprocessable([{ pointer: '', detail: 'must be an object' }]);
-    row[key] ??= given;
+    row[key] ??= resource.toKey(given);
     const fault = { pointer: pointer(key), detail: 'differs from the key in the path' };
-    if (row[key] !== given) throw unprocessable([fault]);
+    if (String(row[key]) !== given) throw unprocessable([fault]);
     return row;
   }
 
-  /** Valid rows after the hook; checks that they have keys, or none, where the service makes none. */
-  async function adoptNew(c: C, valid: Rows): Promise<Rows> {
-    const body = await prepare(valid, resource, c.get('call').sub);
-    if (keyMaker === 'service') return body;
-    const wanted =
-      keyMaker === 'body' || (preferred(c, 'resolution') && body.rows[0]?.[key] !== undefined);
-    const detail = wanted ? 'is missing' : 'cannot be set: the database makes it';
-    checkKeys(body, key, Boolean(wanted), detail);
-    return body;
-  }
-
-  function keyOf(c: C): string | number {
-    const given = c.req.param('key') ?? '';
-    const found = resource.toKey(given);
-    if (found !== undefined) return found;
-    const type = resource.columns[key]?.type;
-    const detail = `invalid input syntax for type ${type}: ${JSON.stringify(given.slice(0, 50))}`;
-    const hint = `A key looks like ${resource.example[key]}.`;
-    throw new Problem(400, '22P02', detail, hint);
+  function keyOf(c: C): string {
+    return readKey(resource, c.req.param('key') ?? '');
   }
 
   /** Whether the client is PostgREST's, for whom a write answers nothing unless asked. */
@@ -349,9 +329,9 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     return c.req.path.startsWith(`${limits.BASE_PATH}/rest/v1/`);
   }
 
-  function locationOf(c: C, of: unknown): string {
+  function locationOf(c: C, id: unknown): string {
     const base = `${limits.BASE_PATH}${isPostgrest(c) ? '/rest/v1' : ''}`;
-    return `${base}/${path}/${encodeURIComponent(String(of))}`;
+    return `${base}/${path}/${encodeURIComponent(String(id))}`;
   }
 
   /** A key made from Idempotency-Key and caller, so that a repetition finds the row. */
@@ -360,7 +340,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     if (given === undefined) return undefined;
     const hint = `The ${keyMaker} makes the key of a row here.`;
     if (keyMaker !== 'service')
-      throw new Problem(400, 'PGRST100', 'An Idempotency-Key has no effect here.', hint);
+      throw new Problem(400, 'PGRST100', 'An Idempotency-Key has no effect.', hint);
     const detail = 'An Idempotency-Key has 1 to 255 characters, for one object.';
     if (!given || given.length > 255 || many) throw new Problem(400, 'PGRST100', detail);
     return uuidv5(JSON.stringify([c.get('call').sub, given]), IDEMPOTENCY);

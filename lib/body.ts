@@ -120,23 +120,42 @@ function pick(row: unknown, columns: string[] | undefined): unknown {
   return Object.fromEntries(Object.entries(row).filter(([name]) => columns.includes(name)));
 }
 
-/** Valid rows as the hook of the resource changes them, which may add members. */
-export async function prepare(body: Rows, { before }: Resource, sub: string): Promise<Rows> {
-  if (!before) return body;
-  const [rows, names]: [Row[], Set<string>] = [[], new Set(body.names)];
-  for (const row of body.rows) {
-    const changed = await before({ ...row }, { sub });
-    for (const name of Object.keys(changed)) if (changed[name] !== row[name]) names.add(name);
-    rows.push(changed);
-  }
-  return { ...body, rows, names: [...names] };
-}
+/** What the rows of a body are for: `part` changes rows by key or filter, `one` has its key in the path. */
+export type Purpose = 'create' | 'upsert' | 'part' | 'one';
 
-/** Throws 422 for each row that lacks its key where keys are `wanted`, or has one where they are not. */
-export function checkKeys({ rows, many }: Rows, key: string, wanted: boolean, detail: string) {
+/** Valid rows as the hook changes them, which may add members. Throws 422 for the keys of new ones. */
+export async function adopt(
+  { rows, many, names }: Rows,
+  { key, keyMaker, before }: Resource,
+  purpose: Purpose,
+  sub: string,
+): Promise<Rows> {
+  const all = new Set(names);
+  for (const [at, row] of before ? rows.entries() : []) {
+    const changed = (await before?.({ ...row }, { sub })) ?? row;
+    for (const name of Object.keys(changed)) if (changed[name] !== row[name]) all.add(name);
+    rows[at] = changed;
+  }
+  const [first = {}] = rows;
+  const isNew = purpose === 'create' || purpose === 'upsert';
+  const merging = purpose === 'upsert' && first[key] !== undefined; // then each row has its key
+  const wanted = isNew ? keyMaker === 'body' || merging : many;
+  const free = purpose === 'one' || (isNew && keyMaker === 'service');
+  const refused = isNew ? 'cannot be set: the database makes it' : 'cannot be set for many';
+  const detail = wanted ? 'is missing; it says which row this is for' : refused;
   const faults = rows.flatMap((row, at) => {
-    if ((row[key] !== undefined) === wanted) return [];
+    if (free || (row[key] !== undefined) === wanted) return [];
     return [{ pointer: (many ? `/${at}` : '') + pointer(key), detail }];
   });
   if (faults.length > 0) throw unprocessable(faults);
+  return { rows, many, names: [...all] };
+}
+
+/** The canonical text of a key in a path. Throws 400. */
+export function readKey({ key, toKey, columns, example }: Resource, text: string): string {
+  const found = toKey(text);
+  if (found !== undefined) return String(found);
+  const given = JSON.stringify(text.slice(0, 50));
+  const detail = `invalid input syntax for type ${columns[key]?.type}: ${given}`;
+  throw new Problem(400, '22P02', detail, `A key looks like ${example[key]}.`);
 }

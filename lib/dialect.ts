@@ -71,6 +71,8 @@ const MAX_ITEMS = 10_000; // of one `in`
 const MAX_ORDER = 32; // columns
 const MAX_MEMBERS = 100;
 
+/** A JSON path in a column; its keys have neither quotes nor arrows. */
+const PATH = /^(->>?([^'"\\<>-]|-(?!>))+)+$/;
 const NAME = String.raw`("(?:[^"\\]|\\.)*"|[^\r\n".,:()*]+)`;
 const AGGREGATE = String.raw`(?:\.(count|sum|avg|min|max)\(\))?`;
 const CAST = String.raw`(?:::([\w ]*\w))?`;
@@ -98,13 +100,12 @@ function expected({ parameter, text, at }: Reader, what: string): never {
   throw new Problem(400, 'PGRST100', detail, `expected ${what}`, { details });
 }
 
-/** PostgREST's error for what its language has and this one lacks. */
-function unsupported(
-  code: string,
-  detail: string,
-  hint = 'Name columns alone, without embedding.',
-): Problem {
-  return new Problem(400, code, detail, hint);
+/** PostgREST's error for an embedded table; the hint is where its rows are, if a column refers to it. */
+function noEmbedding({ resource }: Reader, code: string, detail: string, table: string): Problem {
+  const columns = Object.entries(resource.columns);
+  const [name, one] = columns.find(([, { references }]) => references?.table === table) ?? [];
+  const place = `${name} refers to it: GET /${table}?${one?.references?.column}=in.(…) has its rows.`;
+  return new Problem(400, code, detail, name ? place : 'Name columns alone, without embedding.');
 }
 
 function shorten(text: string): string {
@@ -145,7 +146,7 @@ const SINGLE = {
   offset: (reader: Reader) => ({ offset: readInteger(reader) }),
   after: (reader: Reader) => ({ after: readCursor(reader) }),
   columns: (reader: Reader) => ({ columns: readColumns(reader, 'PGRST204') }),
-  on_conflict: (reader: Reader) => ({ on_conflict: readColumns(reader) }),
+  on_conflict: (reader: Reader) => ({ on_conflict: readConflict(reader) }),
 };
 
 /** Parses the query string. Throws Problem 400 that says what was expected where. */
@@ -190,25 +191,23 @@ function columnNamed(reader: Reader, text: string, code = '42703'): string {
   const { table, names } = resource;
   const name = unquoted(text.trim());
   if (names.includes(name)) return name;
-  const [, column = '', path = ''] = /^(.+?)((?:->>?[^'"\\<>-]+)+)$/s.exec(text.trim()) ?? [];
-  if (path && code === '42703') {
+  const [, column = '', path = ''] = /^((?:(?!->).)+)(->.*)$/s.exec(text.trim()) ?? [];
+  if (PATH.test(path) && code === '42703') {
     const of = columnNamed(reader, column);
-    if (/^jsonb/.test(typeOf(resource, of))) return of + path;
-    throw unsupported(
-      '42883',
-      `operator does not exist: ${typeOf(resource, of)} ->`,
-      'It is for jsonb.',
-    );
+    const type = typeOf(resource, of);
+    if (type === 'jsonb') return of + path;
+    throw new Problem(400, '42883', `operator does not exist: ${type} ->`, 'It is for jsonb.');
   }
-  if (/[.(]/.test(name)) throw notEmbedded(name.replace(/[.(].*/s, ''));
+  if (/[.(]/.test(name)) throw notEmbedded(reader, name.replace(/[.(].*/s, ''));
   const right = ELSEWHERE.find(([pattern]) => pattern.test(name))?.[1];
   const hint = `${right ? `Here it is ${right}. ` : ''}The columns are ${names.join(', ')}.`;
   const detail = `column ${table}.${shorten(name)} does not exist`;
   throw new Problem(code === '42703' ? 400 : 422, code, detail, hint);
 }
 
-function notEmbedded(name: string): Problem {
-  return unsupported('PGRST108', `'${shorten(name)}' is not an embedded resource in this request`);
+function notEmbedded(reader: Reader, name: string): Problem {
+  const detail = `'${shorten(name)}' is not an embedded resource in this request`;
+  return noEmbedding(reader, 'PGRST108', detail, name);
 }
 
 function unquoted(text: string): string {
@@ -219,6 +218,15 @@ function unquoted(text: string): string {
 function readColumns(reader: Reader, code?: string): string[] {
   const item = () => columnNamed(reader, take(reader, PATTERNS.name, 'a column')[0], code);
   return [...new Set(takeList(reader, item, MAX_ITEMS))];
+}
+
+/** Columns with a unique index, in any order. */
+function readConflict(reader: Reader): string[] {
+  const { uniques } = reader.resource;
+  const columns = readColumns(reader).sort();
+  if (uniques.some((some) => String(some.toSorted()) === String(columns))) return columns;
+  const hint = `on_conflict can be ${uniques.join(' or ')}.`;
+  throw new Problem(400, '42P10', 'There is no unique index on these columns.', hint);
 }
 
 /** PostgreSQL's bigint ends later than the integers of JavaScript. */
@@ -259,7 +267,7 @@ function readOrders(reader: Reader): Order[] {
 function readOrder(reader: Reader): Order {
   const what = 'a column, .asc or .desc, .nullsfirst or .nullslast';
   const [, name = '', direction, nulls] = take(reader, PATTERNS.order, what);
-  if (skip(reader, /\(/y)) throw notEmbedded(name);
+  if (skip(reader, /\(/y)) throw notEmbedded(reader, name);
   if (skip(reader, /(?=\.)/y)) expected(reader, what);
   const descending = direction === 'desc';
   const nullsFirst = nulls ? nulls === 'first' : descending;
@@ -279,9 +287,15 @@ function readMember(reader: Reader): Member {
   const spread = skip(reader, /\.\.\./y);
   const found = take(reader, PATTERNS.member, 'a column, alias:column, column::type or count()');
   const [, alias, count, name = '', inner, of, cast] = found;
-  const related = `'${reader.resource.table}' and '${shorten(name.replace(/!.*/, ''))}'`;
+  const other = name.replace(/!.*/, '').trim();
+  const related = `'${reader.resource.table}' and '${shorten(other)}'`;
   if (spread || skip(reader, /\(/y))
-    throw unsupported('PGRST200', `Could not find a relationship between ${related}`);
+    throw noEmbedding(
+      reader,
+      'PGRST200',
+      `Could not find a relationship between ${related}`,
+      other,
+    );
   for (const type of [inner, cast])
     if (type && !CASTS.test(type)) expected(reader, `a type of ${CASTS.source}`);
   const column = count ? undefined : columnNamed(reader, name);

@@ -43,6 +43,7 @@ const LISTS: [query: string, skus: string][] = [
   ['or=(tags.ov.{green,red},price.eq.1.25)', 'tea salt'],
   ['attributes->>color=eq.white', 'salt'],
   ['attributes->size->>g=gte.2', 'salt'],
+  ['attributes->>content-type=is.null', 'tea salt rock'],
   ['attributes->size->g=gte.100', 'tea salt'],
   ['attributes=cs.{"color":"green"}', 'tea'],
   ['or=(attributes->>color.like.w*,sku.eq.rock)', 'salt rock'],
