@@ -246,7 +246,7 @@ function describe(method: string, path: string, operation: Operation, resource?:
 
 function parametersOf(path: string, names: string[], resource?: Resource) {
   const inPath = [...path.matchAll(/\{(\w+)\}/g)].map(([, name = '']) => {
-    const example = name === 'key' ? resource?.example[resource.key] : undefined;
+    const example = name === 'key' && resource ? toText(resource.example[resource.key]) : undefined;
     return { in: 'path', name, required: true, schema: STRING, example };
   });
   const filters = resource?.names.map((column) => `${resource.path}.column.${column}`) ?? [];

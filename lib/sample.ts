@@ -33,12 +33,14 @@ ${resources.map((resource) => greeting(address, resource)).join('')}
 async function addSamples(url: string, resources: Resource[]): Promise<void> {
   const pool = new Pool({ DATABASE_URL: url, POOL_SIZE: 1, DB_PREPARE: 'true' }, openLog('silent'));
   for (const resource of resources) {
-    const { key, sample } = resource;
+    const { key, sample, keyMaker } = resource;
     await ensureTable(resource, pool);
     if (!sample) continue;
     const file = createReadStream(new URL(`../${sample}`, import.meta.url));
     const { rows } = await readCsv(resource, file, 2 ** 20);
-    const keyed = rows.map((row) => ({ [key]: uuidv5(JSON.stringify(row), uuidv5.URL), ...row }));
+    const keyOf = (row: object) =>
+      keyMaker === 'service' && { [key]: uuidv5(JSON.stringify(row), uuidv5.URL) };
+    const keyed = rows.map((row) => ({ ...keyOf(row), ...row }));
     await new Store(resource, pool).upsert(keyed, [], {}, ownCall());
   }
   await pool.end();
