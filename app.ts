@@ -10,12 +10,22 @@
 import { pathToFileURL } from 'node:url';
 import { Hono, type MiddlewareHandler } from 'hono';
 import type { Logger } from 'pino';
-import { v5 as uuidv5, v7 as uuidv7 } from 'uuid';
+import { v5 as uuidv5 } from 'uuid';
 import { z } from 'zod';
 import { createAuth, makeToken, needsToken } from './lib/auth.ts';
-import { MAX_ARRAY, mediaType, type Rows, readJson, toRows } from './lib/body.ts';
+import {
+  adopt,
+  MAX_ARRAY,
+  mediaType,
+  type Purpose,
+  type Rows,
+  readJson,
+  readKey,
+  toRows,
+} from './lib/body.ts';
 import {
   boolean,
+  checkPaths,
   integer,
   number,
   oneOf,
@@ -23,7 +33,6 @@ import {
   type Row,
   resource,
   text,
-  toUuid,
 } from './lib/columns.ts';
 import { type Config, readConfig } from './lib/config.ts';
 import { readCsv } from './lib/csv.ts';
@@ -135,7 +144,7 @@ const IDEMPOTENCY = '6c1f7c54-5d2a-4b0e-9a55-2f1f0a3c8d10'; // namespace of keys
 
 /** The endpoints of one table. Each reads its request, asks the store once, and answers. */
 export function handlersFor(resource: Resource, store: Store, limits: Limits) {
-  const { key, path } = resource;
+  const { key, path, keyMaker } = resource;
 
   /** A page as JSON; all rows, streamed, as CSV or NDJSON. */
   async function list(c: C) {
@@ -171,7 +180,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   async function create(c: C) {
     const query = readQuery(c, resource, ['select', 'columns', 'on_conflict']);
     if (mediaType(c.env.incoming) === CSV) return createFromCsv(c, query);
-    const body = await readBody(c, resource.row, query.columns);
+    const body = await readBody(c, resource.row, purposeOf(c), query.columns);
     return createRows(c, query, body, answerOf(c, query, { many: body.many }));
   }
 
@@ -179,13 +188,10 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     const resolution = preferred(c, 'resolution');
     preferred(c, 'missing'); // a column without a member always gets its default
     const idempotent = idempotencyKey(c, many);
-    for (const row of rows) row[key] = idempotent ?? row[key] ?? uuidv7();
-    const hint = `on_conflict can be ${key} alone.`;
-    if (String(query.on_conflict ?? key) !== key)
-      throw new Problem(400, '42P10', 'There is no unique index on these columns.', hint);
+    if (idempotent) for (const row of rows) row[key] = idempotent;
     if (resolution) {
       const set = resolution === 'merge-duplicates' ? names : [];
-      const made = await store.upsert(rows, set, answer, c.get('call'));
+      const made = await store.upsert(rows, set, answer, c.get('call'), query.on_conflict);
       const none = made.rows === 0 && answer.format === OBJECT; // the key was taken
       if (none && answer.type === OBJECT) throw notOne(0);
       return sendWritten(c, made.created ? 201 : 200, made, none ? undefined : answer.type);
@@ -193,7 +199,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     const [row] = rows;
     const plain =
       !query.select && answer.most === undefined && (answer.format ?? OBJECT) === OBJECT;
-    const alone = plain && !many && row;
+    const alone = plain && !many && keyMaker !== 'database' && row;
     const made = alone
       ? await store.create(row, c.get('call'))
       : await store.createMany(rows, answer, c.get('call'));
@@ -201,7 +207,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     if (!made.created && !repeated && rows.length > 0) throw keyTaken(idempotent);
     return sendWritten(c, 201, made, answer.type, {
       ...(answer.counted && { 'Content-Range': `*/${made.rows}` }),
-      ...(rows.length === 1 && { Location: locationOf(c, row), ...tag(made) }),
+      ...(rows.length === 1 && { Location: locationOf(c, row?.[key] ?? made.key), ...tag(made) }),
       ...(idempotent && !made.created && { 'Idempotent-Replayed': 'true' }),
     });
   }
@@ -211,8 +217,10 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     const answer = { ...answerOf(c, query, { many: true, silent: true }), counted: true };
     const bytes = c.env.incoming.iterator({ destroyOnReturn: false }); // the answer still needs it
     try {
-      const { rest, ...body } = await readCsv(resource, bytes, limits.CSV_LIMIT, query.columns);
-      if (!rest) return await createRows(c, query, { ...body, many: true }, answer);
+      const change = (part: Rows) => adopt(part, resource, purposeOf(c), c.get('call').sub);
+      const { columns } = query;
+      const { rest, ...body } = await readCsv(resource, bytes, limits.CSV_LIMIT, columns, change);
+      if (!rest) return await createRows(c, query, body, answer);
       if (preferred(c, 'resolution') || answer.type || answer.most !== undefined)
         throw new Problem(413, 'PGRST102', `With these preferences: ${MAX_ARRAY} rows at most.`);
       const rows = await store.copy(body.rows, rest, body.names, c.get('call'));
@@ -228,7 +236,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     const row = await readRow(c, resource.row);
     const made = await store.replace(row, preconditions(c), c.get('call'));
     if (made.rows === 0) throw noRow();
-    const location = made.created && { Location: locationOf(c, row) };
+    const location = made.created && { Location: locationOf(c, row[key]) };
     const headers = { ...tag(made), ...location };
     return sendWritten(c, made.created ? 201 : 200, made, answer.type, headers);
   }
@@ -253,8 +261,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   async function mergeMany(c: C) {
     const query = readQuery(c, resource, ['filter', 'select', 'columns']);
     const answer = answerOf(c, query, { silent: true });
-    const { rows, many } = await readBody(c, resource.part, query.columns);
-    checkKeys(rows, many);
+    const { rows, many } = await readBody(c, resource.part, 'part', query.columns);
     if (!many) refuseAll(c, query.filters);
     const call = c.get('call');
     const made = many
@@ -292,39 +299,29 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     return nothing ? { ...terms, format: undefined, type: undefined } : { ...terms, type };
   }
 
-  async function readBody(c: C, schema: z.ZodType<Row>, columns?: string[]): Promise<Rows> {
-    return toRows(await readJson(c.env.incoming, limits.BODY_LIMIT), schema, columns);
+  function purposeOf(c: C): Purpose {
+    return preferred(c, 'resolution') ? 'upsert' : 'create';
+  }
+
+  async function readBody(c: C, schema: z.ZodType<Row>, purpose: Purpose, columns?: string[]) {
+    const body = toRows(await readJson(c.env.incoming, limits.BODY_LIMIT), schema, columns);
+    return adopt(body, resource, purpose, c.get('call').sub);
   }
 
   /** The one row of a body below a path with a key. */
   async function readRow(c: C, schema: z.ZodType<Row>): Promise<Row> {
     const given = keyOf(c);
-    const { rows, many } = await readBody(c, schema);
+    const { rows, many } = await readBody(c, schema, 'one');
     const [row = {}] = rows;
     if (many) throw unprocessable([{ pointer: '', detail: 'must be an object' }]);
-    row[key] ??= given;
+    row[key] ??= resource.toKey(given);
     const fault = { pointer: pointer(key), detail: 'differs from the key in the path' };
-    if (row[key] !== given) throw unprocessable([fault]);
+    if (String(row[key]) !== given) throw unprocessable([fault]);
     return row;
   }
 
-  /** The rows of an array name their keys; one part for many rows has none. */
-  function checkKeys(rows: Row[], many: boolean): void {
-    const detail = many ? 'is missing; it says which row this is for' : 'cannot be set for many';
-    const faults = rows.flatMap((row, at) => {
-      if (Boolean(row[key]) === many) return [];
-      return [{ pointer: (many ? `/${at}` : '') + pointer(key), detail }];
-    });
-    if (faults.length > 0) throw unprocessable(faults);
-  }
-
   function keyOf(c: C): string {
-    const given = c.req.param('key') ?? '';
-    const uuid = toUuid(given);
-    if (uuid) return uuid;
-    const detail = `invalid input syntax for type uuid: ${JSON.stringify(given.slice(0, 50))}`;
-    const hint = `A key looks like ${resource.example[key]}.`;
-    throw new Problem(400, '22P02', detail, hint);
+    return readKey(resource, c.req.param('key') ?? '');
   }
 
   /** Whether the client is PostgREST's, for whom a write answers nothing unless asked. */
@@ -332,14 +329,18 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     return c.req.path.startsWith(`${limits.BASE_PATH}/rest/v1/`);
   }
 
-  function locationOf(c: C, row: Row = {}): string {
-    return `${limits.BASE_PATH}${isPostgrest(c) ? '/rest/v1' : ''}/${path}/${row[key]}`;
+  function locationOf(c: C, id: unknown): string {
+    const base = `${limits.BASE_PATH}${isPostgrest(c) ? '/rest/v1' : ''}`;
+    return `${base}/${path}/${encodeURIComponent(String(id))}`;
   }
 
   /** A key made from Idempotency-Key and caller, so that a repetition finds the row. */
   function idempotencyKey(c: C, many: boolean): string | undefined {
     const given = c.env.incoming.headers['idempotency-key'];
     if (given === undefined) return undefined;
+    const hint = `The ${keyMaker} makes the key of a row here.`;
+    if (keyMaker !== 'service')
+      throw new Problem(400, 'PGRST100', 'An Idempotency-Key has no effect.', hint);
     const detail = 'An Idempotency-Key has 1 to 255 characters, for one object.';
     if (!given || given.length > 255 || many) throw new Problem(400, 'PGRST100', detail);
     return uuidv5(JSON.stringify([c.get('call').sub, given]), IDEMPOTENCY);
@@ -444,6 +445,7 @@ export async function main(args: string[], environment: NodeJS.ProcessEnv): Prom
     return;
   }
   const program = await load(args[0] ?? config.RESOURCE);
+  checkPaths(program.resources);
   checkOwners(config, program.resources);
   const log = openLog(config.LOG_LEVEL);
   const ended = untilSignal();

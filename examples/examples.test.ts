@@ -141,7 +141,11 @@ describe('Another program', () => {
     ['exports nothing', 'export const a = 1;', /no default export that resource\(\) made/],
     ['exports no resource', 'export default { path: 1 };', /no default export that resource\(\)/],
     ['exports no tables', 'export default [];', /no default export that resource\(\)/],
-    ['declares a bad name', `export default resource(${BAD_NAME});`, /"id" cannot be the name/],
+    [
+      'declares a bad name',
+      `export default resource(${BAD_NAME});`,
+      /column "id" cannot be the key/,
+    ],
   ];
   for (const [at, [fault, text, message]] of WRONG.entries()) {
     test(`does not start and names the file that ${fault}`, async () => {

@@ -2,10 +2,18 @@
 import { isUtf8 } from 'node:buffer';
 import type { IncomingMessage } from 'node:http';
 import type { z } from 'zod';
-import type { Row } from './columns.ts';
+import type { Resource, Row } from './columns.ts';
 import { parseJson } from './dialect.ts';
 import { CSV, JSON_TYPE, MERGE_PATCH } from './headers.ts';
-import { type Fault, MAX_FAULTS, Problem, toFaults, tooLarge, unprocessable } from './problem.ts';
+import {
+  type Fault,
+  MAX_FAULTS,
+  Problem,
+  pointer,
+  toFaults,
+  tooLarge,
+  unprocessable,
+} from './problem.ts';
 
 export const MAX_ARRAY = 10_000; // rows
 const MAX_MEMBERS = 1600; // of a row: as many columns as PostgreSQL allows
@@ -113,4 +121,44 @@ export function toRows(body: unknown, schema: z.ZodType<Row>, columns?: string[]
 function pick(row: unknown, columns: string[] | undefined): unknown {
   if (!columns || !row || typeof row !== 'object' || Array.isArray(row)) return row;
   return Object.fromEntries(Object.entries(row).filter(([name]) => columns.includes(name)));
+}
+
+/** What the rows of a body are for: `part` changes rows by key or filter, `one` has its key in the path. */
+export type Purpose = 'create' | 'upsert' | 'part' | 'one';
+
+/** Valid rows as the hook changes them, which may add members. Throws 422 for the keys of new ones. */
+export async function adopt(
+  { rows, many, names }: Rows,
+  { key, keyMaker, before }: Resource,
+  purpose: Purpose,
+  sub: string,
+): Promise<Rows> {
+  const all = new Set(names);
+  for (const [at, row] of before ? rows.entries() : []) {
+    const changed = (await before?.({ ...row }, { sub })) ?? row;
+    for (const name of Object.keys(changed)) if (changed[name] !== row[name]) all.add(name);
+    rows[at] = changed;
+  }
+  const [first = {}] = rows;
+  const isNew = purpose === 'create' || purpose === 'upsert';
+  const merging = purpose === 'upsert' && first[key] !== undefined; // then each row has its key
+  const wanted = isNew ? keyMaker === 'body' || merging : many;
+  const free = purpose === 'one' || (isNew && keyMaker === 'service');
+  const refused = isNew ? 'cannot be set: the database makes it' : 'cannot be set for many';
+  const detail = wanted ? 'is missing; it says which row this is for' : refused;
+  const faults = rows.flatMap((row, at) => {
+    if (free || (row[key] !== undefined) === wanted) return [];
+    return [{ pointer: (many ? `/${at}` : '') + pointer(key), detail }];
+  });
+  if (faults.length > 0) throw unprocessable(faults);
+  return { rows, many, names: [...all] };
+}
+
+/** The canonical text of a key in a path. Throws 400. */
+export function readKey({ key, toKey, columns, example }: Resource, text: string): string {
+  const found = toKey(text);
+  if (found !== undefined) return String(found);
+  const given = JSON.stringify(text.slice(0, 50));
+  const detail = `invalid input syntax for type ${columns[key]?.type}: ${given}`;
+  throw new Problem(400, '22P02', detail, `A key looks like ${example[key]}.`);
 }

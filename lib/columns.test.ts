@@ -2,27 +2,39 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { z } from 'zod';
 import {
+  arrayOf,
+  bigint,
   boolean,
   type Column,
+  checkPaths,
   date,
-  define,
+  identity,
   integer,
   jsonb,
   now,
   number,
+  numeric,
   oneOf,
   owner,
+  references,
   resource,
+  smallint,
   text,
   timestamp,
-  toUuid,
   uuid,
 } from './columns.ts';
 import { StartError, toFaults } from './problem.ts';
+import { define } from './table.ts';
+import { toUuid } from './types.ts';
 
 const UUID = 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11';
 const ITEMS = z.array(z.strictObject({ id: z.int().min(0) })).min(1);
 const deep = JSON.parse(`${'['.repeat(200)}${']'.repeat(200)}`);
+
+const LOCAL = timestamp({ zone: false });
+const EVEN = integer(0, 9, {
+  check: (value: number) => (value % 2 === 0 ? undefined : 'must be even'),
+});
 
 const kinds: [name: string, column: Column, valid: unknown[], invalid: unknown[]][] = [
   ['boolean()', boolean(), [true, false], ['true', 1, [], {}, null]],
@@ -36,6 +48,28 @@ const kinds: [name: string, column: Column, valid: unknown[], invalid: unknown[]
     ['🚢🚢🚢🚢', 'a\0', '\ud800', 7, ['x'], null],
   ],
   ['text(3), of blanks,', text(3), [], ['', ' ', '\u00a0\u3000', '\ufeff', '\u000b', '\t\n']],
+  ['text()', text(), ['x'.repeat(1000)], ['', ' ', 'a\0', 7]],
+  ['smallint()', smallint(), [-(2 ** 15), 2 ** 15 - 1], [2 ** 15, -(2 ** 15) - 1, 0.5]],
+  ['integer()', integer(), [-(2 ** 31), 2 ** 31 - 1], [2 ** 31, 1.5, '1']],
+  ['bigint()', bigint(), [-(2 ** 53) + 1, 2 ** 53 - 1], [2 ** 53, 1e300, '1']],
+  ['numeric()', numeric(), [0.1, 1e300], [Infinity, '1']],
+  ['numeric(4, 2)', numeric(4, 2), [0.29, -99.99, 1.1], [0.001, 100, 99.999, '1']],
+  ['numeric(30, 0)', numeric(30, 0), [2 ** 53 - 1], [2 ** 53, 0.5]],
+  ['arrayOf(integer(0, 9))', arrayOf(integer(0, 9)), [[], [0, 9]], [[10], [null], ['1'], 1, null]],
+  ['timestamp({ zone: false })', LOCAL, ['2026-01-31T12:00:00', '2026-01-31T12:00:00.5'], []],
+  [
+    'timestamp({ zone: false }), with an offset,',
+    LOCAL,
+    [],
+    ['2026-01-31T12:00:00Z', '2026-01-31T12:00:00+01:00', '2026-02-30T12:00:00', '2026-01-31', 1],
+  ],
+  ['a column with a function for a check', EVEN, [2], [1, 12]],
+  [
+    'a column with a schema for a check',
+    text(20, { check: z.email('an e-mail') }),
+    ['a@b.cd'],
+    ['a'],
+  ],
   ['oneOf()', oneOf(['male', 'female']), ['male', 'female'], ['Female', '', 'man', 7, null]],
   ['uuid()', uuid(), [UUID], ['x', '', UUID.slice(1), 7, null]],
   [
@@ -186,11 +220,94 @@ describe('resource()', () => {
     });
   }
 
-  const reserved = ['select', 'order', 'limit', 'columns', 'on_conflict', 'or', 'not'];
-  for (const name of ['', ...reserved, 'id']) {
+  const reserved = ['select', 'order', 'limit', 'columns', 'on_conflict', 'or', 'not', 'a->b'];
+  for (const name of ['', ...reserved]) {
     test(`refuses a column with the name "${name}"`, () => {
-      const message = `"${name}" cannot be the name of a column`;
+      const message = `resource things: column "${name}" needs another name: this one has a meaning in a query`;
       assert.throws(() => declare({ [name]: boolean() }), new StartError(message));
+    });
+  }
+
+  const COLUMN = 'resource things: column "a"';
+  const NEEDS = 'must be';
+  const wrong: [column: unknown, fault: string][] = [
+    [integer(1, 0), 'must be integer(least, most): whole numbers from -2147483648 to 2147483647'],
+    [integer('1' as never, 9), 'must be integer(least, most): whole numbers from -2147483648'],
+    [smallint(0, 40_000), 'must be smallint(least, most): whole numbers from -32768 to 32767'],
+    [number(Number.NaN), 'must be number(least, most): two numbers'],
+    [text(0), 'must be text(most): a length from 1 to 10485760, or text()'],
+    [numeric(2, 3), 'must be numeric(10, 2)'],
+    [oneOf([]), "must be oneOf(['a', 'b'])"],
+    [oneOf(undefined as never), "must be oneOf(['a', 'b'])"],
+    [date({ from: '2026-01-02', to: '2026-01-01' }), 'has no time from 2026-01-02 to 2026-01-01'],
+    [arrayOf(jsonb()), 'must be arrayOf() of a simple kind, else jsonb()'],
+    [text(5, { nulable: true } as object), 'has unknown options: nulable'],
+    [identity(), 'cannot be identity(): only a key can'],
+    [
+      oneOf(['paper', 'wood'], { default: 'stone' }),
+      'has the default "stone", which must be paper or wood; SQL comes from a function, as now',
+    ],
+    [timestamp({ default: 'now()' }), 'has the default "now()", which must be a moment'],
+    [integer(0, 9, { default: null }), 'has the default null, which must be a whole number'],
+  ];
+  for (const [column, fault] of wrong) {
+    test(`refuses a column that ${fault}`, () => {
+      assert.throws(
+        () => declare({ a: column as Column }),
+        (error: Error) => {
+          return error instanceof StartError && error.message.startsWith(`${COLUMN} ${fault}`);
+        },
+      );
+    });
+  }
+
+  const members: [change: object, message: string][] = [
+    [{ colums: {} }, 'colums is unknown; a resource has path, table, key, columns, unique'],
+    [{ path: 'a/b' }, `path ${NEEDS} one segment of a URL, as books`],
+    [{ table: 'shop.books' }, `table ${NEEDS} a name without a dot; search_path of the role`],
+    [{ columns: undefined }, 'columns '],
+    [{ columns: { a: 'text' } }, `columns.a ${NEEDS} a kind, as text(50)`],
+    [{ unique: ['a', 'c'] }, 'unique has c; the columns are id,a,b'],
+    [{ unique: 'a' }, `unique ${NEEDS} names of columns, as [a, b]`],
+    [{ before: 1 }, `before ${NEEDS} a function`],
+    [
+      { key: 'a' },
+      'column "a" cannot be the key: one is a uuid, text, smallint, integer or bigint',
+    ],
+  ];
+  for (const [change, message] of members) {
+    test(`refuses ${JSON.stringify(change)}`, () => {
+      const columns = { a: boolean(), b: boolean() };
+      const declaration = { path: 'things', table: 'things', key: 'id', columns, ...change };
+      const { path } = declaration;
+      assert.throws(
+        () => resource(declaration),
+        (error: Error) => {
+          return (
+            error instanceof StartError && error.message.startsWith(`resource ${path}: ${message}`)
+          );
+        },
+      );
+    });
+  }
+
+  test('two tables of one path are refused', () => {
+    const message = 'resource things: two tables have this path; each needs its own';
+    assert.throws(() => checkPaths([things, things]), new StartError(message));
+  });
+
+  const makers: [key: string, maker: string, column?: Column][] = [
+    ['id', 'service'],
+    ['id', 'service', uuid()],
+    ['id', 'database', identity()],
+    ['id', 'database', uuid({ generated: () => 'gen_random_uuid()' })],
+    ['id', 'body', text(5)],
+    ['id', 'body', references('others', 'n', bigint())],
+  ];
+  for (const [key, maker, column] of makers) {
+    test(`the ${maker} makes a key of ${column?.type ?? 'no column'}`, () => {
+      const made = declare({ ...(column && { [key]: column }), a: boolean() });
+      assert.deepEqual([made.keyMaker, made.names], [maker, ['id', 'a']]);
     });
   }
 });

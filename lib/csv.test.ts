@@ -92,8 +92,8 @@ describe('A field', () => {
     ['tags', '[', 'Invalid input: expected array, received string'],
   ];
   for (const [column, field, detail] of invalid) {
-    test(`${column} ${field} is 422 with its line and column`, async () => {
-      const text = `line 3, column ${column}: ${detail}`;
+    test(`${column} ${field} is 422 with its line and pointer`, async () => {
+      const text = `line 3: ${detail}`;
       const errors = [{ pointer: `/${column}`, detail: text }];
       await assert.rejects(read(`name,${column}\na,\nb,${field}\n`), {
         ...{ status: 422, message: `/${column} ${text}`, extras: { errors } },
@@ -102,7 +102,7 @@ describe('A field', () => {
   }
 
   test('that is empty is a missing value where null is none', async () => {
-    const message = /line 2, column name: is missing; it must be text/;
+    const message = /line 2: is missing; it must be text/;
     await assert.rejects(read('name,size\n,1\n'), { status: 422, message });
   });
 });

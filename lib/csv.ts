@@ -1,9 +1,10 @@
 /** CSV (RFC 4180) as rows, validated like JSON. */
 import { CsvError, Parser } from 'csv-parse';
-import { MAX_ARRAY } from './body.ts';
-import { type JsonKind, kindOf, type Resource, type Row, typeOf } from './columns.ts';
+import { MAX_ARRAY, type Rows } from './body.ts';
+import type { Resource, Row } from './columns.ts';
 import { parseJson } from './dialect.ts';
 import { type Fault, Problem, toFaults, tooLarge, unprocessable } from './problem.ts';
+import { type JsonKind, kindOf, typeOf } from './types.ts';
 
 const MAX_RECORD = 2 ** 20; // bytes; csv-parse 7 counts no empty fields
 const MAX_COLUMNS = 1600; // of a table of PostgreSQL
@@ -12,29 +13,33 @@ const MAX_COLUMNS = 1600; // of a table of PostgreSQL
 type Record = { record: string[]; info: { lines: number } };
 
 /** The rows of a CSV and the columns of its header; `rest` has those after the first MAX_ARRAY. */
-type Csv = { rows: Row[]; names: string[]; rest?: AsyncIterable<Row[]> };
+type Csv = Rows & { rest?: AsyncIterable<Row[]> };
 
-/** Reads a CSV; of its columns only those in `columns`. Throws 400, 413, 422. */
+/** Reads a CSV; of its columns only those in `columns`. `adopt` changes valid rows. Throws 400, 413, 422. */
 export async function readCsv(
   resource: Resource,
   bytes: AsyncIterable<Buffer>,
   limit: number,
   columns?: string[],
+  adopt = async (rows: Rows) => rows,
 ): Promise<Csv> {
   const records = readRecords(bytes, limit);
   const { value: first = [] } = await records.next();
   const fields = readHeader(resource, first.shift()?.record ?? [], columns);
-  const rows = toRows(resource, fields, first);
-  const names = fields.map(({ name }) => name);
+  const read = (batch: Record[]) => {
+    const names = fields.map(({ name }) => name);
+    return adopt({ rows: toRows(resource, fields, batch), many: true, names });
+  };
+  const body = await read(first);
   const rest = (async function* () {
-    for await (const batch of records) yield toRows(resource, fields, batch);
+    for await (const batch of records) yield (await read(batch)).rows;
   })();
-  while (rows.length <= MAX_ARRAY) {
+  while (body.rows.length <= MAX_ARRAY) {
     const { value, done } = await rest.next();
-    if (done) return { rows, names };
-    rows.push(...value);
+    if (done) return body;
+    body.rows.push(...value);
   }
-  return { rows, names, rest };
+  return { ...body, rest };
 }
 
 /** The columns of a header, each with its place, its reader, and the value of an empty field. */
@@ -51,7 +56,7 @@ function toRows(resource: Resource, fields: Fields, records: Record[]): Row[] {
     }
     const { data, error } = resource.row.safeParse(row);
     for (const { pointer, detail } of error ? toFaults(error, '') : [])
-      faults.push({ pointer, detail: `line ${info.lines}, column ${pointer.slice(1)}: ${detail}` });
+      faults.push({ pointer, detail: `line ${info.lines}: ${detail}` });
     return data ?? {};
   });
   if (faults.length > 0) throw unprocessable(faults);
@@ -64,6 +69,7 @@ const READERS: { [kind in JsonKind]: (text: string) => unknown } = {
   number: (text) => (/^ *[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)? *$/i.test(text) ? Number(text) : text),
   text: (text) => text,
   time: (text) => text,
+  array: (text) => parseJson(text) ?? text,
   json: (text) => {
     const value = parseJson(text);
     return value === undefined ? text : value;

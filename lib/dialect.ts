@@ -1,7 +1,8 @@
 /** PostgREST's query string as data. Parsing knows the columns, but no SQL besides names of types. */
-import { type Resource, toUuid, typeOf } from './columns.ts';
+import type { Resource } from './columns.ts';
 import { Problem } from './problem.ts';
 import { arrayLiteral } from './sql.ts';
+import { typeOf } from './types.ts';
 
 /** A condition on a column, or a tree of conditions. PostgreSQL reads `value` as the column's type. */
 export type Filter =
@@ -54,9 +55,11 @@ export const OPERATORS = new Map(
     plfts: 'plainto_tsquery',
     phfts: 'phraseto_tsquery',
     wfts: 'websearch_to_tsquery',
+    cs: '@>',
+    cd: '<@',
+    ov: '&&',
   }),
 );
-const ON_TEXT = /fts$|like$|match$/;
 const OPERATOR = [...OPERATORS.keys()].join('|');
 const MODIFIER = String.raw`(?<=fts\()\w+|(?<=(?:eq|[gl]te?|like|match)\()(?:any|all)`;
 const CASTS =
@@ -68,6 +71,8 @@ const MAX_ITEMS = 10_000; // of one `in`
 const MAX_ORDER = 32; // columns
 const MAX_MEMBERS = 100;
 
+/** A JSON path in a column; its keys have neither quotes nor arrows. */
+const PATH = /^(->>?([^'"\\<>-]|-(?!>))+)+$/;
 const NAME = String.raw`("(?:[^"\\]|\\.)*"|[^\r\n".,:()*]+)`;
 const AGGREGATE = String.raw`(?:\.(count|sum|avg|min|max)\(\))?`;
 const CAST = String.raw`(?:::([\w ]*\w))?`;
@@ -95,9 +100,12 @@ function expected({ parameter, text, at }: Reader, what: string): never {
   throw new Problem(400, 'PGRST100', detail, `expected ${what}`, { details });
 }
 
-/** PostgREST's error for what its language has and this one lacks. */
-function unsupported(code: string, detail: string): Problem {
-  return new Problem(400, code, detail, 'Name columns alone: no embedding, no JSON paths.');
+/** PostgREST's error for an embedded table; the hint is where its rows are, if a column refers to it. */
+function noEmbedding({ resource }: Reader, code: string, detail: string, table: string): Problem {
+  const columns = Object.entries(resource.columns);
+  const [name, one] = columns.find(([, { references }]) => references?.table === table) ?? [];
+  const place = `${name} refers to it: GET /${table}?${one?.references?.column}=in.(…) has its rows.`;
+  return new Problem(400, code, detail, name ? place : 'Name columns alone, without embedding.');
 }
 
 function shorten(text: string): string {
@@ -138,7 +146,7 @@ const SINGLE = {
   offset: (reader: Reader) => ({ offset: readInteger(reader) }),
   after: (reader: Reader) => ({ after: readCursor(reader) }),
   columns: (reader: Reader) => ({ columns: readColumns(reader, 'PGRST204') }),
-  on_conflict: (reader: Reader) => ({ on_conflict: readColumns(reader) }),
+  on_conflict: (reader: Reader) => ({ on_conflict: readConflict(reader) }),
 };
 
 /** Parses the query string. Throws Problem 400 that says what was expected where. */
@@ -178,20 +186,28 @@ const ELSEWHERE: [RegExp, string][] = [
 ];
 
 /** A column by its name, quoted or not. Throws `code` for any other name. */
-function columnNamed({ resource }: Reader, text: string, code = '42703'): string {
+function columnNamed(reader: Reader, text: string, code = '42703'): string {
+  const { resource } = reader;
   const { table, names } = resource;
   const name = unquoted(text.trim());
   if (names.includes(name)) return name;
-  if (text.includes('->')) throw unsupported('42883', `operator does not exist: -> of ${table}`);
-  if (/[.(]/.test(name)) throw notEmbedded(name.replace(/[.(].*/s, ''));
+  const [, column = '', path = ''] = /^((?:(?!->).)+)(->.*)$/s.exec(text.trim()) ?? [];
+  if (PATH.test(path) && code === '42703') {
+    const of = columnNamed(reader, column);
+    const type = typeOf(resource, of);
+    if (type === 'jsonb') return of + path;
+    throw new Problem(400, '42883', `operator does not exist: ${type} ->`, 'It is for jsonb.');
+  }
+  if (/[.(]/.test(name)) throw notEmbedded(reader, name.replace(/[.(].*/s, ''));
   const right = ELSEWHERE.find(([pattern]) => pattern.test(name))?.[1];
   const hint = `${right ? `Here it is ${right}. ` : ''}The columns are ${names.join(', ')}.`;
   const detail = `column ${table}.${shorten(name)} does not exist`;
   throw new Problem(code === '42703' ? 400 : 422, code, detail, hint);
 }
 
-function notEmbedded(name: string): Problem {
-  return unsupported('PGRST108', `'${shorten(name)}' is not an embedded resource in this request`);
+function notEmbedded(reader: Reader, name: string): Problem {
+  const detail = `'${shorten(name)}' is not an embedded resource in this request`;
+  return noEmbedding(reader, 'PGRST108', detail, name);
 }
 
 function unquoted(text: string): string {
@@ -202,6 +218,15 @@ function unquoted(text: string): string {
 function readColumns(reader: Reader, code?: string): string[] {
   const item = () => columnNamed(reader, take(reader, PATTERNS.name, 'a column')[0], code);
   return [...new Set(takeList(reader, item, MAX_ITEMS))];
+}
+
+/** Columns with a unique index, in any order. */
+function readConflict(reader: Reader): string[] {
+  const { uniques } = reader.resource;
+  const columns = readColumns(reader).sort();
+  if (uniques.some((some) => String(some.toSorted()) === String(columns))) return columns;
+  const hint = `on_conflict can be ${uniques.join(' or ')}.`;
+  throw new Problem(400, '42P10', 'There is no unique index on these columns.', hint);
 }
 
 /** PostgreSQL's bigint ends later than the integers of JavaScript. */
@@ -242,7 +267,7 @@ function readOrders(reader: Reader): Order[] {
 function readOrder(reader: Reader): Order {
   const what = 'a column, .asc or .desc, .nullsfirst or .nullslast';
   const [, name = '', direction, nulls] = take(reader, PATTERNS.order, what);
-  if (skip(reader, /\(/y)) throw notEmbedded(name);
+  if (skip(reader, /\(/y)) throw notEmbedded(reader, name);
   if (skip(reader, /(?=\.)/y)) expected(reader, what);
   const descending = direction === 'desc';
   const nullsFirst = nulls ? nulls === 'first' : descending;
@@ -262,14 +287,21 @@ function readMember(reader: Reader): Member {
   const spread = skip(reader, /\.\.\./y);
   const found = take(reader, PATTERNS.member, 'a column, alias:column, column::type or count()');
   const [, alias, count, name = '', inner, of, cast] = found;
-  const related = `'${reader.resource.table}' and '${shorten(name.replace(/!.*/, ''))}'`;
+  const other = name.replace(/!.*/, '').trim();
+  const related = `'${reader.resource.table}' and '${shorten(other)}'`;
   if (spread || skip(reader, /\(/y))
-    throw unsupported('PGRST200', `Could not find a relationship between ${related}`);
+    throw noEmbedding(
+      reader,
+      'PGRST200',
+      `Could not find a relationship between ${related}`,
+      other,
+    );
   for (const type of [inner, cast])
     if (type && !CASTS.test(type)) expected(reader, `a type of ${CASTS.source}`);
   const column = count ? undefined : columnNamed(reader, name);
   const aggregate = count ?? of;
-  return { name: unquoted((alias ?? aggregate ?? name).trim()), column, inner, aggregate, cast };
+  const shown = alias ?? aggregate ?? name.replace(/(?:->>?\d+)+$/, '').replace(/^.*->>?/s, '');
+  return { name: unquoted(shown.trim()), column, inner, aggregate, cast };
 }
 
 // --- Filters ----------------------------------------------------------------------
@@ -307,16 +339,28 @@ function readCondition(reader: Reader, column: string, inTree: boolean): Filter 
   const [, not, operator = '', modifier] = take(reader, PATTERNS.condition, what);
   const type = typeOf(reader.resource, column);
   const missing = `operator does not exist: ${type} ${operator}`;
-  if (!isFor(type, operator)) throw new Problem(400, '42883', missing, 'It is for text.');
+  if (!isFor(type, operator)) throw new Problem(400, '42883', missing, hintOn(operator));
   if (/^(any|all)$/.test(modifier ?? '')) take(reader, /(?=\{)/y, 'a list as {a,b}');
   const value = readValue(reader, operator, inTree);
   const filter = { column, operator, modifier, value };
   return not ? { not: filter } : filter;
 }
 
+/** The operators of some types only. */
+const SPECIAL: [operators: RegExp, types: RegExp, kinds: string][] = [
+  [/fts$|like$|match$/, /^(text|character)[^[]*$/, 'text'],
+  [/^c[sd]$/, /\[\]$|^jsonb$/, 'arrays and jsonb'],
+  [/^ov$/, /\[\]$/, 'arrays'],
+  [/^in$/, /[^\]]$/, 'all kinds but arrays'],
+];
+
 /** Whether columns of the type have the operator. */
 export function isFor(type: string, operator: string): boolean {
-  return !ON_TEXT.test(operator) || /^(text|character)/.test(type);
+  return SPECIAL.every(([operators, types]) => !operators.test(operator) || types.test(type));
+}
+
+function hintOn(operator: string): string {
+  return `It is for ${SPECIAL.find(([operators]) => operators.test(operator))?.[2]}.`;
 }
 
 /** Alone, a value is the rest of the parameter; in a tree it ends at "," or ")", unless quoted. */
@@ -341,18 +385,15 @@ function readItems(reader: Reader): string {
 // --- Order ------------------------------------------------------------------------
 
 /** Makes the order total: the key is its last column, in groups all that they are grouped by. */
-function completeOrder({ key }: Resource, query: Query): Query {
+function completeOrder({ key, toKey }: Resource, query: Query): Query {
   const { after } = query;
   const groups = groupedBy(query);
-  const last = (groups ?? [key]).map((column) => ({
-    column,
-    descending: false,
-    nullsFirst: false,
-  }));
-  const all: Order[] = [...query.order, ...last];
-  const columns = all.map(({ column }) => column);
-  const order = all.filter(({ column }, at) => columns.indexOf(column) === at); // as in SQL
-  const fits = !groups && after?.length === order.length && toUuid(after.at(-1) ?? '');
+  const ordered = query.order.map(({ column }) => column);
+  const rest = (groups ?? [key]).filter((column) => !ordered.includes(column));
+  const last = rest.map((column) => ({ column, descending: false, nullsFirst: false }));
+  const order: Order[] = [...query.order, ...last];
+  const at = order.findIndex(({ column }) => column === key);
+  const fits = !groups && after?.length === order.length && toKey(after[at] ?? '') !== undefined;
   const detail = 'The parameter after is no cursor of this list.';
   const hint = 'Follow the link rel="next" of the previous page, in its order.';
   if (after && !fits) throw new Problem(400, 'PGRST100', detail, hint);

@@ -3,12 +3,13 @@ import { readFile } from 'node:fs/promises';
 import { STATUS_CODES } from 'node:http';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
-import { type Column, type Resource, typeOf, uuid } from './columns.ts';
+import type { Column, Resource } from './columns.ts';
 import { isFor, LIST, OPERATORS } from './dialect.ts';
 import { CSV, JSON_TYPE, MERGE_PATCH, NDJSON, OBJECT } from './headers.ts';
 import { noRow, nothingHere, problemAnswer } from './problem.ts';
 import { csvLine } from './rows.ts';
 import { toText } from './sql.ts';
+import { typeOf } from './types.ts';
 
 /** What the document says of a handler. Bodies and answers are by media type. */
 export type Operation = {
@@ -139,7 +140,7 @@ const PARAMETERS = {
   after: { description: 'The cursor of `Link: rel="next"`' },
   ...Object.fromEntries(TREES.map((name) => [name, TREE])),
   columns: { description: 'Names between commas; other members of the body are ignored' },
-  on_conflict: { description: 'The key, for `Prefer: resolution=…-duplicates`' },
+  on_conflict: { description: 'The key or unique columns, for `Prefer: resolution=…-duplicates`' },
   Prefer: { description: 'Preferences between commas', example: 'return=representation' },
   Range: { description: '`0-9`: the first and the last row' },
   'Range-Unit': { description: '`items`, the unit of Range' },
@@ -245,7 +246,7 @@ function describe(method: string, path: string, operation: Operation, resource?:
 
 function parametersOf(path: string, names: string[], resource?: Resource) {
   const inPath = [...path.matchAll(/\{(\w+)\}/g)].map(([, name = '']) => {
-    const example = name === 'key' ? resource?.example[resource.key] : undefined;
+    const example = name === 'key' && resource ? toText(resource.example[resource.key]) : undefined;
     return { in: 'path', name, required: true, schema: STRING, example };
   });
   const filters = resource?.names.map((column) => `${resource.path}.column.${column}`) ?? [];
@@ -259,9 +260,9 @@ function jsonSchema(type: z.ZodType) {
 }
 
 /** JSON Schemas of what the validators take and of what is answered; `select` leaves members out. */
-function describeRows({ path, key, columns, row, part }: Resource) {
+function describeRows({ path, columns, row, part }: Resource) {
   const nullable = (column: Column) => (column.nullable ? column.schema.nullable() : column.schema);
-  const answered = z.object({ [key]: uuid().schema, ...mapValues(columns, nullable) });
+  const answered = z.object(mapValues(columns, nullable));
   return {
     [`${path}.Row`]: jsonSchema(answered),
     [`${path}.Selected`]: jsonSchema(answered.partial()),
@@ -275,7 +276,7 @@ function describeFilters(resource: Resource) {
     const operators = [...OPERATORS.keys()].filter((one) => isFor(typeOf(resource, name), one));
     const pattern = `^(not\\.)?(${operators.join('|')})(\\(\\w+\\))?\\.`;
     const examples = [`eq.${toText(resource.example[name])}`];
-    const description = `Is ${resource.columns[name]?.expects ?? 'a UUID'}`;
+    const description = `Is ${resource.columns[name]?.expects}`;
     const schema = { ...STRING, pattern, examples };
     return [`${resource.path}.column.${name}`, { in: 'query', name, description, schema }];
   });

@@ -1,6 +1,6 @@
 /** Rows of a result as text: one writer for JSON and NDJSON, one for CSV. */
-import type { JsonKind } from './columns.ts';
 import { CSV, JSON_TYPE, NDJSON, type OBJECT } from './headers.ts';
+import type { JsonKind } from './types.ts';
 
 /** The values of a row in the order of the statement, each as PostgreSQL printed it, or null. */
 export type Values = (string | null)[];
@@ -22,6 +22,7 @@ const TO_JSON: Record<JsonKind, Write> = {
   number: (value) => (value.charCodeAt(value.length - 1) < 58 ? value : `"${value}"`),
   text: (value) => (PLAIN.test(value) ? `"${value}"` : JSON.stringify(value)),
   time: (value) => value, // the statement has to_json() around it
+  array: (value) => value, // likewise
   json: (value) => value,
 };
 

@@ -36,12 +36,14 @@ async function addSamples(url: string, resources: Resource[]): Promise<void> {
     openLog('silent'),
   );
   for (const resource of resources) {
-    const { key, sample } = resource;
+    const { key, sample, keyMaker } = resource;
     await ensureTable(resource, pool);
     if (!sample) continue;
     const file = createReadStream(new URL(`../${sample}`, import.meta.url));
     const { rows } = await readCsv(resource, file, 2 ** 20);
-    const keyed = rows.map((row) => ({ [key]: uuidv5(JSON.stringify(row), uuidv5.URL), ...row }));
+    const keyOf = (row: object) =>
+      keyMaker === 'service' && { [key]: uuidv5(JSON.stringify(row), uuidv5.URL) };
+    const keyed = rows.map((row) => ({ ...keyOf(row), ...row }));
     await new Store(resource, pool).upsert(keyed, [], {}, ownCall());
   }
   await pool.end();

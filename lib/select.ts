@@ -1,8 +1,9 @@
 /** A parsed query string as SQL. The table is `t` in every statement. */
-import { kindOf, type Resource, typeOf } from './columns.ts';
+import type { Resource } from './columns.ts';
 import { type Filter, groupedBy, type Member, OPERATORS, type Query } from './dialect.ts';
-import { bodyOf, type Field, type Format, type Values } from './rows.ts';
-import { identifier, join, raw, type Sql, sql, where } from './sql.ts';
+import { bodyOf, type Format, type Values } from './rows.ts';
+import { identifier, join, literal, raw, type Sql, sql, where } from './sql.ts';
+import { type JsonKind, kindOf, typeOf } from './types.ts';
 
 /** The members of `select`, or all columns: how each is written, and its expression over `t`. */
 export function shownOf(resource: Resource, select?: Member[]) {
@@ -17,7 +18,7 @@ function showOne(resource: Resource, { name, column = '', inner, aggregate, cast
   const value = as(aggregate ? sql`${raw(aggregate)}(${plain})` : plain, cast);
   const isNumber = /^(count|sum|avg)$/.test(aggregate ?? '');
   const kind = kindOf(cast ?? (isNumber ? 'numeric' : (inner ?? typeOf(resource, column))));
-  return { field: { name, kind }, column: kind === 'time' ? sql`to_json(${value})` : value };
+  return { field: { name, kind }, column: isPrinted(kind) ? sql`to_json(${value})` : value };
 }
 
 /**
@@ -74,7 +75,9 @@ export function planPage(resource: Resource, query: Query, wanted: Wanted, tests
   const { limit, count, format } = wanted;
   const { fields, columns } = shownOf(resource, query.select);
   const groups = groupedBy(query); // they have no cursor
-  if (query.select && !groups) columns.push(...query.order.map(({ column }) => columnOf(column)));
+  const apart =
+    Boolean(query.select) || query.order.some(({ column }) => !isPlain(resource, column));
+  if (apart && !groups) columns.push(...query.order.map(({ column }) => columnOf(column)));
   const named = [...columns, sql`true`].map((one, at) => sql`${one} as ${identifier(`c${at}`)}`);
   const page = selectOf(resource, query, count ? named : columns, tests, limit + 1);
   const total = count && countOf(resource, query, tests);
@@ -89,25 +92,40 @@ export function planPage(resource: Resource, query: Query, wanted: Wanted, tests
       rows: rows.length,
       body: bodyOf(format, fields, rows),
       more: Boolean(last),
-      next: last && !groups ? cursorOf(resource, query, fields, last) : '',
+      next:
+        last && !groups ? cursorOf(resource, query, last, apart ? fields.length : undefined) : '',
       ...(count && { total: Number(found[0]?.at(-1)) }),
     };
   };
   return { fields, statement, toPage };
 }
 
-/** The cursor after a row: the order's values, of the row or after its fields, in base64url. */
-function cursorOf({ names }: Resource, query: Query, fields: Field[], row: Values): string {
-  const values = query.order.map(({ column }, at) => {
-    const place = query.select ? fields.length + at : names.indexOf(column);
-    const value = row[place] ?? null;
-    return value !== null && fields[place]?.kind === 'time' ? JSON.parse(value) : value;
-  });
+/** The cursor after a row: the values of the order, which are in the row or from `start`, in base64url. */
+function cursorOf({ names }: Resource, { order }: Query, row: Values, start?: number): string {
+  const values = order.map(
+    ({ column }, at) => row[start === undefined ? names.indexOf(column) : start + at],
+  );
   return Buffer.from(JSON.stringify(values)).toString('base64url');
 }
 
-function columnOf(name: string): Sql {
-  return sql`t.${identifier(name)}`;
+/** Whether to_json() prints the values of an answer. */
+function isPrinted(kind: JsonKind): boolean {
+  return kind === 'time' || kind === 'array';
+}
+
+/** Whether the row of an answer has the column as PostgreSQL prints it. */
+function isPlain({ columns }: Resource, name: string): boolean {
+  return !isPrinted(kindOf(columns[name]?.type ?? 'time'));
+}
+
+/** A column, or a JSON path in one: `name->0->>key`, whose keys have no quotes. */
+function columnOf(place: string): Sql {
+  const [name = '', ...path] = place.split(/(?=->)/);
+  const steps = path.map((step) =>
+    step.replace(/[^>]+$/, (key) => (/^\d+$/.test(key) ? key : literal(key))),
+  );
+  const column = sql`t.${identifier(name)}`;
+  return steps.length > 0 ? sql`(${column}${raw(steps.join(''))})` : column;
 }
 
 export function condition(filter: Filter): Sql {

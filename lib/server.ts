@@ -202,6 +202,7 @@ export function isMain(url: string): boolean {
 export function exitWith(error: unknown): never {
   const known = error instanceof StartError;
   const { message, stack } = error instanceof Error ? error : new Error(String(error));
+  if (known && message.includes('\n')) process.stderr.write(`${message}\n`); // SQL to paste
   openLog('info').fatal(known ? {} : { message, stack }, known ? message : 'ended by an error');
   process.exit(known ? 2 : 1);
 }

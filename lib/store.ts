@@ -29,6 +29,7 @@ import {
 /**
  * What a write did to how many rows, and those in the wanted format; of one row its version, for the
  * ETag. `created`: some are new. `same`: a create found its keys taken by rows equal to the wanted.
+ * `key`: of one row whose key the database made.
  */
 export type Written = {
   rows: number;
@@ -36,6 +37,7 @@ export type Written = {
   version: string;
   created: boolean;
   same: boolean;
+  key?: string | null | undefined;
 };
 
 /** How a write answers its rows, without `format` not at all; it changes nothing unless `most` holds. */
@@ -124,8 +126,13 @@ export class Store {
     if (rows.length > (terms.most ?? rows.length)) throw tooMany(rows.length);
     const asks = rows.map((row) => this.askFor(row, call));
     const action = this.statements.insert(asks.map((ask) => ask.row));
+    const { keyMaker } = this.resource;
+    // After true in the place of `created`: the key, which the request did not have
+    if (keyMaker === 'database')
+      return this.write(action, terms, call, { created: sql`true, t.${this.statements.key}` });
+    const kind = keyMaker === 'service' ? 'keyed' : 'write';
     try {
-      return { ...(await this.write(action, terms, call, { kind: 'keyed' })), created: true };
+      return { ...(await this.write(action, terms, call, { kind })), created: true };
     } catch (error) {
       const found = codeOf(error) === '23505' ? await this.compare(asks, terms) : undefined;
       if (!found?.rows) throw error; // another unique column is taken
@@ -137,12 +144,18 @@ export class Store {
    * Inserts rows; where the key exists, sets the `set` columns, or nothing. Throws 409 when another
    * caller has one of the rows to set.
    */
-  async upsert(rows: Row[], set: string[], terms: Terms, call: Call): Promise<Written> {
+  async upsert(
+    rows: Row[],
+    set: string[],
+    terms: Terms,
+    call: Call,
+    on?: string[],
+  ): Promise<Written> {
     const { owner, settable } = this.resource;
     const owned = rows.map((row) => this.askFor(row, call).row);
     const least = owner && set.some((name) => settable.includes(name)) ? rows.length : 0;
     const broken = least > 0 ? [sql`(select count(*) from changed) < ${least}`] : [];
-    const action = this.statements.upsert(owned, set);
+    const action = this.statements.upsert(owned, set, [], on);
     const how = { created: CREATED, broken };
     const made = await this.write(action, terms, call, how).catch(ifBroken);
     if (made && made.rows >= least) return made;
@@ -155,13 +168,15 @@ export class Store {
     const { statements } = this;
     const { match, noneMatch } = terms;
     const ask = this.askFor(row, call);
-    if (!match && !noneMatch) return this.admit(call, () => this.replaces(ask));
+    const isNumbered = this.resource.keyMaker === 'database'; // a new row gets the next number
+    if (!match && !noneMatch && !isNumbered) return this.admit(call, () => this.replaces(ask));
     const set = noneMatch === '*' ? [] : this.resource.settable;
     const upsert = statements.upsert([ask.row], set, hasVersion(terms));
-    const made = match
-      ? await this.changeOne(statements.update(row, true), ask.key, terms, call)
-      : await this.write(upsert, { format: OBJECT }, call, { created: CREATED });
-    if (made.rows === 0) throw preconditionFailed();
+    const made =
+      match || isNumbered
+        ? await this.changeOne(statements.update(row, true), ask.key, terms, call)
+        : await this.write(upsert, { format: OBJECT }, call, { created: CREATED });
+    if (made.rows === 0 && (match || noneMatch)) throw preconditionFailed();
     return made;
   }
 
@@ -203,16 +218,16 @@ export class Store {
     call: Call,
   ): Promise<number> {
     this.checkCaller(call);
-    const { table, textOf, inputs: all } = this.statements;
+    const { table, textFor, namesFor, inputs: all } = this.statements;
     const { columns } = this.resource;
     const isGiven = (name: string) =>
       names.includes(name) || typeof columns[name]?.default !== 'function'; // else the table's
-    const inputs = all.filter(isGiven);
+    const inputs = namesFor(this.askFor(first[0] ?? {}, call).row, all).filter(isGiven);
     let count = 0;
     const linesOf = (rows: Row[]) => {
       count += rows.length;
       const given = rows.map((row) => this.askFor(row, call).row);
-      const lines = given.map((row) => csvLine(inputs.map((name) => textOf(name, row[name]))));
+      const lines = given.map((row) => csvLine(inputs.map((name) => textFor(name, row[name]))));
       return Buffer.from(lines.join(''));
     };
     async function* pieces() {
@@ -240,10 +255,10 @@ export class Store {
       throw new Problem(403, '42501', "The token's sub cannot own rows.", hint);
   }
 
-  /** The row with a key, and with its caller as owner; a body cannot name one. */
+  /** The row with a key, where the service makes it, and with its caller as owner. */
   private askFor(row: Row, call: Call): Ask {
-    const { key, owner } = this.resource;
-    row[key] ??= uuidv7();
+    const { key, owner, keyMaker } = this.resource;
+    if (keyMaker === 'service') row[key] ??= uuidv7();
     return { key: String(row[key]), row: owner ? { ...row, [owner]: call.sub } : row, call };
   }
 
@@ -281,7 +296,8 @@ export class Store {
       const [keys, rows] = [sorted.map(({ key }) => key), sorted.map(({ row }) => row)];
       const subs = sorted.map((ask) => ask.call.sub);
       const statement = statementFor({ keys, rows, subs, columns });
-      const result = await this.pool.run(kind, call, statement);
+      const again = kind === 'keyed' && this.resource.keyMaker !== 'service' ? 'write' : kind;
+      const result = await this.pool.run(again, call, statement);
       const found = new Map(result.map((values) => [values[0], values])); // the key is first
       const owner = this.resource.names.indexOf(this.resource.owner ?? '');
       return asks.map((ask) => {
@@ -381,5 +397,7 @@ function callOf(asks: { call: Call }[]): Call {
 /** The version and the flag of a row are after its `at` values. */
 function writtenOf(rows: Values[], body: string, at = 0): Written {
   const created = rows.some((values) => values[at + 1] === 't');
-  return { rows: rows.length, body, version: String(rows[0]?.[at] ?? ''), created, same: false };
+  const [first = []] = rows;
+  const version = String(first[at] ?? '');
+  return { rows: rows.length, body, version, created, same: false, key: first[at + 2] };
 }

@@ -78,6 +78,27 @@ test('docs/scaling.md has the capacity that follows from the first figures in be
   );
 });
 
+test('docs/resources.md has each kind, option and member, and no other', () => {
+  const page = read('docs/resources.md');
+  const section = (title: string) => page.split(`\n## ${title}\n`)[1]?.split('\n## ')[0] ?? '';
+  const firsts = (text: string) => {
+    const cells = [...text.matchAll(/^\| (.*?) \| /gm)].map(([, cell = '']) => cell);
+    return [
+      ...new Set(cells.flatMap((cell) => [...cell.matchAll(/`(\w+)/g)].map(([, one]) => one))),
+    ];
+  };
+  const source = read('lib/columns.ts');
+  const [, kinds = ''] = source.split('// --- Kinds');
+  const made = [...kinds.matchAll(/^export (?:const|function) (\w+).*?(?:= whole|\): Column)/gms)];
+  assert.deepEqual(firsts(section('Kinds')).sort(), made.map(([, name]) => name).sort());
+  const [, options = ''] = /export type Options = \{(.*?)\n\}/s.exec(source) ?? [];
+  const names = [...options.matchAll(/^ {2}(\w+)\?/gm)].map(([, name]) => name);
+  assert.deepEqual(firsts(section('Options')), names);
+  const [, members = ''] = /^type Declaration = \{(.*?)\n\}/ms.exec(source) ?? [];
+  const declared = [...members.matchAll(/^ {2}(\w+)\??:/gm)].map(([, name]) => name);
+  assert.deepEqual(firsts(page.split('\n## ')[0] ?? ''), declared);
+});
+
 test('docs/api.md has the routes of the application and no other', async () => {
   const config = readConfig({ DATABASE_URL: 'postgres://127.0.0.1:1/none' });
   const service = connect(config, { resources: [passengers], endpoints }, openLog('silent'));

@@ -9,6 +9,7 @@ import * as kind from '../lib/columns.ts';
 import { parseQuery } from '../lib/dialect.ts';
 import { selectOf, shownOf } from '../lib/select.ts';
 import { numbered, quote } from '../lib/sql.ts';
+import { typeOf } from '../lib/types.ts';
 import { openDatabase } from './harness.ts';
 import { type Served, serveHere } from './inprocess.ts';
 
@@ -57,12 +58,12 @@ const database = await openDatabase();
 let running: Served;
 before(async () => {
   const { sql, url } = database;
-  const columns = kinds.names.map((name) => `${quote(name)} ${kind.typeOf(kinds, name)}`);
+  const columns = kinds.names.map((name) => `${quote(name)} ${typeOf(kinds, name)}`);
   await sql.unsafe(`create table kinds (${columns}, primary key (uuid));
     create table pages (uuid uuid primary key, x float, y int, p float not null, q int not null);
     insert into pages select gen_random_uuid(), nullif(n % 5, 0), nullif(n % 3, 0), n % 4, n % 7
       from generate_series(1, 40) n`);
-  const places = kinds.names.map((name, at) => `$${at + 1}::text::${kind.typeOf(kinds, name)}`);
+  const places = kinds.names.map((name, at) => `$${at + 1}::text::${typeOf(kinds, name)}`);
   for (let at = 0; at < 23; at += 1) {
     const cells = Object.values(CELLS).map((list) => list[at % list.length] ?? null);
     await sql.unsafe(`insert into kinds values (${places})`, [keyOf(at), ...cells]);
