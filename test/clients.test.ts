@@ -229,7 +229,7 @@ const REFUSALS: [status: number, code: string, criterion: string, request: Ask][
   [406, 'PGRST107', 'explain', (t) => t.select().explain()],
   [406, 'PGRST107', 'geojson', (t) => t.select().geojson()],
   [406, 'PGRST107', 'stripNulls', (t) => t.select().stripNulls()],
-  [400, 'PGRST100', 'contains', (t) => t.select().contains('name', ['Ann'])],
+  [400, '42883', 'contains', (t) => t.select().contains('name', ['Ann'])],
   [400, 'PGRST100', 'rangeGt', (t) => t.select().rangeGt('age', '[1,2]')],
   [400, 'PGRST100', 'update with limit', (t) => t.update({ fare: 5 }).eq('age', 22).limit(1)],
   [400, '42703', 'upsert on an unknown column', (t) => t.upsert(OTHER, { onConflict: 'cabin' })],
