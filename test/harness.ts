@@ -185,7 +185,6 @@ export async function startService(
   const command = [...nodeArguments, file, ...args];
   const child = leash(spawn(process.execPath, command, { env, ...options }));
   const log: LogLine[] = [];
-  const events = new EventEmitter().setMaxListeners(0);
   const leaks = new Set<string>();
   const search = (where: string, text: string) => {
     for (const leak of leaksIn(text, environment)) leaks.add(`${leak} in ${where}`);
@@ -201,23 +200,19 @@ export async function startService(
   createInterface(child.stdout).on('line', (line) => {
     search('stdout', line);
     log.push(JSON.parse(line));
-    events.emit('line');
   });
   const [exited, closed] = [once(child, 'exit'), once(child, 'close')];
   const ended = exited.then(() => child.exitCode);
+  const hasEnded = () => child.exitCode !== null || child.signalCode !== null;
   const logged = async (msg: string): Promise<LogLine> => {
-    for (;;) {
-      const hasEnded = child.exitCode !== null || child.signalCode !== null;
-      if (hasEnded) await closed;
-      const line = log.find((one) => one.msg === msg);
-      if (line) return line;
-      if (hasEnded) {
-        assertNoLeaks();
-        const end = child.exitCode ?? child.signalCode;
-        throw new Error(`ended with ${end}: ${JSON.stringify(log)} ${stderr}`);
-      }
-      await Promise.race([once(events, 'line'), exited]);
-    }
+    const find = () => log.find((line) => line.msg === msg);
+    await until(() => find() || hasEnded(), 120_000);
+    if (hasEnded()) await closed;
+    const line = find();
+    if (line) return line;
+    assertNoLeaks();
+    const end = child.exitCode ?? child.signalCode;
+    throw new Error(`ended with ${end}: ${JSON.stringify(log)} ${stderr}`);
   };
   const url = String((await logged('listening')).url);
   const send = client(url, undefined, 60_000);
@@ -228,7 +223,7 @@ export async function startService(
     return reply;
   };
   const stop = async (signal: NodeJS.Signals = 'SIGTERM') => {
-    if (child.exitCode === null && child.signalCode === null) child.kill(signal);
+    if (!hasEnded()) child.kill(signal);
     await exited;
     await Promise.race([closed, sleep(1000, undefined, { ref: false })]); // a worker may outlive it
     assertNoLeaks();
@@ -237,14 +232,14 @@ export async function startService(
   const get = (path: string, headers?: HeadersInit) => request('GET', path, undefined, headers);
   /** Searches an answer for secrets that did not come by request(). */
   const hear = (text: string) => search('the answer', text);
-  return { url, child, log, stderr: () => stderr, request, get, logged, hear, ended, stop };
+  const state = { url, child, log, stderr: () => stderr, hasEnded, ended };
+  return { ...state, request, get, logged, hear, stop };
 }
 
 /** The same, and waits until it is ready. */
 export async function startReady(...given: Parameters<typeof startService>): Promise<TestService> {
   const service = await startService(...given);
-  const { child, get } = service;
-  const hasEnded = () => child.exitCode !== null || child.signalCode !== null;
+  const { get, hasEnded } = service;
   const isReady = async () => (await get('/readyz').catch(() => undefined))?.status === 200;
   await until(async () => hasEnded() || isReady());
   if (hasEnded()) await service.logged('ready'); // rejects with its log
@@ -270,13 +265,15 @@ const TOKEN = /\beyJ[\w-]{10,}\.[\w-]*\./;
 function leaksIn(text: string, environment: Record<string, string>): string[] {
   const { JWT_SECRET = '', DATABASE_URL = '', PGPASSWORD = '' } = environment;
   const url = URL.canParse(DATABASE_URL) ? new URL(DATABASE_URL) : { username: '', password: '' };
-  const password = url.password === url.username ? '' : url.password;
-  const secrets: [name: string, ...secrets: string[]][] = [
-    ['a JWT_SECRET', ...JWT_SECRET.split(',').map((secret) => secret.trim())],
-    ['the password of DATABASE_URL', password, decodeURIComponent(password)],
+  const { username, password } = url;
+  const own = password === username ? '' : password;
+  const secrets: [name: string, secret: string][] = [
+    ...JWT_SECRET.split(',').map((secret): [string, string] => ['a JWT_SECRET', secret.trim()]),
+    ['the password of DATABASE_URL', own],
+    ['the password of DATABASE_URL', decodeURIComponent(own)],
     ['PGPASSWORD', PGPASSWORD],
   ];
-  const found = secrets.filter(([, ...all]) => all.some((one) => one !== '' && text.includes(one)));
+  const found = secrets.filter(([, secret]) => secret !== '' && text.includes(secret));
   const shapes = [...(SQL.test(text) ? ['SQL'] : []), ...(TOKEN.test(text) ? ['a token'] : [])];
   return [...found.map(([name]) => name), ...shapes];
 }
@@ -302,7 +299,7 @@ export async function until(condition: () => unknown, ms = 30_000): Promise<void
   for (;;) {
     if (await condition()) return;
     if (performance.now() > end) throw new Error(`not within ${ms} ms: ${condition}`);
-    await new Promise((resolve) => setTimeout(resolve, 10));
+    await sleep(10);
   }
 }
 
@@ -320,8 +317,7 @@ export async function startProxy(url: string) {
   let late = 0;
   let trap: string | undefined;
   const hold = (socket: Socket, other?: Socket) => {
-    open.add(socket);
-    socket.on('error', () => {});
+    open.add(socket.on('error', () => {}));
     socket.once('close', () => {
       open.delete(socket);
       other?.destroy();
@@ -416,8 +412,7 @@ export async function startProxy(url: string) {
 export async function controlServer(home: string) {
   const pidFile = join(home, 'cluster', 'postmaster.pid');
   const read = async () => (await readFile(pidFile, 'utf8').catch(() => '')).split('\n');
-  const postmaster = Number((await read())[0]);
-  const proc = `/proc/${postmaster}`;
+  const proc = `/proc/${Number((await read())[0])}`;
   const command = (await readFile(`${proc}/cmdline`, 'utf8')).split('\0').slice(0, -1);
   const { uid, gid } = await stat(proc);
   const pids = async () => {
