@@ -203,7 +203,7 @@ export class Pool {
         });
       } catch (error) {
         places.push(...places.splice(0, 1));
-        if (!this.leastBusy()) this.change('down', error as Error);
+        if (!this.leastBusy()) this.change('down', failureOf(driver, error as Error));
       }
       client.open = false;
       this.clients.delete(client);
@@ -212,9 +212,8 @@ export class Pool {
     }
   }
 
-  private change(to: 'up' | 'down', error?: Error): void {
-    const line = error && { code: codeOf(error), error: error.message, hint: hintFor(error) };
-    if (this.state !== to) this.log[to === 'up' ? 'info' : 'warn']({ ...line }, `database ${to}`);
+  private change(to: 'up' | 'down', details: object = {}): void {
+    if (this.state !== to) this.log[to === 'up' ? 'info' : 'warn'](details, `database ${to}`);
     this.state = to;
     this.advance();
   }
@@ -374,9 +373,12 @@ function connect(options: PoolOptions, place: Place, timeout: number, onclose = 
   return driver;
 }
 
-/** What pgbouncer's refusal of a session parameter means here. */
-function hintFor({ message }: Error): string | undefined {
-  return /startup parameter/.test(message) ? 'Behind a pooler set DB_PREPARE=false.' : undefined;
+/** Why no connection was made, in PostgreSQL's words, and where; never the password. */
+function failureOf({ options: { host, port, database, user } }: postgres.Sql, error: Error) {
+  const isPooler = /startup parameter/.test(error.message);
+  const hint = isPooler ? 'Behind a pooler set DB_PREPARE=false.' : undefined;
+  const where = { host: host.join(), port: port.join(), database, role: user };
+  return { code: codeOf(error), error: error.message, hint, ...where };
 }
 
 /** The promise, or Problem 503 when it takes longer. */
