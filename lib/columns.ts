@@ -87,6 +87,7 @@ export function resource(declaration: Declaration) {
   const keyMaker: KeyMaker = identity || generated ? 'database' : given;
   /** The key in a path as JSON has it; undefined for what cannot be one. */
   const toKey = (text: string) => {
+    if (type === 'uuid') return toUuid(text); // a tenth of the time of the schema
     const value = /^-?\d+$/.test(text) && kindOf(type) === 'number' ? Number(text) : text;
     return keyColumn.schema.safeParse(value).data as string | number | undefined;
   };
