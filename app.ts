@@ -10,7 +10,6 @@
 import { pathToFileURL } from 'node:url';
 import { Hono, type MiddlewareHandler } from 'hono';
 import type { Logger } from 'pino';
-import { v5 as uuidv5 } from 'uuid';
 import { z } from 'zod';
 import { createAuth, makeToken, needsToken } from './lib/auth.ts';
 import {
@@ -44,6 +43,7 @@ import {
   type C,
   describe,
   type Env,
+  idempotencyKey,
   notFound,
   observe,
   preconditions,
@@ -69,13 +69,14 @@ import {
   pointer,
   preconditionFailed,
   StartError,
+  tooMany,
   unavailable,
   unprocessable,
 } from './lib/problem.ts';
 import type { Format } from './lib/rows.ts';
 import { startTrial } from './lib/sample.ts';
 import { exitWith, isMain, type Service, serve, untilSignal } from './lib/server.ts';
-import { Store, type Terms } from './lib/store.ts';
+import { Store, type Terms, type Written } from './lib/store.ts';
 import { ensureTable } from './lib/table.ts';
 import { isPrimary, supervise } from './lib/workers.ts';
 
@@ -140,8 +141,6 @@ type Limits = Pick<Config, 'BASE_PATH' | 'MAX_ROWS' | 'BODY_LIMIT' | 'CSV_LIMIT'
 /** How a write answers; without a media type, with nothing. */
 type Answer = Terms & { type: Format | undefined; counted?: boolean };
 
-const IDEMPOTENCY = '6c1f7c54-5d2a-4b0e-9a55-2f1f0a3c8d10'; // namespace of keys from Idempotency-Key
-
 /** The endpoints of one table. Each reads its request, asks the store once, and answers. */
 export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   const { key, path, keyMaker } = resource;
@@ -179,6 +178,8 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   /** An object, an array or CSV (all rows or none), or an upsert with `Prefer: resolution`. */
   async function create(c: C) {
     const query = readQuery(c, resource, ['select', 'columns', 'on_conflict']);
+    const hint = 'PUT, PATCH and DELETE have preconditions.';
+    if (preconditions(c).match) throw new Problem(400, 'PGRST100', 'If-Match has no effect.', hint);
     if (mediaType(c.env.incoming) === CSV) return createFromCsv(c, query);
     const body = await readBody(c, resource.row, purposeOf(c), query.columns);
     return createRows(c, query, body, answerOf(c, query, { many: body.many }));
@@ -187,19 +188,23 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   async function createRows(c: C, query: Query, { rows, many, names }: Rows, answer: Answer) {
     const resolution = preferred(c, 'resolution');
     preferred(c, 'missing'); // a column without a member always gets its default
-    const idempotent = idempotencyKey(c, many);
-    if (idempotent) for (const row of rows) row[key] = idempotent;
+    const [row] = rows;
+    const idempotent = idempotencyKey(c, keyMaker, !many && row?.[key] === undefined);
+    if (idempotent && row) row[key] = idempotent;
+    const ofOne = (made: Written) => {
+      const id = rows.length === 1 ? (row?.[key] ?? made.key) : undefined;
+      return id === undefined ? {} : { Location: locationOf(c, id), ...tag(made) };
+    };
     if (resolution) {
       const set = resolution === 'merge-duplicates' ? names : [];
       const made = await store.upsert(rows, set, answer, c.get('call'), query.on_conflict);
       const none = made.rows === 0 && answer.format === OBJECT; // the key was taken
       if (none && answer.type === OBJECT) throw notOne(0);
-      return sendWritten(c, made.created ? 201 : 200, made, none ? undefined : answer.type);
+      const type = none ? undefined : answer.type;
+      return sendWritten(c, made.created ? 201 : 200, made, type, made.created ? ofOne(made) : {});
     }
-    const [row] = rows;
-    const plain =
-      !query.select && answer.most === undefined && (answer.format ?? OBJECT) === OBJECT;
-    const alone = plain && !many && keyMaker !== 'database' && row;
+    const isPlain = !many && !query.select && answer.most === undefined;
+    const alone = isPlain && (answer.format ?? OBJECT) === OBJECT && keyMaker !== 'database' && row;
     const made = alone
       ? await store.create(row, c.get('call'))
       : await store.createMany(rows, answer, c.get('call'));
@@ -207,7 +212,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     if (!made.created && !repeated && rows.length > 0) throw keyTaken(idempotent);
     return sendWritten(c, 201, made, answer.type, {
       ...(answer.counted && { 'Content-Range': `*/${made.rows}` }),
-      ...(rows.length === 1 && { Location: locationOf(c, row?.[key] ?? made.key), ...tag(made) }),
+      ...ofOne(made),
       ...(idempotent && !made.created && { 'Idempotent-Replayed': 'true' }),
     });
   }
@@ -286,7 +291,8 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
       throw new Problem(400, 'PGRST100', 'A write answers rows, not aggregates.');
     const single = Boolean(c.req.param('key'));
     const wanted = preferred(c, 'return');
-    const most = single ? undefined : preferred(c, 'max-affected');
+    const most = preferred(c, 'max-affected');
+    if (single && most && Number(most) < 1) throw tooMany(1);
     const type = typeFor(c, single ? [JSON_TYPE, OBJECT] : [JSON_TYPE, CSV, NDJSON, OBJECT]);
     const alone = type === JSON_TYPE && wanted !== 'representation' && !many;
     const terms = {
@@ -332,18 +338,6 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
   function locationOf(c: C, id: unknown): string {
     const base = `${limits.BASE_PATH}${isPostgrest(c) ? '/rest/v1' : ''}`;
     return `${base}/${path}/${encodeURIComponent(String(id))}`;
-  }
-
-  /** A key made from Idempotency-Key and caller, so that a repetition finds the row. */
-  function idempotencyKey(c: C, many: boolean): string | undefined {
-    const given = c.env.incoming.headers['idempotency-key'];
-    if (given === undefined) return undefined;
-    const hint = `The ${keyMaker} makes the key of a row here.`;
-    if (keyMaker !== 'service')
-      throw new Problem(400, 'PGRST100', 'An Idempotency-Key has no effect.', hint);
-    const detail = 'An Idempotency-Key has 1 to 255 characters, for one object.';
-    if (!given || given.length > 255 || many) throw new Problem(400, 'PGRST100', detail);
-    return uuidv5(JSON.stringify([c.get('call').sub, given]), IDEMPOTENCY);
   }
 
   return { list, listAll, read, create, replace, merge, remove, mergeMany, removeMany };

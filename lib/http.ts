@@ -7,6 +7,7 @@ import { RESPONSE_ALREADY_SENT } from '@hono/node-server/utils/response';
 import type { Context, Hono, MiddlewareHandler } from 'hono';
 import { matchedRoutes } from 'hono/route';
 import type { Logger } from 'pino';
+import { v5 as uuidv5 } from 'uuid';
 import type { Authorize } from './auth.ts';
 import type { Resource } from './columns.ts';
 import type { Config } from './config.ts';
@@ -55,6 +56,7 @@ type State = {
 };
 
 const STALLED = 5000; // ms; Node 20 and 26 report a write that does not move after twice this time
+const IDEMPOTENCY = '6c1f7c54-5d2a-4b0e-9a55-2f1f0a3c8d10'; // namespace of keys from Idempotency-Key
 const MAX_LINK = 4096; // bytes; fetch() of Node refuses an answer whose head has 16 KiB
 
 // --- Around each request ----------------------------------------------------------
@@ -234,6 +236,21 @@ export function preconditions(c: C): Preconditions {
   return { match: parseTags(headers['if-match']), noneMatch: parseTags(headers['if-none-match']) };
 }
 
+/**
+ * A key made from Idempotency-Key and caller, so that a repetition finds the row. `isAlone`: the body
+ * is one object without a key. Throws 400.
+ */
+export function idempotencyKey(c: C, keyMaker: string, isAlone: boolean): string | undefined {
+  const given = c.env.incoming.headers['idempotency-key'];
+  if (given === undefined) return undefined;
+  const hint = `The ${keyMaker} makes the key of a row here.`;
+  if (keyMaker !== 'service')
+    throw new Problem(400, 'PGRST100', 'An Idempotency-Key has no effect.', hint);
+  const detail = 'An Idempotency-Key has 1 to 255 characters, for one object without a key.';
+  if (!given || given.length > 255 || !isAlone) throw new Problem(400, 'PGRST100', detail);
+  return uuidv5(JSON.stringify([c.get('call').sub, given]), IDEMPOTENCY);
+}
+
 /** Refuses a write of all rows, unless a limit on their number shows that it is meant. */
 export function refuseAll(c: C, filters: unknown[]): void {
   const { handling, 'max-affected': most } = c.get('state').prefer;
@@ -251,9 +268,9 @@ export function send(c: C, status: number, body: string | null, headers: Headers
   return new Response(body, { status, headers: all });
 }
 
-/** The entity tag of a row. */
-export function tag({ version }: { version: string }): { ETag: string } {
-  return { ETag: `"${version}"` };
+/** The entity tag of a row, if its version was read. */
+export function tag({ version }: { version: string }): Headers {
+  return version ? { ETag: `"${version}"` } : {};
 }
 
 /** A page with its Content-Range and a link to the next. Throws 406, or 416 past the end. */

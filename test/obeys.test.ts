@@ -78,6 +78,43 @@ describe('Preconditions', () => {
   });
 });
 
+describe('POST', () => {
+  const key = '0192f0c1-0000-7000-8000-000000000002';
+  const merge = { prefer: 'resolution=merge-duplicates' };
+  const refused: [name: string, headers: Record<string, string>][] = [
+    ['If-Match', { 'if-match': '"1"' }],
+    ['If-Match and resolution', { 'if-match': '"1"', ...merge }],
+    ['Idempotency-Key and a key in the body', { 'idempotency-key': 'a' }],
+  ];
+  for (const [name, headers] of refused)
+    test(`with ${name} is 400 and stores nothing`, async () => {
+      const reply = await service.request('POST', '/passengers', { uuid: key, ...ROW }, headers);
+      assert.equal(reply.status, 400, reply.text);
+      assert.equal((await service.get(`/passengers/${key}`)).status, 404);
+    });
+
+  test('of one new row has Location, and ETag where the version is read', async () => {
+    const minimal = { prefer: 'return=minimal' };
+    const several = await service.request('POST', '/passengers', [ROW], minimal);
+    const upserted = await service.request('POST', '/passengers', ROW, merge);
+    const read = await service.get(upserted.headers.get('location') ?? '');
+    assert.equal(upserted.headers.get('etag'), read.headers.get('etag'));
+    assert.match(several.headers.get('location') ?? '', /^\/passengers\/[\da-f-]{36}$/);
+    assert.equal(several.headers.get('etag'), null);
+  });
+});
+
+test('PUT, PATCH and DELETE by key with max-affected=0 are 400 and change nothing', async () => {
+  const { json } = await service.request('POST', '/passengers', ROW);
+  for (const [method, body] of [['PUT', { ...ROW, age: 1 }], ['PATCH', { age: 1 }], ['DELETE']]) {
+    const headers = { prefer: 'handling=strict, max-affected=0' };
+    const path = `/passengers/${json.uuid}`;
+    const reply = await service.request(String(method), path, body, headers);
+    assert.deepEqual([reply.status, reply.json.code], [400, 'PGRST124']);
+  }
+  assert.equal((await service.get(`/passengers/${json.uuid}`)).json.age, 33);
+});
+
 describe('A CSV', () => {
   const HEADER = Object.keys(ROW).join(',');
   const [one, two] = ['true,1,Ada,female,33,0,0,26.55', 'false,3,Bob,male,22,1,0,7.25'];
