@@ -118,3 +118,25 @@ for (const [prepare, prepared, timeout, lock] of sessions) {
     await own.end();
   });
 }
+
+const refused: [why: string, change: Record<string, string>, code: string, error: RegExp][] = [
+  ['a wrong password', { password: 'wrong' }, '28P01', /^password authentication failed for user/],
+  ['an absent database', { pathname: 'absent' }, '3D000', /^database "absent" does not exist$/],
+  ['an unknown host', { hostname: 'a.invalid' }, 'ENOTFOUND', /^getaddrinfo ENOTFOUND a\.invalid$/],
+];
+for (const [why, change, code, error] of refused) {
+  test(`"database down" names ${why}, and where it was`, async () => {
+    const log: Record<string, unknown>[] = [];
+    const url = Object.assign(new URL(database.url), change);
+    const options = { DATABASE_URL: url.href, POOL_SIZE: 1, DB_PREPARE: 'true' } as const;
+    const own = new Pool(options, pino({}, { write: (line) => void log.push(JSON.parse(line)) }));
+    await until(() => log.length > 0);
+    await own.end();
+    const [{ level, time, pid, hostname, ...line } = {}] = log;
+    const { host, port, database: name, role, msg } = line;
+    const expected = [url.hostname, url.port, url.pathname.slice(1), url.username];
+    assert.deepEqual([host, port, name, role, msg], [...expected, 'database down']);
+    assert.equal(line.code, code);
+    assert.match(String(line.error), error);
+  });
+}

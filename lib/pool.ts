@@ -197,7 +197,7 @@ export class Pool {
         });
       } catch (error) {
         places.push(...places.splice(0, 1));
-        if (!this.leastBusy()) this.change('down', codeOf(error));
+        if (!this.leastBusy()) this.change('down', failureOf(driver, error as Error));
       }
       client.open = false;
       this.clients.delete(client);
@@ -206,8 +206,8 @@ export class Pool {
     }
   }
 
-  private change(to: 'up' | 'down', code?: string): void {
-    if (this.state !== to) this.log[to === 'up' ? 'info' : 'warn']({ code }, `database ${to}`);
+  private change(to: 'up' | 'down', details: object = {}): void {
+    if (this.state !== to) this.log[to === 'up' ? 'info' : 'warn'](details, `database ${to}`);
     this.state = to;
     this.advance();
   }
@@ -344,6 +344,12 @@ function connect(options: PoolOptions, place: Place, timeout: number, onclose = 
     onclose,
     onnotice: () => {},
   }) as unknown as postgres.Sql;
+}
+
+/** Why no connection was made, in PostgreSQL's words, and where; never the password. */
+function failureOf({ options: { host, port, database, user } }: postgres.Sql, error: Error) {
+  const where = { host: host.join(), port: port.join(), database, role: user };
+  return { code: codeOf(error), error: error.message, ...where };
 }
 
 /** The promise, or Problem 503 when it takes longer. */
