@@ -395,7 +395,7 @@ describe('The process', () => {
     assert.equal(JSON.parse(stdout).msg, 'PORT expected a whole number from 0 to 65535'); // one line
   });
 
-  test("takes libpq's variables for a DATABASE_URL, listens on IPv6, ends with 0", async () => {
+  test("takes libpq's variables for a DATABASE_URL, listens on IPv6, greets, ends with 0", async () => {
     const { hostname, port, username, password, pathname } = new URL(database.url);
     const own = await startReady({
       ...{ PGHOST: hostname, PGPORT: port, PGUSER: username, HOST: '::1' },
@@ -405,6 +405,9 @@ describe('The process', () => {
     assert.equal((await own.get('/passengers?limit=1')).status, 200);
     assert.equal(await own.stop(), 0);
     assert.ok(own.log.every(({ level, msg }) => level && msg));
-    assert.equal(own.stderr(), '');
+    assert.ok(own.stderr().includes(`\n  ${own.url}/docs lists everything`));
+    for (const command of [`curl '${own.url}/passengers?limit=2'`, `curl ${own.url}/passengers -H`])
+      assert.ok(own.stderr().includes(command), own.stderr());
+    assert.doesNotMatch(own.stderr(), /embedded/);
   });
 });

@@ -33,7 +33,7 @@ import {
   resource,
   text,
 } from './lib/columns.ts';
-import { type Config, readConfig } from './lib/config.ts';
+import { type Config, readArguments, readConfig } from './lib/config.ts';
 import { readCsv } from './lib/csv.ts';
 import { groupedBy, LIST, type Query } from './lib/dialect.ts';
 import { CSV, JSON_TYPE, NDJSON, OBJECT } from './lib/headers.ts';
@@ -74,7 +74,7 @@ import {
   unprocessable,
 } from './lib/problem.ts';
 import type { Format } from './lib/rows.ts';
-import { startTrial } from './lib/sample.ts';
+import { greeting, startTrial } from './lib/sample.ts';
 import { exitWith, isMain, type Service, serve, untilSignal } from './lib/server.ts';
 import { Store, type Terms, type Written } from './lib/store.ts';
 import { ensureTable } from './lib/table.ts';
@@ -358,7 +358,7 @@ function routes(rows: Handlers, secured: MiddlewareHandler<Env>) {
 
 // --- The application --------------------------------------------------------------
 
-/** Opens what the endpoints stand on; nothing waits for the database here. */
+/** Makes the pool, the metrics and the check of tokens; returns before the database answers. */
 export function connect(config: Config, { resources, endpoints }: Program, log: Logger) {
   const pool = new Pool(config, log);
   const metrics = createMetrics(config, pool);
@@ -432,13 +432,13 @@ function addProbes(root: Hono<Env>, prefix: string, { pool, life }: Opened): voi
 
 /** Serves until a signal. Rejects with StartError when an operator has to fix something. */
 export async function main(args: string[], environment: NodeJS.ProcessEnv): Promise<void> {
+  const { token, file } = readArguments(args);
   const config = readConfig(environment);
-  const token = args.indexOf('token');
-  if (token >= 0) {
-    process.stdout.write(`${await makeToken(config, args.slice(token + 1))}\n`);
+  if (token) {
+    process.stdout.write(`${await makeToken(config, token)}\n`);
     return;
   }
-  const program = await load(args[0] ?? config.RESOURCE);
+  const program = await load(file ?? config.RESOURCE);
   checkPaths(program.resources);
   checkOwners(config, program.resources);
   const log = openLog(config.LOG_LEVEL);
@@ -451,7 +451,9 @@ export async function main(args: string[], environment: NodeJS.ProcessEnv): Prom
   const running = isPrimary(config)
     ? await supervise(config, log)
     : await serve(config, open(config, program, log), log);
-  if (trial) process.stderr.write(trial.greet(running.url));
+  const address = running.url + config.BASE_PATH;
+  if (config.NODE_ENV !== 'production')
+    process.stderr.write(greeting(address, program.resources, trial?.home));
   try {
     await Promise.race([ended, running.failed]);
   } finally {

@@ -129,9 +129,9 @@ describe('needsToken()', () => {
 });
 
 test('makeToken() signs with the first secret', async () => {
-  const token = await makeToken(OPTIONS, ['--sub', 'me', '--scope', 'write', '--expires', '5m']);
+  const token = await makeToken(OPTIONS, { sub: 'me', scope: 'write', expires: '5m' });
   assert.equal(await callerOf(token, true), 'me');
-  const plain = decodeJwt(await makeToken({ ...OPTIONS, JWT_ISSUER: undefined }, []));
+  const plain = decodeJwt(await makeToken({ ...OPTIONS, JWT_ISSUER: undefined }, {}));
   assert.deepEqual([plain.sub, plain.iss, plain.scope], ['me', undefined, undefined]);
   assert.equal(Number(plain.exp) - Number(plain.iat), 3600);
 });

@@ -1,8 +1,7 @@
 /** Who calls: bearer tokens, checked with jose, and the command that makes them. */
-import { parseArgs } from 'node:util';
 import * as jose from 'jose';
 import type { Logger } from 'pino';
-import { CONNECT_TIMEOUT, type Config } from './config.ts';
+import { CONNECT_TIMEOUT, type Config, type TokenOptions } from './config.ts';
 import { Problem, StartError, unavailable } from './problem.ts';
 
 type Caller = { sub: string; scopes: string[]; expires: number };
@@ -117,14 +116,11 @@ async function fetchKeySet(href: string, init: RequestInit): Promise<Response> {
   return Response.json({ keys: usable });
 }
 
-const TEXT = { type: 'string' } as const;
-
 /** `token --sub me --scope write --expires 1h`: a token signed with the first JWT_SECRET. */
-export async function makeToken(config: AuthOptions, args: string[]): Promise<string> {
+export async function makeToken(config: AuthOptions, options: TokenOptions): Promise<string> {
   const { JWT_SECRET: [secret] = [], JWT_ISSUER, JWT_AUDIENCE } = config;
   if (!secret) throw new StartError('JWT_SECRET is needed to sign a token');
-  const options = { sub: TEXT, scope: TEXT, expires: TEXT };
-  const { sub = 'me', scope, expires = '1h' } = parseArgs({ args, options }).values;
+  const { sub = 'me', scope, expires = '1h' } = options;
   const claims = { sub, scope, iss: JWT_ISSUER, aud: JWT_AUDIENCE } as jose.JWTPayload;
   const token = new jose.SignJWT(claims).setProtectedHeader({ alg: 'HS256' });
   return token.setIssuedAt().setExpirationTime(expires).sign(Buffer.from(secret));

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { type Config, readConfig } from './config.ts';
+import { type Config, readArguments, readConfig } from './config.ts';
 import { StartError } from './problem.ts';
 
 const SECRET = 'x'.repeat(32);
@@ -76,3 +76,25 @@ for (const [name, environment, expected] of accepted) {
       assert.deepEqual(readConfig(environment)[key as keyof Config], value);
   });
 }
+
+const usages: [args: string[], message: RegExp][] = [
+  [['--help'], /^--help; usage: /],
+  [['lib/sql.ts', 'lib/csv.ts'], /^lib\/csv\.ts is one argument too many; usage: /],
+  [['serve'], /^serve is neither a file nor a command; usage: /],
+  [['--sub', 'me'], /^--sub is an option of token; usage: /],
+  [['token', '--role', 'x'], /^Unknown option '--role'.*; usage: /],
+  [['token', '--sub'], /^Option '--sub <value>' argument missing; usage: /],
+  [['token', '--expires', 'soon'], /^--expires soon: expected 15m, 1h; usage: /],
+];
+for (const [args, message] of usages) {
+  test(`readArguments() answers the usage to ${args.join(' ')}`, () => {
+    assert.throws(() => readArguments(args), { constructor: StartError, message });
+  });
+}
+
+test('readArguments() reads a file, or the options of token', () => {
+  assert.deepEqual(readArguments([]), {});
+  assert.deepEqual(readArguments(['lib/sql.ts']), { file: 'lib/sql.ts' });
+  const { token } = readArguments(['token', '--sub', 'me', '--expires', '15m']);
+  assert.deepEqual({ ...token }, { sub: 'me', expires: '15m' });
+});

@@ -1,5 +1,6 @@
-/** The environment: one line a variable; docs/configuration.md says what each is for. */
-import { readFileSync } from 'node:fs';
+/** The environment: one line a variable; docs/configuration.md says what each is for. The command line. */
+import { existsSync, readFileSync } from 'node:fs';
+import { parseArgs } from 'node:util';
 import { z } from 'zod';
 import { StartError } from './problem.ts';
 
@@ -82,6 +83,32 @@ function parseUrl(text: string): URL | undefined {
 function isDatabaseUrl(text: string): boolean {
   const { protocol, hostname } = parseUrl(text) ?? {};
   return /^postgres(ql)?:(?!\[)/.test(`${protocol}${hostname}`) && !/%(?![\da-f]{2})/i.test(text);
+}
+
+const USAGE =
+  'usage: node app.ts [FILE] serves the tables of FILE; ' +
+  'node app.ts token [--sub me] [--scope write] [--expires 1h] prints a token';
+const TEXT = { type: 'string' } as const;
+export type TokenOptions = { sub?: string; scope?: string; expires?: string };
+
+/** The file of a program, or the options of `token`. Throws StartError with the usage. */
+export function readArguments(args: string[]): { file?: string; token?: TokenOptions } {
+  const options = { sub: TEXT, scope: TEXT, expires: TEXT, help: { type: 'boolean' } } as const;
+  try {
+    const { values, positionals } = parseArgs({ args, options, allowPositionals: true });
+    const [word, ...others] = positionals;
+    const { expires = '1h', help } = values;
+    const [given] = word === 'token' ? [] : Object.keys(values);
+    if (help) throw new Error('--help');
+    if (others.length > 0) throw new Error(`${others[0]} is one argument too many`);
+    if (given) throw new Error(`--${given} is an option of token`);
+    if (!/^\d+[smhdwy]$/.test(expires)) throw new Error(`--expires ${expires}: expected 15m, 1h`);
+    if (word === 'token') return { token: values };
+    if (word && !existsSync(word)) throw new Error(`${word} is neither a file nor a command`);
+    return word ? { file: word } : {};
+  } catch (error) {
+    throw new StartError(`${(error as Error).message}; ${USAGE}`);
+  }
 }
 
 function integer(least: number, most: number) {

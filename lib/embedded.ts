@@ -5,7 +5,7 @@
  * One process at a time uses a data directory: `cluster` is PostgreSQL's own, with the password of
  * its superuser, `owner` has the pid of the process, and `fresh` exists until its first rows do.
  */
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import * as fs from 'node:fs';
@@ -35,7 +35,7 @@ export async function startEmbedded(directory: string, onCreate = (_home: string
     stop = claim(site);
     if (!fs.existsSync(cluster)) {
       onCreate(home);
-      createCluster(site);
+      await createCluster(site);
     }
     const port = (await runningPort(cluster)) ?? (await startServer(site));
     const password = fs.readFileSync(join(cluster, 'password'), 'utf8');
@@ -114,7 +114,7 @@ function claim(site: Site): () => void {
   fs.writeFileSync(file, `${process.pid}`, { flag: 'wx' });
   const stop = () => {
     process.off('exit', stop);
-    run(site, 'pg_ctl', ['stop']);
+    run(site, ['stop']);
     fs.rmSync(file, { force: true });
   };
   process.on('exit', stop);
@@ -134,7 +134,7 @@ function read(file: string): string {
 }
 
 /** Makes it in another place and moves it, so that no kill leaves half a cluster. */
-function createCluster(site: Site): void {
+async function createCluster(site: Site): Promise<void> {
   const { home, account } = site;
   for (const name of fs.readdirSync(home))
     if (name.startsWith('new-')) fs.rmSync(join(home, name), REMOVE);
@@ -144,7 +144,7 @@ function createCluster(site: Site): void {
   if (account) for (const path of [half, password]) fs.chownSync(path, account.uid, account.gid);
   const access = ['--auth=scram-sha-256', '--username=postgres', `--pwfile=${password}`];
   const text = ['--encoding=UTF8', '--locale-provider=builtin', '--locale=C.UTF-8'];
-  if (!run(site, 'initdb', [...access, ...text, '--no-sync'], cluster))
+  if (!(await initialize(site, [...access, ...text, '--no-sync'], cluster)))
     throw new Error(`initdb failed, see ${join(home, 'server.log')}`);
   fs.writeFileSync(join(home, 'fresh'), '');
   fs.renameSync(password, join(cluster, 'password'));
@@ -152,17 +152,31 @@ function createCluster(site: Site): void {
   fs.rmSync(half, REMOVE);
 }
 
-/**
- * Whether one of the binaries succeeds; what it prints goes to server.log. It waits, so that no signal
- * comes between a server and its pid file, in a session of its own: Ctrl-C does not reach it.
- */
-function run(site: Site, name: string, args: string[], data = join(site.home, 'cluster')): boolean {
-  const { home, bin, account } = site;
-  const log = fs.openSync(join(home, 'server.log'), 'a', 0o600);
-  const options = { cwd: '/', env: { LC_ALL: 'C', PGDATA: data }, detached: true, ...account };
-  const { status } = spawnSync(join(bin, name), args, { ...options, stdio: ['ignore', log, log] });
-  fs.closeSync(log);
+/** Whether initdb succeeds; it ends with this process, so that Ctrl-C does not wait for it. */
+async function initialize(site: Site, args: string[], data: string): Promise<boolean> {
+  const { file, options } = commandOf(site, 'initdb', data);
+  const child = spawn(file, args, options);
+  const kill = () => child.pid && process.kill(-child.pid, 'SIGKILL'); // its group: it starts postgres
+  process.on('exit', kill);
+  const [status] = await once(child, 'exit').finally(() => process.off('exit', kill));
+  fs.closeSync(options.stdio[1]);
   return status === 0;
+}
+
+/** Whether pg_ctl succeeds. No signal is handled meanwhile, such as between a server and its pid file. */
+function run(site: Site, args: string[]): boolean {
+  const { file, options } = commandOf(site, 'pg_ctl', join(site.home, 'cluster'));
+  const { status } = spawnSync(file, args, options);
+  fs.closeSync(options.stdio[1]);
+  return status === 0;
+}
+
+/** One of the binaries, whose output goes to server.log; in a session of its own, which Ctrl-C does not reach. */
+function commandOf({ home, bin, account }: Site, name: string, data: string) {
+  const log = fs.openSync(join(home, 'server.log'), 'a', 0o600);
+  const stdio: ['ignore', number, number] = ['ignore', log, log];
+  const env = { LC_ALL: 'C', PGDATA: data };
+  return { file: join(bin, name), options: { cwd: '/', env, detached: true, stdio, ...account } };
 }
 
 /** The port of the server that runs on this cluster, once it is ready; undefined when none does. */
@@ -181,7 +195,7 @@ async function runningPort(cluster: string): Promise<number | undefined> {
 async function startServer(site: Site): Promise<number> {
   for (let attempt = 0; attempt < 20; attempt += 1) {
     const port = await freePort();
-    if (run(site, 'pg_ctl', ['start', `--options=-h 127.0.0.1 -k "" -p ${port}`])) return port;
+    if (run(site, ['start', `--options=-h 127.0.0.1 -k "" -p ${port}`])) return port;
     await sleep(100); // the port was taken, or processes of a killed server still end
   }
   throw new Error(`it does not start, see ${join(site.home, 'server.log')}`);

@@ -163,10 +163,37 @@ for (const [how, act, line] of refusals) {
     t.after(() => Promise.all([refused.end(), server.close()]));
     await assert.rejects(refused.run('read', ownCall(), sql`select 1`), { status: 503 });
     await until(() => refused.state === 'down', 1000);
-    const { level: _, time, msg, ...rest } = lines[0] ?? {};
+    const { level: _, time, msg, host, port, database, role, ...rest } = lines[0] ?? {};
     assert.deepEqual(rest, line);
     await until(() => dialled > 8);
     assert.ok(Date.now() - Number(time) > 200, `${dialled} times`);
     assert.equal(lines.length, 1);
+  });
+}
+
+const failures: [why: string, change: Record<string, string>, code: string, error: RegExp][] = [
+  ['a wrong password', { password: 'wrong' }, '28P01', /^password authentication failed for user/],
+  ['an absent database', { pathname: 'absent' }, '3D000', /^database "absent" does not exist$/],
+  ['an unknown host', { hostname: 'a.invalid' }, 'ENOTFOUND', /^getaddrinfo ENOTFOUND a\.invalid$/],
+];
+for (const [why, change, code, error] of failures) {
+  test(`"database down" names ${why}, and where it was`, async () => {
+    const log: Record<string, unknown>[] = [];
+    const url = Object.assign(new URL(database.url), change);
+    const options = {
+      DATABASE_URL: url.href,
+      POOL_SIZE: 1,
+      STREAMS: 1,
+      DB_PREPARE: 'true',
+    } as const;
+    const own = new Pool(options, pino({}, { write: (line) => void log.push(JSON.parse(line)) }));
+    await until(() => log.length > 0);
+    await own.end();
+    const [{ level, time, pid, hostname, ...line } = {}] = log;
+    const { host, port, database: name, role, msg } = line;
+    const expected = [url.hostname, url.port, url.pathname.slice(1), url.username];
+    assert.deepEqual([host, port, name, role, msg], [...expected, 'database down']);
+    assert.equal(line.code, code);
+    assert.match(String(line.error), error);
   });
 }

@@ -8,25 +8,25 @@ import { readCsv } from './csv.ts';
 import { openLog } from './log.ts';
 import { ownCall, Pool } from './pool.ts';
 import { StartError } from './problem.ts';
+import { checkPort } from './server.ts';
 import { Store } from './store.ts';
 import { ensureTable } from './table.ts';
 
-/** Starts an embedded PostgreSQL; a new one gets the sample rows. `greet` makes a text for the terminal. */
-export async function startTrial({ DATA_DIR }: Pick<Config, 'DATA_DIR'>, resources: Resource[]) {
+type TrialOptions = Pick<Config, 'DATA_DIR' | 'PORT' | 'HOST'>;
+
+/** Starts an embedded PostgreSQL; a new one gets the sample rows. */
+export async function startTrial(config: TrialOptions, resources: Resource[]) {
+  await checkPort(config);
   const { startEmbedded } = await import('./embedded.ts').catch(() => {
     throw new StartError('DATABASE_URL is required here');
   });
-  const { url, home, stop } = await startEmbedded(DATA_DIR, (place) => {
+  const { url, home, stop } = await startEmbedded(config.DATA_DIR, (place) => {
     process.stderr.write(`Creating a PostgreSQL in ${place} …\n`);
   });
   const fresh = join(home, 'fresh'); // until all rows are stored
   if (existsSync(fresh)) await addSamples(url, resources);
   rmSync(fresh, { force: true });
-  const greet = (address: string) => `
-  ${address}, on an embedded PostgreSQL with its data in ${home}
-${resources.map((resource) => greeting(address, resource)).join('')}
-  On a PostgreSQL of your own: DATABASE_URL=postgres://user:password@host/database npm start\n\n`;
-  return { url, greet, stop };
+  return { url, home, stop };
 }
 
 /** A row of a sample has the same key whenever it is read, so that none is added twice. */
@@ -49,8 +49,20 @@ async function addSamples(url: string, resources: Resource[]): Promise<void> {
   await pool.end();
 }
 
+/** What to try, for a terminal; `home` is the directory of an embedded PostgreSQL. */
+export function greeting(address: string, resources: Resource[], home?: string): string {
+  const [where, end] = home
+    ? [`, on an embedded PostgreSQL with its data in ${home}`, `${OWN_DATABASE}\n`]
+    : ['', ''];
+  const commands = resources.map((resource) => commandsFor(address, resource)).join('');
+  return `\n  ${address}${where}\n  ${address}/docs lists everything and tries it\n${commands}${end}\n`;
+}
+
+const OWN_DATABASE =
+  '\n  On a PostgreSQL of your own: DATABASE_URL=postgres://user:password@host/database npm start\n';
+
 /** Commands to try; to create a row that has an owner needs a token. */
-function greeting(url: string, { path, owner, settable, example }: Resource): string {
+function commandsFor(url: string, { path, owner, settable, example }: Resource): string {
   const list = `\n    curl '${url}/${path}?limit=2'\n`;
   const body = Object.fromEntries(settable.map((name) => [name, example[name]]));
   const json = JSON.stringify(body).replaceAll("'", '\\u0027');

@@ -4,7 +4,12 @@ import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
 import { realpathSync } from 'node:fs';
 import { createServer, type Server, STATUS_CODES } from 'node:http';
-import type { AddressInfo, Socket } from 'node:net';
+import {
+  type AddressInfo,
+  createServer as createNetServer,
+  type Server as NetServer,
+  type Socket,
+} from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { getRequestListener } from '@hono/node-server';
@@ -15,6 +20,8 @@ import { Problem, problemAnswer, StartError, toProblem } from './problem.ts';
 
 /** `prepared`: the tables are as declared. `stopping`: a signal came. Readiness follows both. */
 export type Life = { prepared: boolean; stopping: boolean };
+
+type Address = Pick<Config, 'PORT' | 'HOST'>;
 
 /** What a process serves: the application, the check of its tables, the end of what it opened. */
 export type Service = {
@@ -47,7 +54,7 @@ const PAUSE = 5000; // ms between two reads of a body
 
 /** Serves in this process until stop(). */
 export async function serve(
-  { PORT, HOST, SHUTDOWN_GRACE }: Pick<Config, 'PORT' | 'HOST' | 'SHUTDOWN_GRACE'>,
+  { PORT, HOST, SHUTDOWN_GRACE }: Address & Pick<Config, 'SHUTDOWN_GRACE'>,
   service: Service,
   log: Logger,
 ): Promise<Running> {
@@ -64,11 +71,7 @@ export async function serve(
   });
   const prepared = prepare(service);
   await Promise.race([prepared, sleep(500)]); // so that it is ready when it listens
-  server.listen(PORT, HOST);
-  await once(server, 'listening').catch(({ code }) => {
-    const message = `Cannot listen on PORT ${PORT} of HOST ${HOST} (${code}); set another PORT`;
-    throw new StartError(message);
-  });
+  await listen(server, { PORT, HOST });
   const url = urlOf(server.address() as AddressInfo);
   log.info({ url }, 'listening');
   const closeIdle = () => {
@@ -97,6 +100,20 @@ export async function serve(
     await service.close();
   };
   return { url, failed: prepared.then(() => new Promise(() => {})), stop };
+}
+
+async function listen(server: NetServer, { PORT, HOST }: Address): Promise<void> {
+  await once(server.listen(PORT, HOST), 'listening').catch(({ code }) => {
+    const message = `Cannot listen on PORT ${PORT} of HOST ${HOST} (${code}); set another PORT`;
+    throw new StartError(message);
+  });
+}
+
+/** Throws StartError when the port is taken, before a PostgreSQL is made for nothing. */
+export async function checkPort(address: Address): Promise<void> {
+  const server = createNetServer();
+  await listen(server, address);
+  await once(server.close(), 'close');
 }
 
 /** Tries until the tables are as declared; rejects when they cannot be served. */
