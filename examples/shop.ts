@@ -33,7 +33,7 @@ export default [products, orders];
 export const endpoints: Endpoints = (app, { pool, secured }) => {
   const example = [{ product: 'Tea', quantity: 2 }];
   const open = documented(
-    { summary: 'Count open orders', tag: 'orders', example },
+    { summary: 'Count open orders', tag: 'orders', example, secured: true },
     async (c: C) => {
       const rows = await pool.json(
         sql`select name as product, sum(quantity) as quantity

@@ -1,5 +1,5 @@
 /** The environment: one line a variable; docs/configuration.md says what each is for. The command line. */
-import { existsSync, readFileSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { z } from 'zod';
 import { StartError } from './problem.ts';
@@ -91,21 +91,21 @@ const USAGE =
 const TEXT = { type: 'string' } as const;
 export type TokenOptions = { sub?: string; scope?: string; expires?: string };
 
-/** The file of a program, or the options of `token`. Throws StartError with the usage. */
+/** The file of a program, and the options of `token` where it is given. Throws StartError with the usage. */
 export function readArguments(args: string[]): { file?: string; token?: TokenOptions } {
   const options = { sub: TEXT, scope: TEXT, expires: TEXT, help: { type: 'boolean' } } as const;
   try {
     const { values, positionals } = parseArgs({ args, options, allowPositionals: true });
-    const [word, ...others] = positionals;
+    const isToken = positionals.includes('token');
+    const [file, ...others] = positionals.filter((word) => word !== 'token');
     const { expires = '1h', help } = values;
-    const [given] = word === 'token' ? [] : Object.keys(values);
+    const [given] = isToken ? [] : Object.keys(values);
     if (help) throw new Error('--help');
     if (others.length > 0) throw new Error(`${others[0]} is one argument too many`);
     if (given) throw new Error(`--${given} is an option of token`);
     if (!/^\d+[smhdwy]$/.test(expires)) throw new Error(`--expires ${expires}: expected 15m, 1h`);
-    if (word === 'token') return { token: values };
-    if (word && !existsSync(word)) throw new Error(`${word} is neither a file nor a command`);
-    return word ? { file: word } : {};
+    if (file && !/[./]/.test(file)) throw new Error(`${file} is neither a file nor a command`);
+    return { ...(isToken && { token: values }), ...(file && { file }) };
   } catch (error) {
     throw new StartError(`${(error as Error).message}; ${USAGE}`);
   }

@@ -66,7 +66,7 @@ async function findSite(directory: string): Promise<Site> {
   return { home, bin, account };
 }
 
-/** The owner of existing data, else the user `nobody` or `postgres`. */
+/** The account that owns existing data, else the user `nobody` or `postgres`. */
 function findAccount(homes: string[]): Account {
   const made = homes.map((home) => join(home, 'cluster')).find((cluster) => fs.existsSync(cluster));
   if (made) return fs.statSync(made);
@@ -84,14 +84,14 @@ function makeOpen(directory: string): string {
   return directory;
 }
 
-/** Everybody may write to /var/tmp, so that another user's directory may have this name. */
+/** A directory in /var/tmp, where another user may have made one of this name: it is refused. */
 function makeOutside(outside: string): string {
   const { uid, mode } = fs.lstatSync(makeOpen(outside));
   if (uid !== 0 || mode & 0o022) throw new Error(`${outside} is not root's alone`);
   return outside;
 }
 
-/** The copy stays with its data: a cluster needs binaries of its own major version. */
+/** Copies the binaries beside their data once: a cluster needs those of its own major version. */
 function copyBinaries(bin: string, outside: string): string {
   const [copy, half] = [join(outside, 'native'), join(outside, `native-${process.pid}`)];
   if (!fs.existsSync(copy)) {
@@ -133,7 +133,7 @@ function read(file: string): string {
   return fs.existsSync(file) ? fs.readFileSync(file, 'utf8') : '';
 }
 
-/** Makes it in another place and moves it, so that no kill leaves half a cluster. */
+/** Makes the cluster in a new directory, renamed when it is complete: a killed initdb is not used. */
 async function createCluster(site: Site): Promise<void> {
   const { home, account } = site;
   for (const name of fs.readdirSync(home))

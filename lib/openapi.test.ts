@@ -104,7 +104,7 @@ describe('operations', () => {
 
   test('are in the groups of the page, other paths last', () => {
     const groups = api.tags.map(({ name }) => name);
-    assert.deepEqual(groups, ['things', 'PostgREST', 'service', 'other paths']);
+    assert.deepEqual(groups, ['things', 'service', 'PostgREST', 'other paths']);
     assert.deepEqual(paths['/things']?.get?.tags, ['things']);
     assert.deepEqual(paths['/things/count']?.get?.tags, ['things']);
     assert.deepEqual(paths['/rest/v1/things']?.get?.tags, ['PostgREST']);
@@ -124,11 +124,15 @@ describe('operations', () => {
   });
 
   test('have every failure by reference, with an example that can be', () => {
-    for (const { responses } of operations)
-      for (const status of ['4XX', '5XX'])
-        assert.equal(responses[status]?.$ref, '#/components/responses/Problem');
-    const { example } = api.components.responses.Problem.content['application/problem+json'];
-    assert.equal(example.status, 404);
+    for (const [range, name, status] of [
+      ['4XX', 'Problem', 404],
+      ['5XX', 'Failure', 503],
+    ] as const) {
+      for (const { responses } of operations)
+        assert.equal(responses[range]?.$ref, `#/components/responses/${name}`);
+      const media = api.components.responses[name]?.content['application/problem+json'];
+      assert.equal(media?.example.status, status);
+    }
   });
 
   test('of a table refer to the headers of its answers, others to none', () => {

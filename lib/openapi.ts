@@ -6,7 +6,7 @@ import { z } from 'zod';
 import type { Column, Resource } from './columns.ts';
 import { isFor, LIST, OPERATORS } from './dialect.ts';
 import { CSV, JSON_TYPE, MERGE_PATCH, NDJSON, OBJECT } from './headers.ts';
-import { noRow, nothingHere, problemAnswer } from './problem.ts';
+import { noRow, nothingHere, problemAnswer, unavailable } from './problem.ts';
 import { csvLine } from './rows.ts';
 import { toText } from './sql.ts';
 import { typeOf } from './types.ts';
@@ -110,8 +110,11 @@ export function documentTable<H extends object>(resource: Resource, handlers: H)
     mergeMany: { [JSON_TYPE]: parts, [MERGE_PATCH]: parts },
   };
   const answers: Record<string, Content> = {
-    ...{ list: { ...list, ...selected }, listAll: list },
-    ...{ create: written, mergeMany: written, removeMany: written },
+    list: { ...list, ...selected },
+    listAll: list,
+    create: written,
+    mergeMany: written,
+    removeMany: written,
   };
   for (const [name, handler] of Object.entries(handlers)) {
     const operation = OPERATIONS[name];
@@ -160,18 +163,23 @@ const HEADERS = {
 
 /** The groups on the page after those of the tables. */
 const GROUPS = {
-  PostgREST: "The same for PostgREST's clients: a write answers no rows unless asked",
-  service: 'The service itself',
-  'other paths': 'The same under the paths of an earlier service',
+  service: 'Name, health, metrics and this document',
+  PostgREST: "The tables for PostgREST's clients: a write answers no rows unless asked",
+  'other paths': 'The tables under the paths of an earlier service',
 };
 
 const FAILURE = 'A problem (RFC 9457); 503 has `Retry-After` in seconds';
-const [TEXT, NULLABLE] = [z.string(), z.string().nullable()];
+/** RFC 9457's members, then PostgREST's. */
 const PROBLEM = z.looseObject({
-  ...{ type: TEXT, title: TEXT, detail: TEXT, code: TEXT, message: TEXT },
-  ...{ details: NULLABLE, hint: NULLABLE },
+  type: z.string(),
+  title: z.string(),
   status: z.int().min(400).max(599),
-  errors: z.array(z.looseObject({ pointer: TEXT, detail: TEXT })).optional(),
+  detail: z.string(),
+  code: z.string(),
+  message: z.string(),
+  details: z.string().nullable(),
+  hint: z.string().nullable(),
+  errors: z.array(z.looseObject({ pointer: z.string(), detail: z.string() })).optional(),
 });
 
 function reference(to: string) {
@@ -200,10 +208,16 @@ export function openapi(routes: Route[], resources: Resource[], about: About) {
     const place = /^[A-Z]/.test(name) ? 'header' : 'query';
     return { in: place, name, schema: STRING, ...parameter };
   });
-  const example = JSON.parse(problemAnswer(noRow()).body);
-  const content = { 'application/problem+json': { schema: reference('schemas/Problem'), example } };
+  const responses = mapValues({ Problem: noRow(), Failure: unavailable() }, (problem) => {
+    const example = JSON.parse(problemAnswer(problem).body);
+    const content = { schema: reference('schemas/Problem'), example };
+    return { description: FAILURE, content: { 'application/problem+json': content } };
+  });
   const bearer = { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' };
-  const groups = { ...Object.fromEntries(resources.map(({ path }) => [path, 'Rows'])), ...GROUPS };
+  const groups = {
+    ...Object.fromEntries(resources.map(({ path }) => [path, `Rows of ${path}`])),
+    ...GROUPS,
+  };
   return {
     openapi: '3.1.1',
     info: { title, version, license: { name: 'MIT', identifier: 'MIT' }, description },
@@ -214,7 +228,7 @@ export function openapi(routes: Route[], resources: Resource[], about: About) {
       schemas: Object.assign({ Problem: jsonSchema(PROBLEM) }, ...resources.map(describeRows)),
       parameters: Object.assign(parameters, ...resources.map(describeFilters)),
       headers: mapValues(HEADERS, (text) => ({ description: text, schema: STRING })),
-      responses: { Problem: { description: FAILURE, content } },
+      responses,
       ...(secured('POST') && { securitySchemes: { bearer } }),
     },
   };
@@ -232,7 +246,7 @@ function describe(method: string, path: string, operation: Operation, resource?:
     const shown = status === 204 || status === 304 ? {} : { content };
     return [status, { description: STATUS_CODES[status], headers, ...shown }];
   });
-  const failures = { '4XX': reference('responses/Problem'), '5XX': reference('responses/Problem') };
+  const failures = { '4XX': reference('responses/Problem'), '5XX': reference('responses/Failure') };
   return {
     summary,
     description,
@@ -259,7 +273,7 @@ function jsonSchema(type: z.ZodType) {
   return schema;
 }
 
-/** JSON Schemas of what the validators take and of what is answered; `select` leaves members out. */
+/** JSON Schemas of a row as answered, of one with the members that `select` chose, and of bodies. */
 function describeRows({ path, columns, row, part }: Resource) {
   const nullable = (column: Column) => (column.nullable ? column.schema.nullable() : column.schema);
   const answered = z.object(mapValues(columns, nullable));

@@ -127,7 +127,8 @@ export type LogLine = { level: string; msg: string; [name: string]: unknown };
 /** A running process of the service. */
 export type TestService = Awaited<ReturnType<typeof startService>>;
 
-type Started = { file?: string; args?: string[] };
+/** `runtime` runs a TypeScript file; by default it is this Node. */
+type Started = { file?: string; args?: string[]; runtime?: string[] };
 
 /** Ends the process with this one; where the tests passed, a process that still runs fails the file. */
 export function leash<Child extends ChildProcess>(child: Child): Child {
@@ -179,11 +180,16 @@ export function inherited(): Record<string, string | undefined> {
 /** Starts `node app.ts …args` and waits until it listens. Rejects with its log when it ends before. */
 export async function startService(
   environment: Record<string, string>,
-  { file = APP, args = [], ...options }: Started & Pick<SpawnOptions, 'cwd' | 'uid' | 'gid'> = {},
+  {
+    file = APP,
+    args = [],
+    runtime,
+    ...options
+  }: Started & Pick<SpawnOptions, 'cwd' | 'uid' | 'gid'> = {},
 ) {
   const env = { ...inherited(), PORT: '0', ...environment };
-  const command = [...nodeArguments, file, ...args];
-  const child = leash(spawn(process.execPath, command, { env, ...options }));
+  const [program = '', ...flags] = runtime ?? [process.execPath, ...nodeArguments];
+  const child = leash(spawn(program, [...flags, file, ...args], { env, ...options }));
   const log: LogLine[] = [];
   const leaks = new Set<string>();
   const search = (where: string, text: string) => {
