@@ -78,13 +78,13 @@ for (const [name, environment, expected] of accepted) {
 }
 
 const usages: [args: string[], message: RegExp][] = [
-  [['--help'], /^--help; usage: /],
+  [['--help'], /^Unknown option '--help'.*; usage: /],
   [['lib/sql.ts', 'lib/csv.ts'], /^lib\/csv\.ts is one argument too many; usage: /],
   [['serve'], /^serve is neither a file nor a command; usage: /],
   [['--sub', 'me'], /^--sub is an option of token; usage: /],
   [['token', '--role', 'x'], /^Unknown option '--role'.*; usage: /],
   [['token', '--sub'], /^Option '--sub <value>' argument missing; usage: /],
-  [['token', '--expires', 'soon'], /^--expires soon: expected 15m, 1h; usage: /],
+  [['token', '--expires', 'soon'], /^--expires expected 15m, 1h; usage: /],
 ];
 for (const [args, message] of usages) {
   test(`readArguments() answers the usage to ${args.join(' ')}`, () => {

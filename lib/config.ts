@@ -93,17 +93,16 @@ export type TokenOptions = { sub?: string; scope?: string; expires?: string };
 
 /** The file of a program, and the options of `token` where it is given. Throws StartError with the usage. */
 export function readArguments(args: string[]): { file?: string; token?: TokenOptions } {
-  const options = { sub: TEXT, scope: TEXT, expires: TEXT, help: { type: 'boolean' } } as const;
+  const options = { sub: TEXT, scope: TEXT, expires: TEXT };
   try {
     const { values, positionals } = parseArgs({ args, options, allowPositionals: true });
     const isToken = positionals.includes('token');
     const [file, ...others] = positionals.filter((word) => word !== 'token');
-    const { expires = '1h', help } = values;
     const [given] = isToken ? [] : Object.keys(values);
-    if (help) throw new Error('--help');
     if (others.length > 0) throw new Error(`${others[0]} is one argument too many`);
     if (given) throw new Error(`--${given} is an option of token`);
-    if (!/^\d+[smhdwy]$/.test(expires)) throw new Error(`--expires ${expires}: expected 15m, 1h`);
+    if (!/^\d+[smhdwy]$/.test(values.expires ?? '1h'))
+      throw new Error('--expires expected 15m, 1h');
     if (file && !/[./]/.test(file)) throw new Error(`${file} is neither a file nor a command`);
     return { ...(isToken && { token: values }), ...(file && { file }) };
   } catch (error) {

@@ -168,7 +168,6 @@ const GROUPS = {
   'other paths': 'The tables under the paths of an earlier service',
 };
 
-const FAILURE = 'A problem (RFC 9457); 503 has `Retry-After` in seconds';
 /** RFC 9457's members, then PostgREST's. */
 const PROBLEM = z.looseObject({
   type: z.string(),
@@ -211,7 +210,10 @@ export function openapi(routes: Route[], resources: Resource[], about: About) {
   const responses = mapValues({ Problem: noRow(), Failure: unavailable() }, (problem) => {
     const example = JSON.parse(problemAnswer(problem).body);
     const content = { schema: reference('schemas/Problem'), example };
-    return { description: FAILURE, content: { 'application/problem+json': content } };
+    return {
+      description: 'A problem; 503 has `Retry-After`',
+      content: { 'application/problem+json': content },
+    };
   });
   const bearer = { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' };
   const groups = {

@@ -51,15 +51,14 @@ async function addSamples(url: string, resources: Resource[]): Promise<void> {
 
 /** What to try, for a terminal; `home` is the directory of an embedded PostgreSQL. */
 export function greeting(address: string, resources: Resource[], home?: string): string {
-  const [where, end] = home
-    ? [`, on an embedded PostgreSQL with its data in ${home}`, `${OWN_DATABASE}\n`]
-    : ['', ''];
   const commands = resources.map((resource) => commandsFor(address, resource)).join('');
-  return `\n  ${address}${where}\n  ${address}/docs lists everything and tries it\n${commands}${end}\n`;
+  return `
+  ${address}${home ? `, on an embedded PostgreSQL with its data in ${home}` : ''}
+  ${address}/docs lists everything and tries it
+${commands}${home ? OWN_DATABASE : ''}\n`;
 }
-
 const OWN_DATABASE =
-  '\n  On a PostgreSQL of your own: DATABASE_URL=postgres://user:password@host/database npm start\n';
+  '\n  On a PostgreSQL of your own: DATABASE_URL=postgres://user:password@host/database npm start\n\n';
 
 /** Commands to try; to create a row that has an owner needs a token. */
 function commandsFor(url: string, { path, owner, settable, example }: Resource): string {
