@@ -107,16 +107,17 @@ export const passengers = resource({
   sample: 'examples/passengers.csv',
 });
 
-/** The tables that are served, unless RESOURCE names a file with exports of these names. */
-export default [passengers];
+/** What is served: a further table goes into this list. RESOURCE names another file with such exports. */
+const served = [passengers];
+export default served;
 
 /**
  * Endpoints besides those of the tables; here those of python-crud-api, for clients that still use
  * them. Write yours in the same way: they come before `/passengers/:key`, so that
- * `/passengers/stats` is free. ``pool.json(sql`...`)`` runs one read and gives its rows as JSON.
+ * `/passengers/stats` is free. ``pool.json(sql`...`)`` runs one read and gives an array of objects.
  */
 export const endpoints: Endpoints = (app, { tables, secured }) => {
-  const rows = tables.passengers as Handlers;
+  const rows = tables[passengers.path] as Handlers;
   app.get('/passengerlist', secured, rows.listAll);
   app.post('/postpassenger', secured, rows.create);
   app.get('/getpassenger/:key', secured, rows.read);
@@ -124,13 +125,13 @@ export const endpoints: Endpoints = (app, { tables, secured }) => {
   app.delete('/deletepassenger/:key', secured, rows.remove);
 };
 
-/** Adds routes to the application; `secured` is the middleware that lets in who may. */
+/** Adds routes to the application; `secured` lets in who may read (GET) or write (other methods). */
 export type Endpoints = (
   app: Hono<Env>,
   service: { tables: Record<string, Handlers>; secured: MiddlewareHandler<Env>; pool: Pool },
 ) => void;
 
-/** The exports of a program. */
+/** What a program exports: `default`, here as `resources`, and `endpoints` if it has any. */
 type Program = { resources: Resource[]; endpoints?: Endpoints | undefined };
 
 // --- Endpoints --------------------------------------------------------------------
@@ -187,7 +188,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
 
   async function createRows(c: C, query: Query, { rows, many, names }: Rows, answer: Answer) {
     const resolution = preferred(c, 'resolution');
-    preferred(c, 'missing'); // a column without a member always gets its default
+    preferred(c, 'missing'); // a column that the body omits always gets its default
     const [row] = rows;
     const idempotent = idempotencyKey(c, keyMaker, !many && row?.[key] === undefined);
     if (idempotent && row) row[key] = idempotent;
@@ -262,7 +263,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     return sendWritten(c, 200, made, answer.type);
   }
 
-  /** Sets the same part in every row that passes the filters; of an array, each row its own. */
+  /** Sets one object in every row that passes the filters; of an array, each in the row of its key. */
   async function mergeMany(c: C) {
     const query = readQuery(c, resource, ['filter', 'select', 'columns']);
     const answer = answerOf(c, query, { silent: true });
@@ -283,7 +284,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     return sendWritten(c, 200, made, answer.type);
   }
 
-  // What the endpoints share.
+  // What the endpoints share. readBody() validates JSON, as readCsv() does CSV.
 
   /** What a write answers: the row, the rows, or nothing. PostgREST's clients get nothing unasked. */
   function answerOf(c: C, { select }: Query, { many = false, silent = false } = {}): Answer {
@@ -314,7 +315,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     return adopt(body, resource, purpose, c.get('call').sub);
   }
 
-  /** The one row of a body below a path with a key. */
+  /** The object in a body for `/:key`; a key in it has to equal the one in the path. */
   async function readRow(c: C, schema: z.ZodType<Row>): Promise<Row> {
     const given = keyOf(c);
     const { rows, many } = await readBody(c, schema, 'one');
@@ -382,7 +383,7 @@ export function createApp(service: Opened): Hono<Env> {
 
   const root = new Hono<Env>({ strict: false }); // without BASE_PATH, which probes do not know
   const app = root.basePath(base);
-  root.use(observe(service));
+  root.use(observe(service)); // headers of every answer: commonHeaders() in lib/http.ts
   root.onError(answerError).notFound(notFound(root));
   root.options('*', describe(root, about));
   for (const prefix of new Set(['', base])) {
@@ -407,7 +408,7 @@ export function createApp(service: Opened): Hono<Env> {
   const tables: Record<string, Handlers> = {};
   for (const one of resources)
     tables[one.path] = documentTable(one, handlersFor(one, new Store(one, pool), config));
-  service.endpoints?.(app, { tables, secured, pool });
+  service.endpoints?.(app, { tables, secured, pool }); // the first route that matches answers
   for (const [path, rows] of Object.entries(tables)) {
     const routed = routes(rows, secured);
     app.route(`/${path}`, routed).route(`/rest/v1/${path}`, routed);
@@ -465,7 +466,7 @@ export async function main(args: string[], environment: NodeJS.ProcessEnv): Prom
 
 /** The program in a file, named as seen from the working directory; without one, this file's. */
 async function load(file: string | undefined): Promise<Program> {
-  if (!file) return { resources: [passengers], endpoints };
+  if (!file) return { resources: served, endpoints };
   const found = await import(pathToFileURL(file).href).catch(({ message }) => {
     throw new StartError(`RESOURCE ${file} cannot be imported: ${message}`);
   });
