@@ -57,7 +57,7 @@ import {
   tag,
   typeFor,
 } from './lib/http.ts';
-import { openLog } from './lib/log.ts';
+import { openLog, say } from './lib/log.ts';
 import { createMetrics } from './lib/metrics.ts';
 import { documentTable, openapi, PAGE_HEADERS, page, pageFile } from './lib/openapi.ts';
 import { Pool } from './lib/pool.ts';
@@ -453,8 +453,7 @@ export async function main(args: string[], environment: NodeJS.ProcessEnv): Prom
     ? await supervise(config, log)
     : await serve(config, open(config, program, log), log);
   const address = running.url + config.BASE_PATH;
-  if (config.NODE_ENV !== 'production')
-    process.stderr.write(greeting(address, program.resources, trial?.home));
+  if (config.NODE_ENV !== 'production') say(greeting(address, program.resources, trial?.home));
   try {
     await Promise.race([ended, running.failed]);
   } finally {

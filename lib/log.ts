@@ -21,10 +21,14 @@ const stdout = {
 
 function drop(): void {
   dropped.lines += 1;
-  if (dropped.lines > 1) return;
+  if (dropped.lines === 1) say('The log cannot be written; lines are dropped.\n');
+}
+
+/** Text for a person on stderr, as far as it can be written. */
+export function say(text: string): void {
   try {
-    writeSync(2, 'The log cannot be written; lines are dropped.\n');
-  } catch {} // stderr may be the same file
+    writeSync(2, text);
+  } catch {} // a full disk, or a reader that is gone
 }
 
 export function openLog(level: string): Logger {

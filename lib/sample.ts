@@ -5,7 +5,7 @@ import { v5 as uuidv5 } from 'uuid';
 import type { Resource } from './columns.ts';
 import type { Config } from './config.ts';
 import { readCsv } from './csv.ts';
-import { openLog } from './log.ts';
+import { openLog, say } from './log.ts';
 import { ownCall, Pool } from './pool.ts';
 import { StartError } from './problem.ts';
 import { checkPort } from './server.ts';
@@ -21,7 +21,7 @@ export async function startTrial(config: TrialOptions, resources: Resource[]) {
     throw new StartError('DATABASE_URL is required here');
   });
   const { url, home, stop } = await startEmbedded(config.DATA_DIR, (place) => {
-    process.stderr.write(`Creating a PostgreSQL in ${place} …\n`);
+    say(`Creating a PostgreSQL in ${place} …\n`);
   });
   const fresh = join(home, 'fresh'); // until all rows are stored
   if (existsSync(fresh)) await addSamples(url, resources);

@@ -15,7 +15,7 @@ import { fileURLToPath } from 'node:url';
 import { getRequestListener } from '@hono/node-server';
 import type { Logger } from 'pino';
 import { type Config, DEADLINE } from './config.ts';
-import { openLog } from './log.ts';
+import { openLog, say } from './log.ts';
 import { Problem, problemAnswer, StartError, toProblem } from './problem.ts';
 
 /** `prepared`: the tables are as declared. `stopping`: a signal came. Readiness follows both. */
@@ -219,7 +219,7 @@ export function isMain(url: string): boolean {
 export function exitWith(error: unknown): never {
   const known = error instanceof StartError;
   const { message, stack } = error instanceof Error ? error : new Error(String(error));
-  if (known && message.includes('\n')) process.stderr.write(`${message}\n`); // SQL to paste
+  if (known && message.includes('\n')) say(`${message}\n`); // SQL to paste
   openLog('info').fatal(known ? {} : { message, stack }, known ? message : 'ended by an error');
   process.exit(known ? 2 : 1);
 }
