@@ -73,7 +73,7 @@ export function readConfig(environment: Record<string, string | undefined>): Con
   return data;
 }
 
-/** Of a list of hosts, each with its port, the first stands for all: URL takes one. */
+/** The URL with the first host of a list alone, since URL parses one host; each has its port. */
 function parseUrl(text: string): URL | undefined {
   const single = text.replace(/(:\d+)(,[^,:@/?]+:\d+)+(?=[/?]|$)/, '$1');
   return URL.canParse(single) ? new URL(single) : undefined;

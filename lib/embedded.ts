@@ -66,7 +66,7 @@ async function findSite(directory: string): Promise<Site> {
   return { home, bin, account };
 }
 
-/** The account that owns existing data, else the user `nobody` or `postgres`. */
+/** The owner of the existing cluster, or the user `postgres` or `nobody` for a new one. */
 function findAccount(homes: string[]): Account {
   const made = homes.map((home) => join(home, 'cluster')).find((cluster) => fs.existsSync(cluster));
   if (made) return fs.statSync(made);

@@ -78,7 +78,7 @@ export async function serve(
     server.closeIdleConnections(); // those that have sent nothing yet count as busy in Node
     for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
   };
-  /** The close of a port resets what it has not accepted, so answers wait until nobody connects. */
+  /** Closing a port resets connections that are not accepted yet; answers wait until none arrives. */
   const closeQuietly = async () => {
     for (let ms = 0; ms < DRAIN && performance.now() < accepted + QUIET; ms += 10) await sleep(10);
     server.close();
@@ -135,8 +135,8 @@ export function urlOf({ address, port }: { address: string; port: number }): str
 
 // --- Requests that never reach the application ------------------------------------
 
-/** What Node answers without a body. */
 const TOO_SLOW: [number, string] = [408, 'The request did not arrive in time.'];
+/** What Node answers without a body. */
 const CLIENT_ERRORS: Record<string, [number, string]> = {
   HPE_INVALID_METHOD: [405, 'There is no such method.'],
   HPE_HEADER_OVERFLOW: [431, 'The head of the request is too large.'],

@@ -38,7 +38,7 @@ export function identifier(name: string): Sql {
   return new Sql(quote(name));
 }
 
-/** Quoted identifiers between commas, each behind `prefix`. */
+/** Quoted identifiers with commas between them, each with `prefix` in front. */
 export function identifiers(names: string[], prefix = ''): Sql {
   return new Sql(names.map((name) => prefix + quote(name)).join(', '));
 }
