@@ -100,7 +100,7 @@ function expected({ parameter, text, at }: Reader, what: string): never {
   throw new Problem(400, 'PGRST100', detail, `expected ${what}`, { details });
 }
 
-/** PostgREST's error for an embedded table; the hint is where its rows are, if a column refers to it. */
+/** PostgREST's error for an embedded table; the hint names the column that refers to it. */
 function noEmbedding({ resource }: Reader, code: string, detail: string, table: string): Problem {
   const columns = Object.entries(resource.columns);
   const [name, one] = columns.find(([, { references }]) => references?.table === table) ?? [];
@@ -333,11 +333,12 @@ function readBranch(reader: Reader, depth: number): Filter {
 /** What follows a column: `op.value`, `not.op.value`, `op(any).{a,b}`, `fts(config).value`. */
 function readCondition(reader: Reader, column: string, inTree: boolean): Filter {
   const like = inTree ? '' : ` as in ${column}=eq.${shorten(reader.text) || 'x'}`;
-  const what = `[not.]operator.value${like}; operators: ${[...OPERATORS.keys()].join(', ')}`;
+  const type = typeOf(reader.resource, column);
+  const operators = [...OPERATORS.keys()].filter((one) => isFor(type, one)).join(', ');
+  const what = `[not.]operator.value${like}; operators: ${operators}`;
   reader.count += 1;
   if (reader.count > MAX_CONDITIONS) expected(reader, `at most ${MAX_CONDITIONS} conditions`);
   const [, not, operator = '', modifier] = take(reader, PATTERNS.condition, what);
-  const type = typeOf(reader.resource, column);
   const missing = `operator does not exist: ${type} ${operator}`;
   if (!isFor(type, operator)) throw new Problem(400, '42883', missing, hintOn(operator));
   if (/^(any|all)$/.test(modifier ?? '')) take(reader, /(?=\{)/y, 'a list as {a,b}');

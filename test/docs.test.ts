@@ -10,6 +10,7 @@ import { Config, readConfig } from '../lib/config.ts';
 import { openLog } from '../lib/log.ts';
 import { openService } from './harness.ts';
 
+const { service } = await openService(); // first: tests that are declared after an await are lost
 const ROOT = fileURLToPath(new URL('..', import.meta.url));
 const read = (file: string) => readFileSync(join(ROOT, file), 'utf8');
 const pages = ['.', '.github', 'bench', 'cloudbuild', 'docs'].flatMap((directory) =>
@@ -110,7 +111,6 @@ test('docs/api.md has the routes of the application and no other', async () => {
   assert.deepEqual([...new Set(named)].sort(), [...new Set(own)].sort());
 });
 
-const { service } = await openService();
 const masked = (json: string) => json.replace(/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/g, 'UUID');
 describe('Commands', () => {
   before(async () => {

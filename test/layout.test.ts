@@ -114,6 +114,13 @@ describe('Imports', () => {
   });
 });
 
+for (const file of tests.filter((name) => name.endsWith('.test.ts'))) {
+  test(`${file} awaits nothing between its tests, which --test-force-exit would lose`, () => {
+    const [, ...after] = read(file).split(/^(?=(?:test|describe)\()/m);
+    assert.doesNotMatch(after.join(''), /^(?:const|let|await|for)\b.*\bawait\b/m);
+  });
+}
+
 test('process.env is read in one place', () => {
   const found = program.flatMap((file) => read(file).match(/process\.env\b/g) ?? []);
   assert.equal(found.length, 1);

@@ -32,11 +32,9 @@ async function start(stdout: number | 'pipe', workers: string, stderrTo: number 
     DATABASE_URL: database.url,
     PORT: String(port),
     LOG_LEVEL: 'debug',
+    WEB_CONCURRENCY: workers,
   };
-  const options = {
-    env: { ...env, WEB_CONCURRENCY: workers },
-    stdio: ['ignore', stdout, stderrTo],
-  };
+  const options = { env, stdio: ['ignore', stdout, stderrTo] };
   const child = leash(
     spawn(process.execPath, [...nodeArguments, APP], options as object) as ChildProcess,
   );
