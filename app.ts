@@ -83,8 +83,8 @@ import { isPrimary, supervise } from './lib/workers.ts';
 // --- What is served ---------------------------------------------------------------
 
 /**
- * One line a column. The table, the validation, the filters, the CSV header and the OpenAPI document
- * follow from it. On a table in use, a new column needs `default` or `nullable`; the next start adds it.
+ * One line a column. Table, validation, filters, CSV header and OpenAPI document follow from it. On a
+ * table in use, a new column needs `default` or `nullable`; the next start adds it.
  */
 export const passengers = resource({
   path: 'passengers',
@@ -107,7 +107,7 @@ export const passengers = resource({
   sample: 'examples/passengers.csv',
 });
 
-/** What is served: a further table goes into this list. RESOURCE names another file with such exports. */
+/** What is served; a further table goes into this list. RESOURCE serves another file instead. */
 const served = [passengers];
 export default served;
 
@@ -197,8 +197,8 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
       return id === undefined ? {} : { Location: locationOf(c, id), ...tag(made) };
     };
     if (resolution) {
-      const set = resolution === 'merge-duplicates' ? names : [];
-      const made = await store.upsert(rows, set, answer, c.get('call'), query.on_conflict);
+      const [call, set] = [c.get('call'), resolution === 'merge-duplicates' ? names : []];
+      const made = await store.upsert(rows, set, { ...answer, on: query.on_conflict }, call);
       const none = made.rows === 0 && answer.format === OBJECT; // the key was taken
       if (none && answer.type === OBJECT) throw notOne(0);
       const type = none ? undefined : answer.type;
@@ -263,7 +263,7 @@ export function handlersFor(resource: Resource, store: Store, limits: Limits) {
     return sendWritten(c, 200, made, answer.type);
   }
 
-  /** Sets one object in every row that passes the filters; of an array, each in the row of its key. */
+  /** Sets one object in all rows that pass the filters, or each of an array in the row of its key. */
   async function mergeMany(c: C) {
     const query = readQuery(c, resource, ['filter', 'select', 'columns']);
     const answer = answerOf(c, query, { silent: true });

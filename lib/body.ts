@@ -139,15 +139,13 @@ export async function adopt(
     for (const name of Object.keys(changed)) if (changed[name] !== row[name]) all.add(name);
     rows[at] = changed;
   }
-  const [first = {}] = rows;
-  const isNew = purpose === 'create' || purpose === 'upsert';
-  const merging = purpose === 'upsert' && first[key] !== undefined; // then each row has its key
-  const wanted = isNew ? keyMaker === 'body' || merging : many;
-  const free = purpose === 'one' || (isNew && keyMaker === 'service');
-  const refused = isNew ? 'cannot be set: the database makes it' : 'cannot be set for many';
-  const detail = wanted ? 'is missing; it says which row this is for' : refused;
+  const isFree = purpose === 'one' || (purpose !== 'part' && keyMaker === 'service');
+  const isUpsert = purpose === 'upsert' && rows[0]?.[key] !== undefined; // all rows name their keys
+  const isWanted = purpose === 'part' ? many : keyMaker === 'body' || isUpsert;
+  const why = purpose === 'part' ? ' for many' : ': the database makes it';
+  const detail = isWanted ? 'is missing; it says which row this is for' : `cannot be set${why}`;
   const faults = rows.flatMap((row, at) => {
-    if (free || (row[key] !== undefined) === wanted) return [];
+    if (isFree || (row[key] !== undefined) === isWanted) return [];
     return [{ pointer: (many ? `/${at}` : '') + pointer(key), detail }];
   });
   if (faults.length > 0) throw unprocessable(faults);

@@ -148,7 +148,7 @@ function faultOf(name: string, column: Column, key: string): string | undefined 
   const { type, nullable, default: initial, schema, expects, fault } = column;
   if (RESERVED.test(name)) return 'needs another name: this one has a meaning in a query';
   if (fault) return fault;
-  const unknown = Object.keys(column).filter((one) => !MEMBERS.includes(one));
+  const unknown = Object.keys(column).filter((one) => !Object.hasOwn(MEMBERS, one));
   if (unknown.length > 0) return `has unknown options: ${unknown}`;
   if (column.identity && name !== key) return 'cannot be identity(): only a key can';
   const isKey = /^(uuid|text|character varying.*|smallint|integer|bigint)$/.test(type);
@@ -160,18 +160,24 @@ function faultOf(name: string, column: Column, key: string): string | undefined 
   return `has the default ${given}, which must be ${expects}; SQL comes from a function, as now`;
 }
 
-const SQL_OPTIONS = ['csv', 'default', 'nullable', 'generated', 'unique', 'check', 'example'];
-const MADE = [
-  'type',
-  'expects',
-  'schema',
-  'constraint',
-  'fault',
-  'identity',
-  'references',
-  'owner',
-];
-const MEMBERS = [...SQL_OPTIONS, ...MADE];
+/** Each member of a column; the compiler compares them with the type. */
+const MEMBERS: Record<keyof Column, true> = {
+  csv: true,
+  default: true,
+  nullable: true,
+  generated: true,
+  unique: true,
+  check: true,
+  example: true,
+  type: true,
+  expects: true,
+  schema: true,
+  constraint: true,
+  fault: true,
+  identity: true,
+  references: true,
+  owner: true,
+};
 
 /** Names of parameters of a query, which no column can have; `->` begins a JSON path. */
 const RESERVED = /^(|select|order|limit|offset|after|columns|on_conflict|(not\.)?(and|or)|not)$|->/;

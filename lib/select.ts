@@ -120,12 +120,12 @@ function isPlain({ columns }: Resource, name: string): boolean {
 
 /** A column, or a JSON path in one: `name->0->>key`, whose keys have no quotes. */
 function columnOf(place: string): Sql {
+  if (!place.includes('->')) return sql`t.${identifier(place)}`;
   const [name = '', ...path] = place.split(/(?=->)/);
   const steps = path.map((step) =>
     step.replace(/[^>]+$/, (key) => (/^\d+$/.test(key) ? key : literal(key))),
   );
-  const column = sql`t.${identifier(name)}`;
-  return steps.length > 0 ? sql`(${column}${raw(steps.join(''))})` : column;
+  return sql`(t.${identifier(name)}${raw(steps.join(''))})`;
 }
 
 export function condition(filter: Filter): Sql {

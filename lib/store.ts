@@ -45,6 +45,7 @@ export type Terms = Preconditions & {
   format?: Format | undefined;
   select?: Member[] | undefined;
   most?: number | undefined;
+  on?: string[] | undefined; // of an upsert: the columns that find a row, else the key
 };
 
 /** A request for one row, and one for a page. */
@@ -144,18 +145,12 @@ export class Store {
    * Inserts rows; where the key exists, sets the `set` columns, or nothing. Throws 409 when another
    * caller has one of the rows to set.
    */
-  async upsert(
-    rows: Row[],
-    set: string[],
-    terms: Terms,
-    call: Call,
-    on?: string[],
-  ): Promise<Written> {
+  async upsert(rows: Row[], set: string[], terms: Terms, call: Call): Promise<Written> {
     const { owner, settable } = this.resource;
     const owned = rows.map((row) => this.askFor(row, call).row);
     const least = owner && set.some((name) => settable.includes(name)) ? rows.length : 0;
     const broken = least > 0 ? [sql`(select count(*) from changed) < ${least}`] : [];
-    const action = this.statements.upsert(owned, set, [], on);
+    const action = this.statements.upsert(owned, set, [], terms.on);
     const how = { created: CREATED, broken };
     const made = await this.write(action, terms, call, how).catch(ifBroken);
     if (made && made.rows >= least) return made;

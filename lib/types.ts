@@ -33,10 +33,10 @@ export function kindFor(type: string): string | undefined {
   }
   const [, name = '', given = '()'] = /^([a-z ]+)(\(.*\))?$/.exec(type) ?? [];
   if (name === 'timestamp without time zone') return 'timestamp({ zone: false })';
+  if (name === 'timestamp with time zone') return 'timestamp()';
   const kind = /^(boolean|smallint|integer|bigint|numeric|text|uuid|date|jsonb)$/.test(name)
     ? name
     : { 'double precision': 'number', 'character varying': 'text' }[name];
-  if (name === 'timestamp with time zone') return 'timestamp()';
   return kind && kind + given.replace(',', ', ');
 }
 
