@@ -59,7 +59,10 @@ test('docs/scaling.md has the capacity that follows from the first figures in be
     'POST one row, 64 connections',
   ];
   const cpu = works.map((work) => {
-    const line = new RegExp(`^${work}\\n +passengers[ \\d]+\\(.*?\\) +(\\d+) .*?\\) +(\\d+) `, 'm');
+    const line = new RegExp(
+      `^${work}\\n +passengers[ \\d]+\\(.*?\\) +([\\d.]+) .*?\\) +([\\d.]+) `,
+      'm',
+    );
     return (line.exec(read('bench/README.md')) ?? []).slice(1).map(Number);
   });
   const part = (share: number, at: number, which: number) => share * (cpu[at]?.[which] ?? NaN);
