@@ -139,7 +139,7 @@ function isWithin(declared: string, existing: string): boolean {
 }
 
 /** The column in `create table` and `alter table`. */
-export function define(name: string, column: Column): string {
+function define(name: string, column: Column): string {
   const { type, nullable, unique, generated, default: initial = generated } = column;
   const text = textOf(column, initial);
   const value = typeof initial === 'function' ? initial() : text === null ? 'null' : literal(text);
