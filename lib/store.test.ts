@@ -68,30 +68,22 @@ describe('A list', () => {
 
   // What test/contract.ts does not ask of every table: sizes of the rows that are found.
   const found: [query: string, sizes: (number | null)[]][] = [
-    ['size=eq.4.05e1', [40.5]],
     ['size=eq. 7 ', [7]],
-    ['size=isdistinct.7', [40.5, null]],
     ['size=not.isdistinct.7', [7]],
     ['size=is.not_null', [7, 40.5]],
     ['good=is.unknown', [null]],
-    ['good=not.is.true', [7, null]],
     ['sex=like.m_le', [40.5]],
-    ['sex=like.MALE', []],
     ['sex=match.^(fe)?male$', [7, 40.5]],
     ['size=not.in.()', [7, 40.5, null]],
-    ['size=neq(all).{7,8}', [40.5]],
     ['size=not.eq(any).{7,8}', [40.5]],
     ['sex=like(any).{fe*,x*}', [7]],
     ['sex=ilike(all).{*MALE,FE*}', [7]],
     ['sex=match(any).{^f,^x}', [7]],
     ['name=fts.test', [7, 40.5]],
     ['name=fts(english).tests', [7, 40.5]],
-    ['name=fts(simple).tests', []],
     ['name=plfts.miss test', [7, 40.5]],
     ['name=phfts.test miss', []],
     ['name=wfts.test -miss', []],
-    ['name=not.wfts(simple).nobody', [7, 40.5, null]],
-    ['tags=eq.["it\'s"]&size=eq.7', [7]],
   ];
   for (const [query, sizes] of found) {
     test(`?${query} finds ${sizes.join(' and ') || 'none'}`, async () => {
@@ -102,9 +94,6 @@ describe('A list', () => {
 
   const refused: [query: string, sqlstate: string][] = [
     ['size=eq.abc', '22P02'],
-    ['good=eq.maybe', '22P02'],
-    ['id=eq.x', '22P02'],
-    ['size=gt.', '22P02'],
     ['size=eq(any).{x}', '22P02'],
     ['sex=match.(', '2201B'],
     ['sex=fts(nolanguage).x', '42704'],
