@@ -26,10 +26,6 @@ describe('json()', () => {
     assert.deepEqual(rows, [{ ...values, list: [1, 2], json: { a: [1] } }]);
   });
 
-  test('answers no row as []', async () => {
-    assert.deepEqual(await pool.json(sql`select 1 as a where false`), []);
-  });
-
   test('rejects with the error of PostgreSQL, and adds its time to the call', async () => {
     const call = ownCall();
     await assert.rejects(pool.json(sql`select 1 / ${0}::int as a`, call), { code: '22012' });
@@ -82,17 +78,13 @@ test('of several hosts without a primary none is dialled again without a pause',
 describe('stream()', () => {
   test('yields all rows in batches of 200', async () => {
     const sizes: number[] = [];
-    const seen: unknown[] = [];
+    let next = 1;
     for await (const batch of pool.stream(ownCall(), NUMBERS)) {
       sizes.push(batch.length);
-      seen.push(...batch.map(([n]) => Number(n)));
+      for (const [n] of batch) assert.equal(Number(n), next++);
       assert.equal(pool.streams.size, 1);
     }
     assert.deepEqual(sizes, [200, 200, 200, 200, 200]);
-    assert.deepEqual(
-      seen,
-      Array.from({ length: 1000 }, (_, at) => at + 1),
-    );
     assert.equal(pool.streams.size, 0);
   });
 
