@@ -64,13 +64,12 @@ describe('Prefer', () => {
       assert.throws(() => parsePrefer(header), { status: 400, code: 'PGRST122' });
     });
 
-  const long = [`a${' '.repeat(1e5)}b`, `"${'\\"'.repeat(6e4)}`, `"${'\\"'.repeat(6e4)}\\`];
-  for (const header of long)
-    test(`100 kB as ${header.slice(0, 5)}… are read in linear time`, () => {
-      const { user } = process.cpuUsage();
+  test('of 100 kB is read in linear time', () => {
+    const { user } = process.cpuUsage();
+    for (const header of [`a${' '.repeat(1e5)}b`, `"${'\\"'.repeat(6e4)}\\`])
       assert.deepEqual(parsePrefer(header), {});
-      assert.ok(process.cpuUsage().user - user < 100_000); // μs; a quadratic time is 10 s
-    });
+    assert.ok(process.cpuUsage().user - user < 200_000); // μs; a quadratic time is 10 s
+  });
 });
 
 describe('entity tags', () => {

@@ -1,7 +1,6 @@
 /** Tests of the document: what it says of routes, and that its schemas say what is refused. */
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import fc from 'fast-check';
 import { boolean, date, integer, number, oneOf, resource, text, uuid } from './columns.ts';
 import { documented, documentTable, openapi, pageFile } from './openapi.ts';
 
@@ -152,11 +151,9 @@ describe('schemas', () => {
   const types = (name: string) => schemas[`things.${name}`]?.properties ?? {};
 
   test('of an answered row have null only where the column has it', () => {
-    const { id, name, price, seen } = types('Row');
-    assert.deepEqual(id, { type: 'string', format: 'uuid' });
-    assert.equal(name?.type, 'string');
+    const { name, price, seen } = types('Row');
+    assert.deepEqual([name?.type, seen?.format], ['string', 'date']);
     assert.deepEqual(price?.anyOf, [{ type: 'number', minimum: 0, maximum: 10 }, { type: 'null' }]);
-    assert.equal(seen?.format, 'date');
     assert.deepEqual(schemas['things.Row']?.required, things.names);
   });
 
@@ -173,40 +170,23 @@ describe('schemas', () => {
     assert.equal('seen' in types('NewRow'), false);
   });
 
-  /** Values that a schema allows, with emphasis on what is near to its ends. */
-  function valuesOf({ type, anyOf, ...schema }: Record<string, unknown>): fc.Arbitrary<unknown> {
-    const { minimum: min = 0, maximum: max = 0 } = schema as { minimum?: number; maximum?: number };
-    if (anyOf) return fc.oneof(...(anyOf as Record<string, unknown>[]).map(valuesOf));
-    if (type === 'null') return fc.constant(null);
-    if (type === 'boolean') return fc.boolean();
-    if (type === 'integer') return fc.integer({ min, max });
-    if (type === 'number') return fc.double({ min, max, noNaN: true });
-    if (schema.enum) return fc.constantFrom(...(schema.enum as string[]));
-    if (schema.format === 'uuid')
-      return fc.uuid().map((one) => (one < '8' ? one.toUpperCase() : one));
-    if (schema.format === 'date')
-      return fc
-        .date({ min: new Date('0001-01-01'), max: new Date('9999-12-31'), noInvalidDate: true })
-        .map((day) => day.toISOString().slice(0, 10));
-    const pattern = new RegExp(String(schema.pattern), 'u');
-    const characters = fc.oneof(
-      fc.constantFrom(' ', '\u00a0', '\0', '\n'),
-      fc.string({ unit: 'binary' }),
+  test('of a body have the rules of the validator', () => {
+    const { id, name, made, ...others } = types('NewRow');
+    assert.deepEqual([id?.format, made?.format, name?.maxLength], ['uuid', 'date', 5]);
+    assert.deepEqual(others, {
+      size: { type: 'integer', minimum: 1, maximum: 3 },
+      price: {
+        default: null,
+        anyOf: [{ type: 'number', minimum: 0, maximum: 10 }, { type: 'null' }],
+      },
+      kind: { default: 'a', type: 'string', enum: ['a', 'b'] },
+      old: { type: 'boolean' },
+      maker: { type: 'string', format: 'uuid' },
+    });
+    const allowed = ['', ' ', '\u00a0', 'a\0', ' a\n', '🚢'].filter((text) =>
+      new RegExp(String(name?.pattern), 'u').test(text),
     );
-    return fc
-      .array(characters, { maxLength: 4 })
-      .map((parts) => parts.join(''))
-      .filter((one) => pattern.test(one) && [...one].length <= Number(schema.maxLength));
-  }
-
-  test('allow nothing that the validator refuses', () => {
-    const properties = Object.entries(types('NewRow')).map(([name, one]) => [name, valuesOf(one)]);
-    const requiredKeys = (schemas['things.NewRow']?.required ?? []) as never[];
-    const bodies = fc.record(Object.fromEntries(properties), { requiredKeys });
-    fc.assert(
-      fc.property(bodies, (body) => assert.deepEqual(things.row.safeParse(body).error, undefined)),
-      { numRuns: 400 },
-    );
+    assert.deepEqual(allowed, [' a\n', '🚢']);
   });
 });
 
