@@ -167,8 +167,7 @@ describe('Random filters', () => {
     };
   });
 
-  test(`${RUNS} of them find what the same condition in SQL finds`, async (t) => {
-    let rows = 0;
+  test(`${RUNS} of them find what the same condition in SQL finds`, async () => {
     const property = fc.asyncProperty(tree, tree, async ([one, sql], [two, more]) => {
       const query = String(new URLSearchParams({ and: `(${one},${two})`, select: 'id' }));
       const where = `(${sql}) and (${more})`;
@@ -176,10 +175,8 @@ describe('Random filters', () => {
         `select id from "thi""ngs" where ${where} order by id limit 20`,
       );
       assert.deepEqual((await list(query, 20)).rows, [...expected], query);
-      rows += expected.length;
     });
     await fc.assert(property, { numRuns: RUNS });
-    t.diagnostic(`${rows} rows compared`);
   });
 });
 
