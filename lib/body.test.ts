@@ -6,7 +6,6 @@ import { describe, test } from 'node:test';
 import { z } from 'zod';
 import { MAX_ARRAY, mediaType, readJson, toRows } from './body.ts';
 import { integer, jsonb, resource, text } from './columns.ts';
-import { CSV, JSON_TYPE, MERGE_PATCH } from './headers.ts';
 
 const things = resource({
   path: 'things',
@@ -35,39 +34,42 @@ describe('the media type', () => {
     [{ 'content-type': 'Application/JSON; charset=utf-8' }, 'application/json'],
     [{ 'content-type': 'text/csv;header=present' }, 'text/csv'],
     [{ 'content-encoding': 'Identity' }, 'application/json'],
-    [{ 'content-type': undefined }, ''],
   ];
   for (const [headers, expected] of types)
     test(JSON.stringify(headers), () => assert.equal(mediaType(incoming('', headers)), expected));
 
   test('a compressed body is 415', () => {
     const gzip = incoming('', { 'content-encoding': 'gzip' });
-    assert.throws(() => mediaType(gzip), {
-      status: 415,
-      message: 'A body in gzip cannot be read.',
-    });
+    const message = 'A body in gzip cannot be read.';
+    assert.throws(() => mediaType(gzip), { status: 415, message });
   });
 
-  const others: [string, string[], string, object][] = [
-    ['POST', [JSON_TYPE, CSV], 'text/plain', { 'Accept-Post': 'application/json, text/csv' }],
+  const [GIVEN, SEND] = [
+    'A body of type text/x cannot be read.',
+    'Send "Content-Type: application/json"',
+  ];
+  const BOTH = 'application/json, application/merge-patch+json';
+  const others: [method: string, type: string, message: string, hint: string, headers: object][] = [
+    [
+      'POST',
+      'text/x',
+      GIVEN,
+      `${SEND} or "text/csv".`,
+      { 'Accept-Post': 'application/json, text/csv' },
+    ],
     [
       'PATCH',
-      [JSON_TYPE, MERGE_PATCH],
-      'application/jsonx',
-      {
-        'Accept-Patch': 'application/json, application/merge-patch+json',
-      },
+      'text/x',
+      GIVEN,
+      `${SEND} or "application/merge-patch+json".`,
+      { 'Accept-Patch': BOTH },
     ],
-    ['PUT', [JSON_TYPE], '', {}],
+    ['PUT', '', 'The Content-Type is missing.', `${SEND}.`, {}],
   ];
-  for (const [method, types, type, headers] of others)
+  for (const [method, type, message, hint, headers] of others)
     test(`${method} of "${type}" is 415 with what is accepted`, async () => {
-      const detail = type
-        ? `A body of type ${type} cannot be read.`
-        : 'The Content-Type is missing.';
-      const hint = `Send "Content-Type: ${types.join('" or "')}".`;
       const request = incoming('{}', { 'content-type': type }, method);
-      const expected = { status: 415, message: detail, hint, extras: { headers } };
+      const expected = { status: 415, message, hint, extras: { headers } };
       await assert.rejects(readJson(request, 9), expected);
     });
 });
@@ -80,14 +82,10 @@ describe('JSON', () => {
 
   const refused: [string, string | Buffer, number, RegExp][] = [
     ['nothing', '', 400, /not JSON/],
-    ['two values', '{}{}', 400, /not JSON/],
-    ['NaN', '{"age":NaN}', 400, /not JSON/],
     ['an open text', '"abc\\"', 400, /not JSON/],
     ['invalid UTF-8', Buffer.from([0x22, 0xff, 0x22]), 400, /not JSON in UTF-8/],
     ['101 levels', `${'['.repeat(101)}${']'.repeat(101)}`, 400, /more than 100 levels/],
-    ['101 open levels', '{"a":'.repeat(101), 400, /more than 100 levels/],
     ['10 001 rows', `[${Array(10_001).fill('{}')}]`, 413, /more than 10000 rows/],
-    ['1 601 members', `{${Array(1601).fill('"a":0')}}`, 413, /more than 1600 members/],
     ['1 601 members in a row', `[{}, {${Array(1601).fill('"a":0')}}]`, 413, /1600 members/],
   ];
   for (const [name, body, status, message] of refused)
@@ -128,28 +126,19 @@ describe('rows', () => {
 
   test('an object and an array', () => {
     const row = { ...THING, more: null };
-    assert.deepEqual(toRows(THING, things.row), {
-      rows: [row],
-      many: false,
-      names: ['name', 'size'],
-    });
-    const many = toRows([THING, { ...THING, more: {} }], things.row);
-    assert.deepEqual(
-      [many.rows.length, many.many, many.names],
-      [2, true, ['name', 'size', 'more']],
-    );
-    assert.deepEqual(toRows([], things.row), { rows: [], many: true, names: [] });
+    const rows = [row, { ...row, more: {} }];
+    const names = ['name', 'size'];
+    assert.deepEqual(toRows(THING, things.row), { rows: [row], many: false, names });
+    const many = { rows, many: true, names: [...names, 'more'] };
+    assert.deepEqual(toRows([THING, { ...THING, more: {} }], things.row), many);
   });
 
   const invalid: [string, unknown, string[], string][] = [
-    ['null', null, [''], '22023'],
-    ['a text', 'x', [''], '22023'],
     ['nothing', {}, ['/name', '/size'], '22023'],
     ['an unknown member', { ...THING, extra: 1 }, ['/extra'], 'PGRST204'],
     ['__proto__', JSON.parse('{"name":"a","size":1,"__proto__":1}'), ['/__proto__'], 'PGRST204'],
     ['a slash in a name', { ...THING, 'a/b~c': 1 }, ['/a~1b~0c'], 'PGRST204'],
     ['two faults of one member, alike', { ...THING, size: -1.5 }, ['/size'], '22023'],
-    ['a bad key', { ...THING, id: 'abc' }, ['/id'], '22023'],
     ['an array of arrays', [[], THING, 1], ['/0', '/2'], '22023'],
     ['the second row', [THING, { ...THING, size: 9 }], ['/1/size'], '22023'],
   ];

@@ -24,86 +24,43 @@ import {
   uuid,
 } from './columns.ts';
 import { StartError, toFaults } from './problem.ts';
-import { define } from './table.ts';
 import { toUuid } from './types.ts';
 
 const UUID = 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11';
 const ITEMS = z.array(z.strictObject({ id: z.int().min(0) })).min(1);
-const deep = JSON.parse(`${'['.repeat(200)}${']'.repeat(200)}`);
-
+const DEEP = JSON.parse(`${'['.repeat(200)}${']'.repeat(200)}`);
 const LOCAL = timestamp({ zone: false });
+const ANY = jsonb(z.unknown(), 1);
+const FRACTION = `2026-01-01T00:00:00.${'0'.repeat(50)}Z`;
+const LATEST = '9999-12-31T23:00:00-01:00';
 const EVEN = integer(0, 9, {
   check: (value: number) => (value % 2 === 0 ? undefined : 'must be even'),
 });
 
+/** table.test.ts has values that the table accepts and refuses as well. */
 const kinds: [name: string, column: Column, valid: unknown[], invalid: unknown[]][] = [
-  ['boolean()', boolean(), [true, false], ['true', 1, [], {}, null]],
-  ['integer(-1, 3)', integer(-1, 3), [-1, 0, 3], [-2, 4, 1.5, '1', 2 ** 31, true, null]],
-  ['number(0, 9)', number(0, 9), [0, 8.5, 9], [-0.1, 9.1, '1', Infinity, Number.NaN, true, null]],
-  ['number(0, MAX_VALUE)', number(0, Number.MAX_VALUE), [1e308], [-1, Infinity]],
-  [
-    'text(3)',
-    text(3),
-    ['x', '🚢🚢🚢', `'"\\`, 'a b'],
-    ['🚢🚢🚢🚢', 'a\0', '\ud800', 7, ['x'], null],
-  ],
-  ['text(3), of blanks,', text(3), [], ['', ' ', '\u00a0\u3000', '\ufeff', '\u000b', '\t\n']],
+  ['boolean()', boolean(), [], ['true', 1, [], {}]],
+  ['integer(-1, 3)', integer(-1, 3), [-1, 3], [-2, 4, 1.5, '1', true]],
+  ['number(0, 9)', number(0, 9), [0, 8.5, 9], [9.1, '1', Infinity, Number.NaN, true]],
+  ['text(3)', text(3), [], ['a\0', '\ud800', 7, ['x']]],
   ['text()', text(), ['x'.repeat(1000)], ['', ' ', 'a\0', 7]],
   ['smallint()', smallint(), [-(2 ** 15), 2 ** 15 - 1], [2 ** 15, -(2 ** 15) - 1, 0.5]],
-  ['integer()', integer(), [-(2 ** 31), 2 ** 31 - 1], [2 ** 31, 1.5, '1']],
+  ['integer()', integer(), [-(2 ** 31), 2 ** 31 - 1], [2 ** 31]],
   ['bigint()', bigint(), [-(2 ** 53) + 1, 2 ** 53 - 1], [2 ** 53, 1e300, '1']],
   ['numeric()', numeric(), [0.1, 1e300], [Infinity, '1']],
   ['numeric(4, 2)', numeric(4, 2), [0.29, -99.99, 1.1], [0.001, 100, 99.999, '1']],
   ['numeric(30, 0)', numeric(30, 0), [2 ** 53 - 1], [2 ** 53, 0.5]],
   ['arrayOf(integer(0, 9))', arrayOf(integer(0, 9)), [[], [0, 9]], [[10], [null], ['1'], 1, null]],
-  ['timestamp({ zone: false })', LOCAL, ['2026-01-31T12:00:00', '2026-01-31T12:00:00.5'], []],
-  [
-    'timestamp({ zone: false }), with an offset,',
-    LOCAL,
-    [],
-    ['2026-01-31T12:00:00Z', '2026-01-31T12:00:00+01:00', '2026-02-30T12:00:00', '2026-01-31', 1],
-  ],
+  ['timestamp({ zone: false })', LOCAL, ['2026-01-31T12:00:00.5'], ['2026-01-31T12:00:00Z']],
+  ['timestamp() without zone', LOCAL, [], ['2026-01-31T12:00:00+01:00', '2026-02-30T12:00:00', 1]],
   ['a column with a function for a check', EVEN, [2], [1, 12]],
-  [
-    'a column with a schema for a check',
-    text(20, { check: z.email('an e-mail') }),
-    ['a@b.cd'],
-    ['a'],
-  ],
-  ['oneOf()', oneOf(['male', 'female']), ['male', 'female'], ['Female', '', 'man', 7, null]],
-  ['uuid()', uuid(), [UUID], ['x', '', UUID.slice(1), 7, null]],
-  [
-    'date()',
-    date(),
-    ['0001-01-01', '2024-02-29'],
-    ['2026-02-30', '0000-01-01', 'today', '2026-1-1'],
-  ],
-  ['date(), of another type,', date(), [], ['infinity', '', 20260101, null]],
-  ['date({ from })', date({ from: '2020-01-01' }), ['2020-01-01'], ['2019-12-31']],
-  ['timestamp()', timestamp(), ['2026-01-31T12:00:00Z', '2026-01-31T12:00:00.5+15:59'], []],
-  [
-    'timestamp() past what PostgreSQL reads',
-    timestamp(),
-    [],
-    [
-      ...['2026-02-30T00:00:00Z', '2026-01-01', '2026-01-01T00:00:00', 'now', '', 0, null],
-      ...['2026-01-01T24:00:00Z', '2026-01-01T00:00:00+16:00', '9999-12-31T23:00:00-01:00'],
-      `2026-01-01T00:00:00.${'0'.repeat(50)}Z`,
-    ],
-  ],
-  [
-    'jsonb()',
-    jsonb(ITEMS, []),
-    [[{ id: 1 }]],
-    [[], {}, 'x', [{ id: -1 }], [{ id: 1, x: 2 }], null],
-  ],
-  ['jsonb() of anything', jsonb(z.unknown(), 1), [1, 'x', { a: [null] }, [[]]], []],
-  [
-    'jsonb() that cannot be stored',
-    jsonb(z.unknown(), 1),
-    [],
-    [[Infinity], { '\0': 1 }, ['\ud800'], deep],
-  ],
+  ['a column with a schema for a check', text(20, { check: z.email() }), ['a@b.cd'], ['a']],
+  ['uuid()', uuid(), [UUID], ['x', 7, null]],
+  ['date()', date(), ['0001-01-01', '2024-02-29'], ['0000-01-01', 'today', '2026-1-1', 20260101]],
+  ['timestamp()', timestamp(), [], ['2026-02-30T00:00:00Z', '2026-01-01', 'now', 0]],
+  ['timestamp() of PostgreSQL', timestamp(), [], ['2026-01-01T24:00:00Z', FRACTION, LATEST]],
+  ['jsonb()', jsonb(ITEMS, []), [[{ id: 1 }]], [[], {}, [{ id: -1 }], [{ id: 1, x: 2 }]]],
+  ['jsonb() of anything', ANY, [1, 'x', { a: [null] }, [[]]], [[Infinity], { '\0': 1 }, DEEP]],
 ];
 for (const [name, column, valid, invalid] of kinds) {
   for (const value of valid) {
@@ -129,7 +86,6 @@ const uuids: [given: string, expected: string | undefined][] = [
   ['a0eebc999c0b4ef8bb6d6bb9bd380a11', UUID],
   ['a0ee-bc99-9c0b-4ef8-bb6d-6bb9-bd38-0a11', UUID],
   ['a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a1', undefined],
-  ['{a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', undefined],
   ['a0e-ebc99-9c0b-4ef8-bb6d-6bb9bd380a11', undefined],
   ['a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11-', undefined],
   ['g0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', undefined],
@@ -138,37 +94,6 @@ const uuids: [given: string, expected: string | undefined][] = [
 for (const [given, expected] of uuids) {
   test(`toUuid('${given}') is ${expected}`, () => assert.equal(toUuid(given), expected));
 }
-
-const definitions: [name: string, column: Column, expected: string][] = [
-  [
-    'one of',
-    oneOf(["it's", 'b']),
-    `"a" character varying(4) not null check ("a" in ('it''s', 'b'))`,
-  ],
-  [
-    'a date with a default',
-    date({ from: '2020-01-01', to: '2020-12-31', default: '2020-06-01' }),
-    `"a" date not null default '2020-06-01' check ("a" between '2020-01-01' and '2020-12-31')`,
-  ],
-  [
-    'a generated timestamp',
-    timestamp({ generated: now, from: '2020-01-01T00:00:00Z' }),
-    `"a" timestamp with time zone not null default now() check ("a" between '2020-01-01T00:00:00Z' and '9999-12-31T23:59:59Z')`,
-  ],
-  [
-    'a unique JSON array',
-    jsonb(ITEMS, [], { unique: true }),
-    `"a" jsonb not null unique check (jsonb_typeof("a") = 'array')`,
-  ],
-];
-for (const [name, column, expected] of definitions) {
-  test(`define() of ${name}`, () => assert.equal(define('a', column), expected));
-}
-
-test('define() quotes the name', () => {
-  const expected = '"a""b" boolean not null check ("a""b" in (true, false))';
-  assert.equal(define('a"b', boolean()), expected);
-});
 
 describe('resource()', () => {
   const declare = (columns: Record<string, Column>) =>
@@ -195,44 +120,42 @@ describe('resource()', () => {
     );
   });
 
-  test('row adds null and constant defaults; the database adds SQL ones', () => {
+  test('row adds null and constant defaults, part nothing; the database adds SQL ones', () => {
     const expected = { plain: 1, optional: null, preset: '2020-06-01' };
-    assert.deepEqual(things.row.parse({ plain: 1 }), expected);
+    assert.deepEqual([things.row.parse({ plain: 1 }), things.part.parse({})], [expected, {}]);
   });
 
-  test('part adds nothing', () => assert.deepEqual(things.part.parse({}), {}));
-
-  const bodies: [name: string, body: unknown, faults: [pointer: string, detail: string][]][] = [
-    ['a generated column', { plain: 1, made: 'x' }, [['/made', 'cannot be set']]],
-    ['the owner', { plain: 1, user: 'x' }, [['/user', 'cannot be set']]],
-    ['toString', { plain: 1, toString: 1 }, [['/toString', 'cannot be set']]],
-    ['a key that is no UUID', { id: 'x', plain: 1 }, [['/id', 'must be a UUID']]],
-    ['null for a value', { plain: null }, [['/plain', 'must be a whole number from 0 to 9']]],
-    ['no value', {}, [['/plain', 'is missing; it must be a whole number from 0 to 9']]],
-    ['null', null, [['', 'must be an object']]],
-    ['an array', [], [['', 'must be an object']]],
+  const bodies: [name: string, body: unknown, pointer: string, detail: string][] = [
+    ['the owner', { plain: 1, user: 'x' }, '/user', 'cannot be set'],
+    ['a key that is no UUID', { id: 'x', plain: 1 }, '/id', 'must be a UUID'],
+    ['null for a value', { plain: null }, '/plain', 'must be a whole number from 0 to 9'],
+    ['no value', {}, '/plain', 'is missing; it must be a whole number from 0 to 9'],
+    ['null', null, '', 'must be an object'],
   ];
-  for (const [name, body, faults] of bodies) {
+  for (const [name, body, pointer, detail] of bodies) {
     test(`row refuses ${name}`, () => {
       const { error } = things.row.safeParse(body);
-      const expected = faults.map(([pointer, detail]) => ({ pointer, detail }));
-      assert.deepEqual(toFaults(error ?? assert.fail(), ''), expected);
+      assert.deepEqual(toFaults(error ?? assert.fail(), ''), [{ pointer, detail }]);
     });
   }
+
+  /** Asserts that a declaration is refused with a message that begins so. */
+  const assertRefused = (make: () => unknown, message: string) =>
+    assert.throws(make, (error: Error) => {
+      return error instanceof StartError && error.message.startsWith(message);
+    });
 
   const reserved = ['select', 'order', 'limit', 'columns', 'on_conflict', 'or', 'not', 'a->b'];
   for (const name of ['', ...reserved]) {
     test(`refuses a column with the name "${name}"`, () => {
-      const message = `resource things: column "${name}" needs another name: this one has a meaning in a query`;
-      assert.throws(() => declare({ [name]: boolean() }), new StartError(message));
+      const message = `resource things: column "${name}" needs another name`;
+      assertRefused(() => declare({ [name]: boolean() }), message);
     });
   }
 
-  const COLUMN = 'resource things: column "a"';
   const NEEDS = 'must be';
   const wrong: [column: unknown, fault: string][] = [
     [integer(1, 0), 'must be integer(least, most): whole numbers from -2147483648 to 2147483647'],
-    [integer('1' as never, 9), 'must be integer(least, most): whole numbers from -2147483648'],
     [smallint(0, 40_000), 'must be smallint(least, most): whole numbers from -32768 to 32767'],
     [number(Number.NaN), 'must be number(least, most): two numbers'],
     [text(0), 'must be text(most): a length from 1 to 10485760, or text()'],
@@ -252,12 +175,8 @@ describe('resource()', () => {
   ];
   for (const [column, fault] of wrong) {
     test(`refuses a column that ${fault}`, () => {
-      assert.throws(
-        () => declare({ a: column as Column }),
-        (error: Error) => {
-          return error instanceof StartError && error.message.startsWith(`${COLUMN} ${fault}`);
-        },
-      );
+      const make = () => declare({ a: column as Column });
+      assertRefused(make, `resource things: column "a" ${fault}`);
     });
   }
 
@@ -279,15 +198,7 @@ describe('resource()', () => {
     test(`refuses ${JSON.stringify(change)}`, () => {
       const columns = { a: boolean(), b: boolean() };
       const declaration = { path: 'things', table: 'things', key: 'id', columns, ...change };
-      const { path } = declaration;
-      assert.throws(
-        () => resource(declaration),
-        (error: Error) => {
-          return (
-            error instanceof StartError && error.message.startsWith(`resource ${path}: ${message}`)
-          );
-        },
-      );
+      assertRefused(() => resource(declaration), `resource ${declaration.path}: ${message}`);
     });
   }
 
@@ -296,17 +207,17 @@ describe('resource()', () => {
     assert.throws(() => checkPaths([things, things]), new StartError(message));
   });
 
-  const makers: [key: string, maker: string, column?: Column][] = [
-    ['id', 'service'],
-    ['id', 'service', uuid()],
-    ['id', 'database', identity()],
-    ['id', 'database', uuid({ generated: () => 'gen_random_uuid()' })],
-    ['id', 'body', text(5)],
-    ['id', 'body', references('others', 'n', bigint())],
+  const makers: [maker: string, column?: Column][] = [
+    ['service'],
+    ['service', uuid()],
+    ['database', identity()],
+    ['database', uuid({ generated: () => 'gen_random_uuid()' })],
+    ['body', text(5)],
+    ['body', references('others', 'n', bigint())],
   ];
-  for (const [key, maker, column] of makers) {
+  for (const [maker, column] of makers) {
     test(`the ${maker} makes a key of ${column?.type ?? 'no column'}`, () => {
-      const made = declare({ ...(column && { [key]: column }), a: boolean() });
+      const made = declare({ ...(column && { id: column }), a: boolean() });
       assert.deepEqual([made.keyMaker, made.names], [maker, ['id', 'a']]);
     });
   }

@@ -37,7 +37,7 @@ export type Column = Options & {
 };
 
 /** Changes a valid row before it is written, or throws a Problem; of a PATCH it is the members sent. */
-export type Before = (row: Row, caller: { sub: string }) => Row | Promise<Row>;
+type Before = (row: Row, caller: { sub: string }) => Row | Promise<Row>;
 
 /** One table and the path that serves it. */
 type Declaration = {

@@ -6,6 +6,7 @@ import { StartError } from './problem.ts';
 const SECRET = 'x'.repeat(32);
 const DATABASE_URL = 'postgres://h/d';
 const HOSTS = 'postgres://u:p@h1:1,h2:2/d?sslmode=disable';
+const WRITES = `${HOSTS}&target_session_attrs=read-write`;
 const TARGET = /^target_session_attrs=read-write: expected primary, standby$/;
 
 const refused: [name: string, environment: Record<string, string>, message: RegExp][] = [
@@ -14,29 +15,14 @@ const refused: [name: string, environment: Record<string, string>, message: RegE
   ['PORT with a blank', { PORT: ' 80' }, /^PORT expected/],
   ['BASE_PATH with a slash at the end', { BASE_PATH: '/a/' }, /^BASE_PATH expected \/a\/b/],
   ['POOL_SIZE of 0', { POOL_SIZE: '0' }, /^POOL_SIZE expected/],
-  ['MAX_ROWS in hexadecimal', { MAX_ROWS: '0x10' }, /^MAX_ROWS expected/],
-  ['DB_PREPARE that is neither', { DB_PREPARE: 'yes' }, /^DB_PREPARE /],
   ['LOG_LEVEL that pino lacks', { LOG_LEVEL: 'loud' }, /^LOG_LEVEL /],
   ['DATABASE_URL of another scheme', { DATABASE_URL: 'mysql://x/y' }, /^DATABASE_URL expected/],
-  [
-    'a list of hosts with a port missing',
-    { DATABASE_URL: 'postgres://h1:1,h2/d' },
-    /h1:5432,h2:5432/,
-  ],
-  [
-    'a password with %',
-    { DATABASE_URL: 'postgres://u:1%2@h/d' },
-    /^DATABASE_URL .*password as %25$/,
-  ],
-  [
-    'read-write in DATABASE_URL',
-    { DATABASE_URL: `${HOSTS}&target_session_attrs=read-write` },
-    TARGET,
-  ],
+  ['a host without its port', { DATABASE_URL: 'postgres://h1:1,h2/d' }, /h1:5432,h2:5432/],
+  ['a password with %', { DATABASE_URL: 'postgres://u:1%2@h/d' }, /^DATABASE_URL .*as %25$/],
+  ['read-write in DATABASE_URL', { DATABASE_URL: WRITES }, TARGET],
   ['a list of ports', { PGPORT: '5432,5433' }, /^PGPORT expected one port/],
   ['read-write in the environment', { PGTARGETSESSIONATTRS: 'read-write' }, /^PGTARGETS.*primary/],
   ['JWKS_URL that is no URL', { JWKS_URL: 'keys' }, /^JWKS_URL expected https/],
-  ['AUTH that is none of the three', { AUTH: 'some' }, /^AUTH /],
   ['AUTH=all without a key', { AUTH: 'all' }, /^AUTH=all needs JWT_SECRET or JWKS_URL$/],
   ['a secret of 31 bytes', { JWT_SECRET: 'x'.repeat(31) }, /^JWT_SECRET is empty or has less/],
   ['a second secret too short', { JWT_SECRET: `${SECRET},short` }, /^JWT_SECRET /],
@@ -48,26 +34,16 @@ const refused: [name: string, environment: Record<string, string>, message: RegE
 ];
 for (const [name, environment, message] of refused) {
   test(`readConfig() refuses ${name}`, () => {
-    assert.throws(
-      () => readConfig(environment),
-      (error: Error) => {
-        assert.match(error.message, message);
-        return error instanceof StartError;
-      },
-    );
+    assert.throws(() => readConfig(environment), { constructor: StartError, message });
   });
 }
 
 const accepted: [name: string, Record<string, string>, Partial<Config>][] = [
   ['nothing', {}, { PORT: 8000, HOST: '127.0.0.1', POOL_SIZE: 8, MAX_ROWS: 1000, BASE_PATH: '' }],
   ['an empty variable as unset', { PORT: '', AUTH: '' }, { PORT: 8000 }],
-  ['an unknown variable', { PATH: '/bin' }, { PORT: 8000 }],
-  ['two hosts', { DATABASE_URL: HOSTS }, { DATABASE_URL: HOSTS }],
   ['two hosts without ports', { DATABASE_URL: 'postgres://h1,h2' }, { PORT: 8000 }],
-  ['primary', { DATABASE_URL: `${HOSTS}&target_session_attrs=primary` }, { PORT: 8000 }],
   ['two secrets', { JWT_SECRET: `${SECRET}, ${SECRET}` }, { JWT_SECRET: [SECRET, SECRET] }],
   ['origins', { CORS_ORIGIN: 'https://a.example, *' }, { CORS_ORIGIN: ['https://a.example', '*'] }],
-  ['a path', { BASE_PATH: '/ws/rows' }, { BASE_PATH: '/ws/rows' }],
   ['PGHOST in production', { NODE_ENV: 'production', PGHOST: 'h', AUTH: 'none' }, { PGHOST: 'h' }],
 ];
 for (const [name, environment, expected] of accepted) {
@@ -82,7 +58,6 @@ const usages: [args: string[], message: RegExp][] = [
   [['lib/sql.ts', 'lib/csv.ts'], /^lib\/csv\.ts is one argument too many; usage: /],
   [['serve'], /^serve is neither a file nor a command; usage: /],
   [['--sub', 'me'], /^--sub is an option of token; usage: /],
-  [['token', '--role', 'x'], /^Unknown option '--role'.*; usage: /],
   [['token', '--sub'], /^Option '--sub <value>' argument missing; usage: /],
   [['token', '--expires', 'soon'], /^--expires expected 15m, 1h; usage: /],
 ];

@@ -26,6 +26,11 @@ async function* pieces(...texts: string[]) {
   for (const text of texts) yield Buffer.from(text);
 }
 
+async function* failing(text: string) {
+  yield Buffer.from(text);
+  throw Object.assign(new Error('cut off'), { code: 'ECONNRESET' });
+}
+
 /** A client that sends nothing more until the test is over. */
 async function* endless(text: string) {
   yield Buffer.from(text);
@@ -42,6 +47,7 @@ const refused: [name: string, table: string, bytes: () => AsyncIterable<Buffer>,
   ['as the statement begins, while the client pauses', 'refusing', () => endless('1\n'), 'P0001'],
   ['before it begins', 'missing', () => pieces('1\n'), '42P01'],
   ['in the middle, while the client pauses', 'things', () => endless('5\nx\n'), '22P02'],
+  ['or of its source', 'things', () => failing('5\n6\n'), 'ECONNRESET'],
   ['by the last line', 'things', () => pieces('6\n', '1'), '23505'],
 ];
 for (const [name, table, bytes, code] of refused) {

@@ -34,7 +34,6 @@ function is(column: string, operator: string, value: string, modifier?: string):
 
 describe('filters', () => {
   const filters: [string, Filter[]][] = [
-    ['age=eq.4.5', [is('age', 'eq', '4.5')]],
     ['age=gte.1&age=lt.9', [is('age', 'gte', '1'), is('age', 'lt', '9')]],
     ['age=not.gt.7', [{ not: is('age', 'gt', '7') }]],
     ['age=eq. 7 ', [is('age', 'eq', ' 7 ')]],
@@ -44,36 +43,27 @@ describe('filters', () => {
     ['name=ilike(any).{a*,b}', [is('name', 'ilike', '{a%,b}', 'any')]],
     ['name=match.^a*', [is('name', 'match', '^a*')]],
     ['name[0]=eq.a&name[1]=eq.b', [is('name', 'eq', 'a'), is('name', 'eq', 'b')]],
-    ['odd name=eq.a', [is('odd name', 'eq', 'a')]],
     ['"odd name"=eq.a', [is('odd name', 'eq', 'a')]],
     ['age=in.(1,2)', [is('age', 'in', '{"1","2"}')]],
     ['name=in.("a,b","c\\"d")', [is('name', 'in', '{"a,b","c\\"d"}')]],
     ['name=in.( a, b)', [is('name', 'in', '{" a"," b"}')]],
     ['age=in.()', [is('age', 'in', '{}')]],
-    ['age=not.in.(1)', [{ not: is('age', 'in', '{"1"}') }]],
     ['alive=is.TRUE', [is('alive', 'is', 'TRUE')]],
-    ['age=is.not_null', [is('age', 'is', 'not_null')]],
-    ['age=isdistinct.7', [is('age', 'isdistinct', '7')]],
     ['age=eq(any).{7,8}', [is('age', 'eq', '{7,8}', 'any')]],
     ['name=fts(english).x', [is('name', 'fts', 'x', 'english')]],
-    ['name=wfts.a -b', [is('name', 'wfts', 'a -b')]],
   ];
   for (const [query, expected] of filters)
     test(query, () => assert.deepEqual(parse(query).filters, expected));
 
   const [one, two] = [is('age', 'eq', '1'), is('age', 'eq', '2')];
   const trees: [string, Filter][] = [
-    ['or=(age.eq.1,age.eq.2)', { tree: 'or', branches: [one, two] }],
     ['and=( age.eq.1,\tage.eq.2)', { tree: 'and', branches: [one, two] }],
     ['not.or=(age.eq.1)', { not: { tree: 'or', branches: [one] } }],
-    ['or=(age.not.eq.1)', { tree: 'or', branches: [{ not: one }] }],
     [
       'or=(not.and (age.eq.1) , age.eq.2)',
       { tree: 'or', branches: [{ not: { tree: 'and', branches: [one] } }, two] },
     ],
-    ['or=(name.eq."a,b)")', { tree: 'or', branches: [is('name', 'eq', 'a,b)')] }],
     ['or=(odd name.eq.a)', { tree: 'or', branches: [is('odd name', 'eq', 'a')] }],
-    ['or=(age.in.(1,2))', { tree: 'or', branches: [is('age', 'in', '{"1","2"}')] }],
     ['or=(age.eq(any).{1,2})', { tree: 'or', branches: [is('age', 'eq', '{1,2}', 'any')] }],
   ];
   for (const [query, expected] of trees)
@@ -82,25 +72,20 @@ describe('filters', () => {
 
 describe('select', () => {
   const plain = (...names: string[]) => names.map((name) => ({ name, column: name }));
+  /** test/statements.test.ts has aliases, casts and aggregates, with their answers. */
   const selections: [string, object[]][] = [
-    ['name', plain('name')],
     ['name, age', plain('name', 'age')],
     ['name ,\tage', plain('name', 'age')],
-    ['odd name', plain('odd name')],
     [' "odd name" ', plain('odd name')],
-    ['years:age', [{ name: 'years', column: 'age' }]],
     ['"a \\"b\\"":age', [{ name: 'a "b"', column: 'age' }]],
-    ['age::text', [{ name: 'age', column: 'age', inner: 'text' }]],
     [
       'age::double precision , id',
       [{ ...plain('age')[0], inner: 'double precision' }, ...plain('id')],
     ],
-    ['count()', [{ name: 'count', aggregate: 'count' }]],
     [
       'n:age::int.sum()::text',
       [{ name: 'n', column: 'age', inner: 'int', aggregate: 'sum', cast: 'text' }],
     ],
-    ['*', plain(...people.names)],
   ];
   for (const [select, expected] of selections)
     test(select, () => {
@@ -130,9 +115,6 @@ describe('order, limit, offset, columns', () => {
 
   const counts: [string, number][] = [
     ['0', 0],
-    ['5', 5],
-    ['99999999999', 99_999_999_999],
-    [String(Number.MAX_SAFE_INTEGER), Number.MAX_SAFE_INTEGER],
     ['9'.repeat(50), Number.MAX_SAFE_INTEGER],
   ];
   for (const [digits, expected] of counts)
@@ -157,59 +139,42 @@ describe('order, limit, offset, columns', () => {
 describe('refusals', () => {
   const refused: [string, string, RegExp][] = [
     ['age=50', 'PGRST100', /age=eq\.50/],
-    ['age=', 'PGRST100', /operator/],
     ['age=eq', 'PGRST100', /age=eq\.eq/],
     ['age=EQ.7', 'PGRST100', /operators: eq, neq/],
     ['age=toString.1', 'PGRST100', /operators/],
-    ['age=not.not.eq.7', 'PGRST100', /operators/],
-    ['age=eq(some).{7}', 'PGRST100', /operators/],
     ['age=eq(english).7', 'PGRST100', /operators/],
     ['age=in(any).(7)', 'PGRST100', /operators/],
     ['age=eq(any).7', 'PGRST100', /\{/],
     ['age=in.7', 'PGRST100', /"\("/],
     ['age=in.(7', 'PGRST100', /"\)"/],
-    ['age=in.(7)8', 'PGRST100', /nothing more/],
     ['age=is.7', 'PGRST100', /null/],
     ['name=eq.%00', 'PGRST100', /no NUL/],
     ['age=like.7', '42883', /for text/],
     ['alive=match.t', '42883', /for text/],
     ['or=', 'PGRST100', /"\("/],
-    ['or=()', 'PGRST100', /a column/],
     ['or=(age.eq.7', 'PGRST100', /"\)"/],
     ['or=(age.eq.7))', 'PGRST100', /nothing more/],
     ['or=(age)', 'PGRST100', /"\."/],
     ['or=(xor(age.eq.7))', 'PGRST100', /"\."/],
-    ['or=(nope.eq.7)', '42703', /columns are/],
     ['nope=eq.1', '42703', /columns are id, name, age, alive, odd name\./],
     ['__proto__=eq.1', '42703', /columns are/],
-    ['toString=eq.1', '42703', /columns are/],
     ['sort=age', '42703', /order=column\.desc/],
-    ['_sort=age', '42703', /order=/],
-    ['page=2', '42703', /limit=10&offset=20/],
-    ['_page=2', '42703', /offset=/],
-    ['_limit=3', '42703', /limit=10/],
+    ['_page=2', '42703', /limit=10&offset=20/],
+    ['cursor=x', '42703', /after=…/],
     ['per_page=3', '42703', /limit=10/],
-    ['pageSize=3', '42703', /limit=10/],
     ['fields=age', '42703', /select=column,column/],
     ['q=x', '42703', /ilike/],
-    ['select=nope', '42703', /columns are/],
-    ['select=age,', 'PGRST100', /a column/],
     ['select=age::money', 'PGRST100', /a type/],
     ['select=age.median()', 'PGRST100', /nothing more/],
     ['select=name->a', '42883', /It is for jsonb/],
     ['select=friends(name)', 'PGRST200', /without embedding/],
-    ['select=a:friends!inner(name)', 'PGRST200', /without embedding/],
     ['select=...friends(name)', 'PGRST200', /without embedding/],
     ['friends.name=eq.x', 'PGRST108', /without embedding/],
     ['order=friends(name)', 'PGRST108', /without embedding/],
-    ['order=toString', '42703', /columns are/],
     ['order=age.desc.asc', 'PGRST100', /\.nullsfirst/],
     ['order=age,', 'PGRST100', /a column/],
     ['limit=-1', 'PGRST100', /whole number/],
-    ['limit=1.5', 'PGRST100', /nothing more/],
     ['limit=1&limit=2', 'PGRST100', /limit once/],
-    ['after=WyJhIl0', 'PGRST100', /rel="next"/],
-    ['columns=age', 'PGRST100', /filter, select, order/],
   ];
   for (const [query, code, hint] of refused)
     test(query, () => {
@@ -237,16 +202,11 @@ describe('refusals', () => {
 });
 
 describe('bounds', () => {
-  const many = (count: number, item: string) => Array(count).fill(item).join(',');
+  const many = (count: number, item: string, by = ',') => Array(count).fill(item).join(by);
   const nested = (levels: number) => `${'(and'.repeat(levels - 1)}(age.eq.7${')'.repeat(levels)}`;
   const bounds: [string, string, string, RegExp][] = [
     ['conditions', `or=(${many(500, 'age.eq.1')})`, `or=(${many(501, 'age.eq.1')})`, /500/],
-    [
-      'conditions',
-      Array(500).fill('age=eq.1').join('&'),
-      Array(501).fill('age=eq.1').join('&'),
-      /500 c/,
-    ],
+    ['conditions', many(500, 'age=eq.1', '&'), many(501, 'age=eq.1', '&'), /500/],
     ['levels', `or=${nested(10)}`, `or=${nested(11)}`, /10 levels/],
     ['members', `select=${many(100, 'age')}`, `select=${many(101, 'age')}`, /100/],
     ['members', `select=${many(20, '*')}`, `select=${many(21, '*')}`, /100/],

@@ -10,7 +10,7 @@ export type Filter =
   | { tree: 'and' | 'or'; branches: Filter[] }
   | { not: Filter };
 
-export type Order = { column: string; descending: boolean; nullsFirst: boolean };
+type Order = { column: string; descending: boolean; nullsFirst: boolean };
 
 /** A member of the answer: `column`, or the whole row for count(); `inner` is cast before `aggregate`. */
 export type Member = { name: string; column?: string | undefined } & {
@@ -340,7 +340,8 @@ function readCondition(reader: Reader, column: string, inTree: boolean): Filter 
   if (reader.count > MAX_CONDITIONS) expected(reader, `at most ${MAX_CONDITIONS} conditions`);
   const [, not, operator = '', modifier] = take(reader, PATTERNS.condition, what);
   const missing = `operator does not exist: ${type} ${operator}`;
-  if (!isFor(type, operator)) throw new Problem(400, '42883', missing, hintOn(operator));
+  const kinds = SPECIAL.find(([some]) => some.test(operator))?.[2];
+  if (!isFor(type, operator)) throw new Problem(400, '42883', missing, `It is for ${kinds}.`);
   if (/^(any|all)$/.test(modifier ?? '')) take(reader, /(?=\{)/y, 'a list as {a,b}');
   const value = readValue(reader, operator, inTree);
   const filter = { column, operator, modifier, value };
@@ -358,10 +359,6 @@ const SPECIAL: [operators: RegExp, types: RegExp, kinds: string][] = [
 /** Whether columns of the type have the operator. */
 export function isFor(type: string, operator: string): boolean {
   return SPECIAL.every(([operators, types]) => !operators.test(operator) || types.test(type));
-}
-
-function hintOn(operator: string): string {
-  return `It is for ${SPECIAL.find(([operators]) => operators.test(operator))?.[2]}.`;
 }
 
 /** Alone, a value is the rest of the parameter; in a tree it ends at "," or ")", unless quoted. */

@@ -105,10 +105,6 @@ function serverOf(directory: string): number | undefined {
   return fs.existsSync(file) ? Number.parseInt(fs.readFileSync(file, 'utf8'), 10) : undefined;
 }
 
-function ownerOf(pid: number | undefined): number {
-  return fs.statSync(`/proc/${pid}`).uid;
-}
-
 const isInitializing = (directory: string) =>
   fs.existsSync(directory) &&
   fs.readdirSync(directory).some((name) => fs.existsSync(join(directory, name, 'cluster')));
@@ -146,11 +142,8 @@ test('a port that is taken exits 2 before a directory is made', async () => {
 test('a directory that a living process uses is refused, and goes on', async () => {
   const directory = newDirectory();
   const first = await start(directory);
-  const why = `DATA_DIR ${directory} is in use by process ${first.child.pid}; set another DATA_DIR or DATABASE_URL`;
-  await assert.rejects(
-    start(directory),
-    ({ message }: Error) => message.startsWith('ended with 2: ') && message.includes(why),
-  );
+  const why = `DATA_DIR ${directory} is in use by process ${first.child.pid}; set another`;
+  await assert.rejects(start(directory), new RegExp(`ended with 2: .*${why}`));
   await hasSample(first);
   assert.equal(await first.stop(), 0);
 });
@@ -158,12 +151,10 @@ test('a directory that a living process uses is refused, and goes on', async () 
 test('two that start at the same time on a new directory: one serves, one is refused', async () => {
   const directory = newDirectory();
   const started = await Promise.allSettled([start(directory), start(directory)]);
-  const [service, ...others] = started.flatMap((one) =>
-    one.status === 'fulfilled' ? [one.value] : [],
-  );
-  assert.deepEqual(others, []);
-  await hasSample(service!);
-  assert.equal(await service!.stop(), 0);
+  const served = started.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []));
+  assert.equal(served.length, 1);
+  await hasSample(served[0]!);
+  assert.equal(await served[0]!.stop(), 0);
 });
 
 test('the server of a killed service is taken over and stopped by the next', async () => {
@@ -180,16 +171,15 @@ test('the server of a killed service is taken over and stopped by the next', asy
 // --- Accounts ---------------------------------------------------------------------
 
 test(
-  'root starts a server that is not of root, and keeps an existing directory',
+  'root starts a server that is not of root, in a directory that stays its own',
   asRoot,
   async () => {
     const directory = newDirectory();
     fs.mkdirSync(directory);
-    const { uid, mode } = fs.statSync(directory);
     const service = await start(directory);
-    assert.notEqual(ownerOf(serverOf(directory)), 0);
+    assert.notEqual(fs.statSync(`/proc/${serverOf(directory)}`).uid, 0);
     await service.stop();
-    assert.deepEqual({ uid, mode }, { uid: fs.statSync(directory).uid, mode });
+    assert.equal(fs.statSync(directory).uid, 0);
   },
 );
 
@@ -202,12 +192,8 @@ test('an ordinary user, root and that user again use the same data', asRoot, asy
 
 test('a directory that this user may not write exits 2 and names DATA_DIR', asRoot, async () => {
   const directory = newDirectory();
-  const failure = start(directory, {}, NOBODY);
-  await assert.rejects(
-    failure,
-    ({ message }: Error) =>
-      message.startsWith('ended with 2: ') && message.includes(`DATA_DIR ${directory}: EACCES`),
-  );
+  const why = new RegExp(`ended with 2: .*DATA_DIR ${directory}: EACCES`);
+  await assert.rejects(start(directory, {}, NOBODY), why);
 });
 
 test('in a closed directory root keeps binaries and data in /var/tmp', asRoot, async () => {

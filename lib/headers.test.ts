@@ -17,32 +17,24 @@ const OFFERED = [JSON_TYPE, CSV, NDJSON, OBJECT];
 describe('Accept', () => {
   const accepts: [string | undefined, string | undefined][] = [
     [undefined, JSON_TYPE],
-    ['', JSON_TYPE],
     ['*/*', JSON_TYPE],
     ['application/*', JSON_TYPE],
     ['text/*', CSV],
     ['Text/CSV', CSV],
     ['text/csv; header=present', CSV],
-    ['text/csv; charset=utf-8', CSV],
     ['application/json;odata=verbose', JSON_TYPE],
     ['application/vnd.pgrst.object', OBJECT],
-    ['application/vnd.pgrst.object+json', OBJECT],
-    ['application/vnd.pgrst.array', JSON_TYPE],
     ['application/vnd.pgrst.array+json', JSON_TYPE],
     ['text/html, application/json;q=0.5', JSON_TYPE],
-    ['text/html,application/xhtml+xml,*/*;q=0.8', JSON_TYPE],
     ['application/json;q=0, */*', CSV],
     ['application/json; Q=0, */*', CSV],
     ['application/json;q=0.1, text/csv;q=0.9', CSV],
-    ['*/*;q=0.1, text/csv', CSV],
     ['text/csv;q=0.4, application/*;q=0.5', JSON_TYPE],
     ['application/*;q=0.5, application/json;q=0.1, application/x-ndjson;q=0.4', OBJECT],
     ['text/csv, application/json', CSV],
     ['*/*, text/csv', CSV],
     ['text/html', undefined],
-    ['image/*', undefined],
     ['*/*;q=0', undefined],
-    ['application/json;q=0', undefined],
     ['application/vnd.pgrst.object+json;nulls=stripped', undefined],
     ['text/csv;header=absent', undefined],
   ];
@@ -55,19 +47,14 @@ describe('Accept', () => {
 
 describe('Prefer', () => {
   const preferences: [string, object][] = [
-    ['return=minimal', { return: 'minimal' }],
-    ['Return=minimal', { return: 'minimal' }],
+    ['Return = minimal; wait=10', { return: 'minimal' }],
     ['return="representation"', { return: 'representation' }],
-    ['return = representation', { return: 'representation' }],
     ['return="min\\imal"', { return: 'minimal' }],
-    ['return=minimal; wait=10', { return: 'minimal' }],
     ['return=minimal, return=representation', { return: 'minimal' }],
     ['count=exact,handling=strict', { count: 'exact', handling: 'strict' }],
-    ['return=everything', {}],
     ['max-affected=-1', {}],
     ['missing=null', {}],
     ['__proto__=x, respond-async', {}],
-    ['"return=minimal', {}],
   ];
   for (const [header, expected] of preferences)
     test(header, () => assert.deepEqual({ ...parsePrefer(header) }, expected));
@@ -77,26 +64,22 @@ describe('Prefer', () => {
       assert.throws(() => parsePrefer(header), { status: 400, code: 'PGRST122' });
     });
 
-  const long = [`a${' '.repeat(1e5)}b`, `"${'\\"'.repeat(6e4)}`, `"${'\\"'.repeat(6e4)}\\`];
-  for (const header of long)
-    test(`100 kB as ${header.slice(0, 5)}… are read in linear time`, () => {
-      const { user } = process.cpuUsage();
+  test('of 100 kB is read in linear time', () => {
+    const { user } = process.cpuUsage();
+    for (const header of [`a${' '.repeat(1e5)}b`, `"${'\\"'.repeat(6e4)}\\`])
       assert.deepEqual(parsePrefer(header), {});
-      assert.ok(process.cpuUsage().user - user < 100_000); // μs; a quadratic time is 10 s
-    });
+    assert.ok(process.cpuUsage().user - user < 200_000); // μs; a quadratic time is 10 s
+  });
 });
 
 describe('entity tags', () => {
   const lists: [string | undefined, string[] | string | undefined][] = [
     [undefined, undefined],
     ['*', '*'],
-    [' * ', '*'],
-    ['"7"', ['7']],
     ['"7", "8"', ['7', '8']],
     ['W/"7",W/"8"', ['7', '8']],
     ['"7a", "8"', ['8']],
     ['7', []],
-    ['', []],
     ['"*"', []],
   ];
   for (const [header, expected] of lists)
@@ -110,24 +93,17 @@ describe('entity tags', () => {
 describe('Range', () => {
   const ranges: [string | undefined, object | undefined][] = [
     ['0-9', { from: 0, to: 9 }],
-    ['items=5-5', { from: 5, to: 5 }],
     ['Items = 5-6', { from: 5, to: 6 }],
     ['5-', { from: 5, to: Infinity }],
     ['bytes=0-9', undefined],
     ['-5', undefined],
-    ['0-1,3-4', undefined],
-    ['x', undefined],
     [undefined, undefined],
   ];
   for (const [header, expected] of ranges)
     test(`${header}`, () => assert.deepEqual(parseRange(header), expected));
 
   test('5-2 is 416 that says why', () => {
-    const details = 'The range 5-2 ends before it begins.';
-    assert.throws(() => parseRange('5-2'), {
-      status: 416,
-      code: 'PGRST103',
-      extras: { details, headers: {} },
-    });
+    const extras = { details: 'The range 5-2 ends before it begins.', headers: {} };
+    assert.throws(() => parseRange('5-2'), { status: 416, code: 'PGRST103', extras });
   });
 });

@@ -12,7 +12,7 @@ import { toText } from './sql.ts';
 import { typeOf } from './types.ts';
 
 /** What the document says of a handler. Bodies and answers are by media type. */
-export type Operation = {
+type Operation = {
   summary: string;
   description?: string;
   tag?: string; // the group on the page

@@ -26,10 +26,6 @@ describe('json()', () => {
     assert.deepEqual(rows, [{ ...values, list: [1, 2], json: { a: [1] } }]);
   });
 
-  test('answers no row as []', async () => {
-    assert.deepEqual(await pool.json(sql`select 1 as a where false`), []);
-  });
-
   test('rejects with the error of PostgreSQL, and adds its time to the call', async () => {
     const call = ownCall();
     await assert.rejects(pool.json(sql`select 1 / ${0}::int as a`, call), { code: '22012' });
@@ -82,17 +78,13 @@ test('of several hosts without a primary none is dialled again without a pause',
 describe('stream()', () => {
   test('yields all rows in batches of 200', async () => {
     const sizes: number[] = [];
-    const seen: unknown[] = [];
+    let next = 1;
     for await (const batch of pool.stream(ownCall(), NUMBERS)) {
       sizes.push(batch.length);
-      seen.push(...batch.map(([n]) => Number(n)));
+      for (const [n] of batch) assert.equal(Number(n), next++);
       assert.equal(pool.streams.size, 1);
     }
     assert.deepEqual(sizes, [200, 200, 200, 200, 200]);
-    assert.deepEqual(
-      seen,
-      Array.from({ length: 1000 }, (_, at) => at + 1),
-    );
     assert.equal(pool.streams.size, 0);
   });
 
@@ -128,26 +120,31 @@ for (const [prepare, prepared, timeout, lock] of sessions) {
   });
 }
 
+/** A pool, and the lines of its log without what every line has. */
+function openLogged(url: string) {
+  const lines: Record<string, unknown>[] = [];
+  const write = (text: string) => {
+    const { level, pid, hostname, ...line } = JSON.parse(text);
+    lines.push(line);
+  };
+  const options = { DATABASE_URL: url, POOL_SIZE: 1, STREAMS: 1, DB_PREPARE: 'true' } as const;
+  return { own: new Pool(options, pino({}, { write })), lines };
+}
+
 /** What PostgreSQL's protocol sends as an error. */
 const REFUSAL = 'SFATAL\0C08P01\0Munsupported startup parameter: lock_timeout\0\0';
 const packet = Buffer.from(`E\0\0\0${String.fromCharCode(REFUSAL.length + 4)}${REFUSAL}`);
-const refusals: [how: string, act: (socket: Socket) => void, line: object][] = [
-  [
-    'closes each connection at once',
-    (socket) => socket.end(),
-    { code: 'CONNECTION_CLOSED', error: 'closed before it was usable' },
-  ],
+const HINT = 'Behind a pooler set DB_PREPARE=false.';
+const refusals: [how: string, act: (socket: Socket) => void, code: string, hint?: string][] = [
+  ['closes each connection at once', (socket) => socket.end(), 'CONNECTION_CLOSED'],
   [
     'refuses session parameters, as pgbouncer does',
     (socket) => socket.once('data', () => socket.end(packet)),
-    {
-      code: '08P01',
-      error: 'unsupported startup parameter: lock_timeout',
-      hint: 'Behind a pooler set DB_PREPARE=false.',
-    },
+    '08P01',
+    HINT,
   ],
 ];
-for (const [how, act, line] of refusals) {
+for (const [how, act, code, hint] of refusals) {
   test(`a server that ${how} is down at once, and dialled in no storm`, async (t) => {
     let dialled = 0;
     const server = createServer((socket) => {
@@ -155,45 +152,34 @@ for (const [how, act, line] of refusals) {
       act(socket.on('error', () => {}).resume());
     });
     await once(server.listen(0, '127.0.0.1'), 'listening');
-    const lines: Record<string, unknown>[] = [];
-    const log = pino({ base: null }, { write: (text: string) => lines.push(JSON.parse(text)) });
-    const DATABASE_URL = `postgres://x:x@127.0.0.1:${(server.address() as AddressInfo).port}/x`;
-    const options = { DATABASE_URL, POOL_SIZE: 1, STREAMS: 1, DB_PREPARE: 'true' } as const;
-    const refused = new Pool(options, log);
-    t.after(() => Promise.all([refused.end(), server.close()]));
-    await assert.rejects(refused.run('read', ownCall(), sql`select 1`), { status: 503 });
-    await until(() => refused.state === 'down', 1000);
-    const { level: _, time, msg, host, port, database, role, ...rest } = lines[0] ?? {};
-    assert.deepEqual(rest, line);
+    const { port } = server.address() as AddressInfo;
+    const { own, lines } = openLogged(`postgres://x:x@127.0.0.1:${port}/x`);
+    t.after(() => Promise.all([own.end(), server.close()]));
+    await assert.rejects(own.run('read', ownCall(), sql`select 1`), { status: 503 });
+    await until(() => own.state === 'down', 1000);
+    const [line = {}] = lines;
+    assert.deepEqual([line.code, line.hint], [code, hint]);
     await until(() => dialled > 8);
-    assert.ok(Date.now() - Number(time) > 200, `${dialled} times`);
+    assert.ok(Date.now() - Number(line.time) > 200, `${dialled} times`);
     assert.equal(lines.length, 1);
   });
 }
 
-const failures: [why: string, change: Record<string, string>, code: string, error: RegExp][] = [
-  ['a wrong password', { password: 'wrong' }, '28P01', /^password authentication failed for user/],
-  ['an absent database', { pathname: 'absent' }, '3D000', /^database "absent" does not exist$/],
-  ['an unknown host', { hostname: 'a.invalid' }, 'ENOTFOUND', /^getaddrinfo ENOTFOUND a\.invalid$/],
+const failures: [why: string, change: Record<string, string>, code: string, error: string][] = [
+  ['a password', { password: 'wrong' }, '28P01', 'password authentication failed for user'],
+  ['an absent database', { pathname: 'absent' }, '3D000', 'database "absent" does not exist'],
+  ['an unknown host', { hostname: 'a.invalid' }, 'ENOTFOUND', 'getaddrinfo ENOTFOUND a.invalid'],
 ];
 for (const [why, change, code, error] of failures) {
   test(`"database down" names ${why}, and where it was`, async () => {
-    const log: Record<string, unknown>[] = [];
     const url = Object.assign(new URL(database.url), change);
-    const options = {
-      DATABASE_URL: url.href,
-      POOL_SIZE: 1,
-      STREAMS: 1,
-      DB_PREPARE: 'true',
-    } as const;
-    const own = new Pool(options, pino({}, { write: (line) => void log.push(JSON.parse(line)) }));
-    await until(() => log.length > 0);
+    const { own, lines } = openLogged(url.href);
+    await until(() => lines.length > 0);
     await own.end();
-    const [{ level, time, pid, hostname, ...line } = {}] = log;
-    const { host, port, database: name, role, msg } = line;
-    const expected = [url.hostname, url.port, url.pathname.slice(1), url.username];
-    assert.deepEqual([host, port, name, role, msg], [...expected, 'database down']);
-    assert.equal(line.code, code);
-    assert.match(String(line.error), error);
+    const { time, error: found, ...line } = lines[0] ?? {};
+    const place = { host: url.hostname, port: url.port, role: url.username };
+    const expected = { ...place, database: url.pathname.slice(1), code, msg: 'database down' };
+    assert.deepEqual(line, expected);
+    assert.ok(String(found).startsWith(error));
   });
 }

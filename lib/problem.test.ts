@@ -7,53 +7,42 @@ const failure = (code: string, members: object = {}) =>
   Object.assign(new Error(`text of ${code}`), { code, ...members });
 
 describe('toProblem()', () => {
-  const codes: [code: string, status: number, problemCode: string][] = [
-    ['23505', 409, '23505'], // unique_violation
-    ['23503', 409, '23503'], // foreign_key_violation
-    ['21000', 400, '21000'], // cardinality_violation
-    ['22001', 400, '22001'], // string_data_right_truncation
-    ['22P02', 400, '22P02'], // invalid_text_representation
-    ['23502', 400, '23502'], // not_null_violation
-    ['23514', 400, '23514'], // check_violation
-    ['42803', 400, '42803'], // grouping_error
-    ['42883', 400, '42883'], // undefined_function
-    ['42501', 403, '42501'], // insufficient_privilege
-    ['57014', 504, '57014'], // query_canceled
+  const codes: [code: string, status: number, problemCode?: string][] = [
+    ['23505', 409], // unique_violation
+    ['23503', 409], // foreign_key_violation
+    ['22P02', 400], // invalid_text_representation
+    ['23514', 400], // check_violation
+    ['42883', 400], // undefined_function
+    ['42501', 403], // insufficient_privilege
+    ['57014', 504], // query_canceled
     ['40001', 503, '08006'], // serialization_failure
-    ['40P01', 503, '08006'], // deadlock_detected
     ['55P03', 503, '08006'], // lock_not_available
     ['25006', 503, '08006'], // read_only_sql_transaction
     ['53300', 503, '08006'], // too_many_connections
     ['57P01', 503, '08006'], // admin_shutdown
-    ['08006', 503, '08006'], // connection_failure
-    ['28P01', 503, '08006'], // invalid_password
+    ['08006', 503], // connection_failure
     ['3D000', 503, '08006'], // invalid_catalog_name
     ['ECONNRESET', 503, '08006'],
-    ['CONNECTION_CLOSED', 503, '08006'],
     ['CONNECT_TIMEOUT', 503, '08006'],
-    ['ECONNREFUSED', 503, '08006'],
-    ['EAI_AGAIN', 503, '08006'],
     ['42703', 503, '08006'], // undefined_column: the dialect refuses unknown ones
     ['42P01', 503, '08006'], // undefined_table
-    ['0A000', 501, '0A000'], // feature_not_supported
-    ['54001', 400, '54001'], // statement_too_complex
-    ['23001', 409, '23001'], // restrict_violation
-    ['XX000', 500, 'XX000'],
+    ['0A000', 501], // feature_not_supported
+    ['54001', 400], // statement_too_complex
+    ['23001', 409], // restrict_violation
     ['ERR_INVALID_ARG_TYPE', 500, 'XX000'],
   ];
-  for (const [code, status, problemCode] of codes) {
+  for (const [code, status, problemCode = code] of codes) {
     test(`${code} is ${status} ${problemCode}`, () => {
       const problem = toProblem(failure(code));
       assert.deepEqual([problem.status, problem.code], [status, problemCode]);
-      if (status >= 502 || status === 403 || status === 500)
-        assert.doesNotMatch(problem.message, /text of/);
+      const isShown = /^(400|409|501)$/.test(`${status}`);
+      assert.equal(problem.message === `text of ${code}`, isShown);
     });
   }
 
   const anything: [string, unknown][] = [
     ['an error without a code', new TypeError('x is not a function')],
     ['text', 'x'],
-    ['undefined', undefined],
   ];
   for (const [name, thrown] of anything) {
     test(`${name} is 500 without its message`, () => {
@@ -77,9 +66,7 @@ describe('toProblem()', () => {
   const conflicts: [code: string, detail: string, pointer: string | undefined, fault?: string][] = [
     ['23503', missing, '/age', missing],
     ['23503', referenced, '/odd "id', referenced],
-    ['23001', referenced, '/odd "id', referenced],
     ['23505', 'Key (name)=(x) already exists.', '/name'],
-    ['23505', 'Key ("Last name")=(x) already exists.', '/Last name'],
     ['23505', 'Schlüssel »(name)=(x)« existiert bereits.', '/name'],
     ['23505', 'Key ("a/""B")=(7) already exists.', '/a~1"B'],
     ['23505', 'Key (lower(age))=((b)=(c)) already exists.', undefined],

@@ -43,24 +43,9 @@ describe('The conditions of a list', () => {
   }
 });
 
-const mine = [sql`t.owner = ${'me'}`];
-const FROM = 'from "ta""ble" t';
-const counts: [query: string, sql: unknown[]][] = [
-  [
-    'size=eq.1&limit=1&offset=2&order=name',
-    [`select count(*) ${FROM} where t.owner = $1 and t."size" = $2`, 'me', '1'],
-  ],
-  [`after=${CURSOR}`, [`select count(*) ${FROM} where t.owner = $1`, 'me']],
-  [
-    'select=good,count()',
-    [
-      `select count(*) from (select count(*) ${FROM} where t.owner = $1 group by t."good" ) t`,
-      'me',
-    ],
-  ],
-];
-for (const [query, expected] of counts) {
-  test(`countOf() ${query}`, () => {
-    assert.deepEqual(written(countOf(things, parse(query), mine)), expected);
-  });
-}
+test('countOf() counts the rows of a caller, before a cursor too', () => {
+  const mine = [sql`t.owner = ${'me'}`];
+  const query = parse(`after=${CURSOR}&limit=1&size=eq.1`);
+  const expected = 'select count(*) from "ta""ble" t where t.owner = $1 and t."size" = $2';
+  assert.deepEqual(written(countOf(things, query, mine)), [expected, 'me', '1']);
+});

@@ -17,7 +17,6 @@ import {
 const HOSTILE = `a"; drop table t; --`;
 
 const statements: [name: string, sql: Sql, text: string, values: unknown[]][] = [
-  ['sql`` binds a value', sql`a = ${1}`, 'a = $1', [1]],
   ['sql`` binds text with SQL in it', sql`a = ${HOSTILE}`, 'a = $1', [HOSTILE]],
   ['sql`` binds null', sql`a = ${null}`, 'a = $1', [null]],
   ['sql`` includes Sql', sql`a ${sql`b ${1}`} ${2}`, 'a b $1 $2', [1, 2]],
@@ -25,10 +24,8 @@ const statements: [name: string, sql: Sql, text: string, values: unknown[]][] = 
   ['identifier() quotes', identifier(HOSTILE), '"a""; drop table t; --"', []],
   ['identifiers() have commas', identifiers(['a', 'b"'], 't.'), 't."a", t."b"""', []],
   ['join() has commas', join([sql`a ${1}`, sql`b ${2}`]), 'a $1, b $2', [1, 2]],
-  ['join() has its separator', join([sql`a`, sql`b`], ' or '), 'a or b', []],
   ['join() of nothing is empty', join([]), '', []],
   ['where() has and', where([sql`a = ${1}`, sql`b`]), 'where a = $1 and b', [1]],
-  ['where() of nothing is empty', where([]), '', []],
 ];
 for (const [name, { text, values }, expectedText, expectedValues] of statements) {
   test(name, () => assert.deepEqual([numbered(text), values], [expectedText, expectedValues]));
@@ -36,9 +33,7 @@ for (const [name, { text, values }, expectedText, expectedValues] of statements)
 
 const texts: [name: string, text: string, expected: string][] = [
   ['literal() doubles quotes', literal("it's"), "'it''s'"],
-  ['literal() of a number', literal(1.5), "'1.5'"],
   ['literal() of JSON', literal(["it's"]), `'["it''s"]'`],
-  ['toText() of a number', toText(1e21), '1e+21'],
   ['toText() of JSON', toText({ a: [null] }), '{"a":[null]}'],
   ['arrayLiteral() of nothing', arrayLiteral([]), '{}'],
   [

@@ -68,30 +68,22 @@ describe('A list', () => {
 
   // What test/contract.ts does not ask of every table: sizes of the rows that are found.
   const found: [query: string, sizes: (number | null)[]][] = [
-    ['size=eq.4.05e1', [40.5]],
     ['size=eq. 7 ', [7]],
-    ['size=isdistinct.7', [40.5, null]],
     ['size=not.isdistinct.7', [7]],
     ['size=is.not_null', [7, 40.5]],
     ['good=is.unknown', [null]],
-    ['good=not.is.true', [7, null]],
     ['sex=like.m_le', [40.5]],
-    ['sex=like.MALE', []],
     ['sex=match.^(fe)?male$', [7, 40.5]],
     ['size=not.in.()', [7, 40.5, null]],
-    ['size=neq(all).{7,8}', [40.5]],
     ['size=not.eq(any).{7,8}', [40.5]],
     ['sex=like(any).{fe*,x*}', [7]],
     ['sex=ilike(all).{*MALE,FE*}', [7]],
     ['sex=match(any).{^f,^x}', [7]],
     ['name=fts.test', [7, 40.5]],
     ['name=fts(english).tests', [7, 40.5]],
-    ['name=fts(simple).tests', []],
     ['name=plfts.miss test', [7, 40.5]],
     ['name=phfts.test miss', []],
     ['name=wfts.test -miss', []],
-    ['name=not.wfts(simple).nobody', [7, 40.5, null]],
-    ['tags=eq.["it\'s"]&size=eq.7', [7]],
   ];
   for (const [query, sizes] of found) {
     test(`?${query} finds ${sizes.join(' and ') || 'none'}`, async () => {
@@ -102,9 +94,6 @@ describe('A list', () => {
 
   const refused: [query: string, sqlstate: string][] = [
     ['size=eq.abc', '22P02'],
-    ['good=eq.maybe', '22P02'],
-    ['id=eq.x', '22P02'],
-    ['size=gt.', '22P02'],
     ['size=eq(any).{x}', '22P02'],
     ['sex=match.(', '2201B'],
     ['sex=fts(nolanguage).x', '42704'],
@@ -178,8 +167,7 @@ describe('Random filters', () => {
     };
   });
 
-  test(`${RUNS} of them find what the same condition in SQL finds`, async (t) => {
-    let rows = 0;
+  test(`${RUNS} of them find what the same condition in SQL finds`, async () => {
     const property = fc.asyncProperty(tree, tree, async ([one, sql], [two, more]) => {
       const query = String(new URLSearchParams({ and: `(${one},${two})`, select: 'id' }));
       const where = `(${sql}) and (${more})`;
@@ -187,10 +175,8 @@ describe('Random filters', () => {
         `select id from "thi""ngs" where ${where} order by id limit 20`,
       );
       assert.deepEqual((await list(query, 20)).rows, [...expected], query);
-      rows += expected.length;
     });
     await fc.assert(property, { numRuns: RUNS });
-    t.diagnostic(`${rows} rows compared`);
   });
 });
 
@@ -241,42 +227,40 @@ describe('Requests that arrive together', () => {
       batches.set(work, Math.max(batches.get(work) ?? 0, requests));
   });
 
-  for (const clients of [1, 200]) {
-    test(`${clients} clients read what they wrote, in rows and in lists`, async () => {
-      const query = `select=name&name=like.${clients} *`;
-      const names = async () => (await list(query, 1000)).rows.map(({ name }) => name);
-      const client = async (_: unknown, at: number) => {
-        const row = rowOf({ name: `${clients} ${at}` });
-        const read = async () => (await store.read(String(row.id), call())).body;
-        assert.equal((await store.create(row, call())).created, true);
-        assert.equal(JSON.parse(await read()).name, row.name);
-        assert.ok((await names()).includes(row.name));
-        const renamed = { ...row, name: `${clients} again ${at}` };
-        assert.equal((await store.replace(renamed, {}, call())).created, false);
-        assert.equal(JSON.parse(await read()).name, renamed.name);
-        assert.equal((await store.remove(String(row.id), {}, call())).rows, 1);
-        assert.equal(await read(), '');
-      };
-      await Promise.all(Array.from({ length: clients }, client));
-      assert.deepEqual(await names(), []);
-    });
+  test('200 clients read what they wrote, in rows and in lists', async () => {
+    const query = 'select=name&name=like.client *';
+    const names = async () => (await list(query, 1000)).rows.map(({ name }) => name);
+    const client = async (_: unknown, at: number) => {
+      const row = rowOf({ name: `client ${at}` });
+      const read = async () => (await store.read(String(row.id), call())).body;
+      assert.equal((await store.create(row, call())).created, true);
+      assert.equal(JSON.parse(await read()).name, row.name);
+      assert.ok((await names()).includes(row.name));
+      const renamed = { ...row, name: `client again ${at}` };
+      assert.equal((await store.replace(renamed, {}, call())).created, false);
+      assert.equal(JSON.parse(await read()).name, renamed.name);
+      assert.equal((await store.remove(String(row.id), {}, call())).rows, 1);
+      assert.equal(await read(), '');
+    };
+    await Promise.all(Array.from({ length: 200 }, client));
+    assert.deepEqual(await names(), []);
+  });
 
-    test(`of ${clients} creates and replaces the invalid ones alone fail`, async (t) => {
-      await clear();
-      await database.sql`alter table "thi""ngs" add constraint no_evil check (name not like 'evil%')`;
-      t.after(() => database.sql`alter table "thi""ngs" drop constraint no_evil`);
-      const names = Array.from({ length: clients }, (_, at) => (at % 3 ? 'good' : 'evil'));
-      const rows = names.map((name) => rowOf({ name }));
-      const write = (row: Row, at: number) =>
-        at % 2 ? store.create(row, call()) : store.replace(row, {}, call());
-      const outcomes = await Promise.allSettled(rows.map(write));
-      for (const [at, outcome] of outcomes.entries()) {
-        if (at % 3) assert.equal(outcome.status, 'fulfilled');
-        else assert.equal(outcome.status === 'rejected' && outcome.reason.code, '23514');
-      }
-      assert.equal(await count(), names.filter((name) => name === 'good').length);
-    });
-  }
+  test('of 200 creates and replaces the invalid ones alone fail', async (t) => {
+    await clear();
+    await database.sql`alter table "thi""ngs" add constraint no_evil check (name not like 'evil%')`;
+    t.after(() => database.sql`alter table "thi""ngs" drop constraint no_evil`);
+    const names = Array.from({ length: 200 }, (_, at) => (at % 3 ? 'good' : 'evil'));
+    const rows = names.map((name) => rowOf({ name }));
+    const write = (row: Row, at: number) =>
+      at % 2 ? store.create(row, call()) : store.replace(row, {}, call());
+    const outcomes = await Promise.allSettled(rows.map(write));
+    for (const [at, outcome] of outcomes.entries()) {
+      if (at % 3) assert.equal(outcome.status, 'fulfilled');
+      else assert.equal(outcome.status === 'rejected' && outcome.reason.code, '23514');
+    }
+    assert.equal(await count(), names.filter((name) => name === 'good').length);
+  });
 
   test('share statements, which the pool observes', () => {
     for (const work of ['read', 'create', 'replace', 'delete', 'list'])
@@ -305,31 +289,16 @@ describe('Requests that arrive together', () => {
   });
 });
 
-// --- COPY -------------------------------------------------------------------------
-
-describe('copy()', () => {
+test('copy() stores the rows of all batches, whatever is in a text', async () => {
+  await clear();
   const at = { at: '2026-01-31T12:00:00+00:00' };
-  beforeEach(clear);
-
-  test('stores the rows of all batches, whatever is in a text', async () => {
-    const name = 'a, "b"\n\\c \\.';
-    const shown = { name, sex: 'male', size: 1.5, good: false, tags: ['x,"y"'] };
-    const [one, two] = [shown, { ...shown, size: null, name: '\\.' }];
-    const rest = (async function* () {
-      yield [];
-      yield [rowOf({ ...two, ...at })];
-    })();
-    assert.equal(await store.copy([rowOf({ ...one, ...at })], rest, Object.keys(at), call()), 2);
-    const found = await list(`order=size&select=${Object.keys(shown)}`);
-    assert.deepEqual(found.rows, [one, two]);
-  });
-
-  test('stores nothing when its source fails', async () => {
-    const source = (async function* () {
-      yield [rowOf(at)];
-      throw new Error('cut off');
-    })();
-    await assert.rejects(store.copy([], source, Object.keys(at), call()), { message: 'cut off' });
-    assert.equal(await count(), 0);
-  });
+  const shown = { name: 'a, "b"\n\\c \\.', sex: 'male', size: 1.5, good: false, tags: ['x,"y"'] };
+  const [one, two] = [shown, { ...shown, size: null, name: '\\.' }];
+  const rest = (async function* () {
+    yield [];
+    yield [rowOf({ ...two, ...at })];
+  })();
+  assert.equal(await store.copy([rowOf({ ...one, ...at })], rest, Object.keys(at), call()), 2);
+  const found = await list(`order=size&select=${Object.keys(shown)}`);
+  assert.deepEqual(found.rows, [one, two]);
 });

@@ -47,11 +47,7 @@ const KINDS = {
   tags: jsonb(z.array(z.unknown()), []),
 };
 const things = declare(KINDS);
-const EXAMPLE = {
-  ...{ id: 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', name: 'x', sex: 'male', size: 1, fare: 1 },
-  ...{ good: true, other: 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', day: '2026-01-31' },
-  ...{ at: '2026-01-31T12:00:00Z', tags: [] },
-};
+const EXAMPLE = { ...things.example, name: 'x' };
 
 /** Resolves to whether the table stores the row. */
 const isStored = (row: object) =>
@@ -124,14 +120,15 @@ for (const [name, column, value] of added) {
 
 const ALTER = 'alter table "thi""ngs"';
 const WITHOUT = 'without default or nullable';
+const FARE = 'alter column "fare" type double precision using "fare"::double precision';
 const refused: [ddl: string, ...lines: string[]][] = [
   [
     'alter fare type int',
-    'alter column "fare" type double precision using "fare"::double precision; -- blocks the start: fare is integer, declared double precision; integer() fits',
+    `${FARE}; -- blocks the start: fare is integer, declared double precision; integer() fits`,
   ],
   [
     'drop fare, add fare inet',
-    'alter column "fare" type double precision using "fare"::double precision; -- blocks the start: fare is inet, declared double precision; there is no kind for it',
+    `${FARE}; -- blocks the start: fare is inet, declared double precision; there is no kind for it`,
   ],
   [
     'alter name type varchar(2)',
@@ -161,30 +158,6 @@ for (const [ddl, ...lines] of refused) {
   });
 }
 
-const SQL: [name: string, columns: Record<string, Column>, line: RegExp][] = [
-  [
-    'a unique column',
-    { size: integer(0, 9, { unique: true }) },
-    /add unique \("size"\); -- blocks/,
-  ],
-  ['a key of numbers', { id: identity() }, /alter column "id" type bigint .* -- blocks/],
-  [
-    'a foreign key',
-    { other: references('others', 'id') },
-    /add foreign key \("other"\) references/,
-  ],
-  ['a column besides', { more: boolean({ default: true }) }, /"more" .*; -- the service runs this/],
-];
-for (const [name, columns, line] of SQL) {
-  test(`has the SQL for ${name} that the table lacks, and changes nothing`, async () => {
-    await ensureTable(things, pool);
-    const other = declare({ ...KINDS, ...columns, fare: number(0, 1), sex: date() });
-    const failed = (error: Error) => error instanceof StartError && line.test(error.message);
-    await assert.rejects(ensureTable(other, pool), failed);
-    await ensureTable(things, pool);
-  });
-}
-
 test('runs the SQL that it prints', async () => {
   await ensureTable(things, pool);
   const other = resource({
@@ -195,9 +168,12 @@ test('runs the SQL that it prints', async () => {
       fare: numeric(6, 2),
       id: references('thi"ngs', 'other'),
       other: uuid({ unique: true }),
+      more: boolean({ default: true }),
     },
   });
   const { message } = await ensureTable(other, pool).catch((error) => error);
+  assert.match(message, /"more" .*; -- the service runs this: more is missing/);
+  await ensureTable(things, pool); // nothing has run
   const sql = message.replace(
     /^.*\n/,
     `${ALTER} drop constraint "thi""ngs_pkey"; ${ALTER} alter "id" drop not null; \n`,
@@ -206,17 +182,14 @@ test('runs the SQL that it prints', async () => {
   await ensureTable(other, pool);
 });
 
-const accepted: [ddl: string, name: string][] = [
-  ['alter table "thi""ngs" add x int', 'a nullable column'],
-  ['alter table "thi""ngs" add x int not null default 1', 'a column with a default'],
-  ['alter table "thi""ngs" alter fare drop not null', 'a column that may be null'],
-  ['alter table "thi""ngs" alter name type text', 'a longer text'],
-  ['alter table "thi""ngs" drop constraint "thi""ngs_fare_check"', 'no CHECK'],
+const accepted = [
+  ...['add x int', 'add x int not null default 1', 'alter fare drop not null'],
+  ...['alter name type text', 'drop constraint "thi""ngs_fare_check"'],
 ];
-for (const [ddl, name] of accepted) {
-  test(`accepts a table with ${name} that is not declared`, async () => {
+for (const ddl of accepted) {
+  test(`accepts a table after ${ddl}`, async () => {
     await ensureTable(things, pool);
-    await database.sql.unsafe(ddl);
+    await database.sql.unsafe(`${ALTER} ${ddl}`);
     await ensureTable(things, pool);
   });
 }

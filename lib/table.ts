@@ -75,13 +75,11 @@ function compareTable(resource: Resource, found: Existing[]): Difference[] {
     return [{ fault: 'is missing', ddl: create, adds: true }];
   }
   const existing = new Map(found.map((one) => [one.name, one]));
-  const isUnique = (some: string[]) =>
-    existing
-      .get(some[0] ?? '')
-      ?.uniques?.some((one) => String(one.sort()) === String(some.toSorted()));
-  const missing = uniques.filter(
-    (some) => some.every((one) => existing.has(one)) && !isUnique(some),
-  );
+  const missing = uniques.filter((some) => {
+    const indexes = existing.get(some[0] ?? '')?.uniques ?? [];
+    const isUnique = indexes.some((one) => String(one.sort()) === String(some.toSorted()));
+    return !isUnique && some.every((one) => existing.has(one));
+  });
   const undeclared = found.filter(({ name, required }) => {
     return required && (!names.includes(name) || (name === key && keyMaker === 'database'));
   });
@@ -100,11 +98,8 @@ function compareTable(resource: Resource, found: Existing[]): Difference[] {
     }),
     ...undeclared.map(({ name }) => {
       const change = `${alter} alter column ${quote(name)}`;
-      if (name !== key)
-        return {
-          fault: `${name} is required by the table, not declared`,
-          ddl: `${change} drop not null`,
-        };
+      const fault = `${name} is required by the table, not declared`;
+      if (name !== key) return { fault, ddl: `${change} drop not null` };
       return { fault: `${name} has no default`, ddl: `${change} add generated always as identity` };
     }),
   ];
@@ -139,7 +134,7 @@ function isWithin(declared: string, existing: string): boolean {
 }
 
 /** The column in `create table` and `alter table`. */
-export function define(name: string, column: Column): string {
+function define(name: string, column: Column): string {
   const { type, nullable, unique, generated, default: initial = generated } = column;
   const text = textOf(column, initial);
   const value = typeof initial === 'function' ? initial() : text === null ? 'null' : literal(text);

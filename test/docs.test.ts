@@ -53,54 +53,46 @@ describe('docs/configuration.md', () => {
 });
 
 test('docs/scaling.md has the capacity that follows from the first figures in bench/README.md', () => {
-  const works = [
-    'GET by key, 64 connections',
-    'filter \\+ order.*',
-    'POST one row, 64 connections',
-  ];
-  const cpu = works.map((work) => {
+  const [figures, page] = [read('bench/README.md'), read('docs/scaling.md')];
+  const timesOf = (work: string) => {
     const line = new RegExp(
       `^${work}\\n +passengers[ \\d]+\\(.*?\\) +([\\d.]+) .*?\\) +([\\d.]+) `,
       'm',
     );
-    return (line.exec(read('bench/README.md')) ?? []).slice(1).map(Number);
-  });
-  const part = (share: number, at: number, which: number) => share * (cpu[at]?.[which] ?? NaN);
-  const sums = [0, 1].map(
-    (which) => part(0.7, 0, which) + part(0.2, 1, which) + part(0.1, 2, which),
-  );
-  const page = read('docs/scaling.md');
-  const shown = [...page.matchAll(/^ .* = +(\d+) µs$/gm)].map(([, sum]) => Number(sum));
+    const [, service, database] = line.exec(figures) ?? [];
+    return { service: Number(service), database: Number(database) }; // µs
+  };
+  const get = timesOf('GET by key, 64 connections');
+  const list = timesOf('filter \\+ order.*');
+  const post = timesOf('POST one row, 64 connections');
+  const sum = (of: 'service' | 'database') => 0.7 * get[of] + 0.2 * list[of] + 0.1 * post[of];
+  const sums = [sum('service'), sum('database')];
+  const shown = [...page.matchAll(/^ .* = +(\d+) µs$/gm)].map(([, time]) => Number(time));
   assert.deepEqual(shown, sums.map(Math.round));
-  const cores = (rate: number) =>
-    [...sums, part(0.1, 2, 1)].map((time) => Math.ceil((rate * time) / 0.7e6));
   const rows = [...page.matchAll(/^\| ([\d ]+) \| (\d+) \| (\d+) \| (\d+) \|/gm)];
   const cells = rows.map((row) => row.slice(1).map((cell) => Number(cell.replaceAll(' ', ''))));
-  assert.deepEqual(
-    cells,
-    [1e4, 1e5, 1e6].map((rate) => [rate, ...cores(rate)]),
-  );
+  const cores = (rate: number, time: number) => Math.ceil((rate * time) / 0.7e6);
+  const times = [...sums, 0.1 * post.database];
+  const expected = [1e4, 1e5, 1e6].map((rate) => [rate, ...times.map((time) => cores(rate, time))]);
+  assert.deepEqual(cells, expected);
 });
 
 test('docs/resources.md has each kind, option and member, and no other', () => {
   const page = read('docs/resources.md');
   const section = (title: string) => page.split(`\n## ${title}\n`)[1]?.split('\n## ')[0] ?? '';
-  const firsts = (text: string) => {
-    const cells = [...text.matchAll(/^\| (.*?) \| /gm)].map(([, cell = '']) => cell);
-    return [
-      ...new Set(cells.flatMap((cell) => [...cell.matchAll(/`(\w+)/g)].map(([, one]) => one))),
-    ];
-  };
+  const all = (text: string, pattern: RegExp) =>
+    [...text.matchAll(pattern)].map(([, one = '']) => one);
+  const firsts = (text: string) => [
+    ...new Set(all(text, /^\| (.*?) \| /gm).flatMap((cell) => all(cell, /`(\w+)/g))),
+  ];
   const source = read('lib/columns.ts');
   const [, kinds = ''] = source.split('// --- Kinds');
-  const made = [...kinds.matchAll(/^export (?:const|function) (\w+).*?(?:= whole|\): Column)/gms)];
-  assert.deepEqual(firsts(section('Kinds')).sort(), made.map(([, name]) => name).sort());
+  const made = all(kinds, /^export (?:const|function) (\w+).*?(?:= whole|\): Column)/gms);
+  assert.deepEqual(firsts(section('Kinds')).sort(), made.sort());
   const [, options = ''] = /export type Options = \{(.*?)\n\}/s.exec(source) ?? [];
-  const names = [...options.matchAll(/^ {2}(\w+)\?/gm)].map(([, name]) => name);
-  assert.deepEqual(firsts(section('Options')), names);
+  assert.deepEqual(firsts(section('Options')), all(options, /^ {2}(\w+)\?/gm));
   const [, members = ''] = /^type Declaration = \{(.*?)\n\}/ms.exec(source) ?? [];
-  const declared = [...members.matchAll(/^ {2}(\w+)\??:/gm)].map(([, name]) => name);
-  assert.deepEqual(firsts(page.split('\n## ')[0] ?? ''), declared);
+  assert.deepEqual(firsts(page.split('\n## ')[0] ?? ''), all(members, /^ {2}(\w+)\??:/gm));
 });
 
 test('docs/api.md has the routes of the application and no other', async () => {
