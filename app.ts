@@ -452,8 +452,8 @@ export async function main(args: string[], environment: NodeJS.ProcessEnv): Prom
   const running = isPrimary(config)
     ? await supervise(config, log)
     : await serve(config, open(config, program, log), log);
-  const address = running.url + config.BASE_PATH;
-  if (config.NODE_ENV !== 'production') say(greeting(address, program.resources, trial?.home));
+  const hello = greeting(config, running.url, program.resources, trial?.home);
+  if (config.NODE_ENV !== 'production') say(hello);
   try {
     await Promise.race([ended, running.failed]);
   } finally {

@@ -2,6 +2,7 @@
 import { createReadStream, existsSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { v5 as uuidv5 } from 'uuid';
+import { needsToken } from './auth.ts';
 import type { Resource } from './columns.ts';
 import type { Config } from './config.ts';
 import { readCsv } from './csv.ts';
@@ -50,21 +51,37 @@ async function addSamples(url: string, resources: Resource[]): Promise<void> {
 }
 
 /** What to try, for a terminal; `home` is the directory of an embedded PostgreSQL. */
-export function greeting(address: string, resources: Resource[], home?: string): string {
-  const commands = resources.map((resource) => commandsFor(address, resource)).join('');
+export function greeting(config: Config, url: string, resources: Resource[], home?: string) {
+  const address = url + config.BASE_PATH;
+  const commands = resources.map((resource) => commandsFor(address, resource, config)).join('');
   return `
   ${address}${home ? `, on an embedded PostgreSQL with its data in ${home}` : ''}
   ${address}/docs lists everything and tries it
-${commands}${home ? OWN_DATABASE : ''}\n`;
+${tokenFor(config, resources)}${commands}${home ? OWN_DATABASE : ''}\n`;
 }
 const OWN_DATABASE =
   '\n  On a PostgreSQL of your own: DATABASE_URL=postgres://user:password@host/database npm start\n\n';
 
-/** Commands to try; to create a row that has an owner needs a token. */
-function commandsFor(url: string, { path, owner, settable, example }: Resource): string {
-  const list = `\n    curl '${url}/${path}?limit=2'\n`;
-  const body = Object.fromEntries(settable.map((name) => [name, example[name]]));
+/** How to get the token that the commands send; one for a `sub` that can own rows. */
+function tokenFor(config: Config, resources: Resource[]): string {
+  if (!needsToken(config, true)) return '';
+  if (!config.JWT_SECRET) return '\n  TOKEN is a token of JWKS_URL:\n';
+  const [sub = 'me'] = resources.flatMap(({ owner, example }) => (owner ? [example[owner]] : []));
+  const scope = config.JWT_WRITE_SCOPE ? ` --scope ${config.JWT_WRITE_SCOPE}` : '';
+  const command = `TOKEN=$(npm -s start -- token --sub ${sub}${scope})`;
+  return `\n  With the same JWT_ variables exported:\n\n    ${command}\n`;
+}
+
+function commandsFor(url: string, resource: Resource, config: Config): string {
+  const { path, key, keyMaker, settable, example } = resource;
+  const bearer = (writes: boolean) =>
+    needsToken(config, writes) ? ' -H "Authorization: Bearer $TOKEN"' : '';
+  const given = keyMaker === 'body' ? [key, ...settable] : settable;
+  const body = Object.fromEntries(given.map((name) => [name, example[name]]));
   const json = JSON.stringify(body).replaceAll("'", '\\u0027');
-  const create = `    curl ${url}/${path} -H 'Content-Type: application/json' \\\n      -d '${json}'\n`;
-  return owner ? list : list + create;
+  return `
+    curl '${url}/${path}?limit=2'${bearer(false)}
+    curl ${url}/${path} -H 'Content-Type: application/json'${bearer(true)} \\
+      -d '${json}'
+`;
 }
