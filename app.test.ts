@@ -70,6 +70,7 @@ describe('An endpoint that works', () => {
     ['/healthz', '{"status":"alive"}'],
     ['/healthz/database', /^\{"status":"/],
     ['/readyz', '{"status":"ready"}'],
+    ['/passengers/?limit=0', '[]'],
     ['/hello', '{"message":"ok"}'],
     ['/zero', '{"0":""}'],
     ['/metrics', /^build_info\{/m],

@@ -80,6 +80,10 @@ describe('JSON', () => {
       assert.deepEqual(await read(JSON.stringify(value)), value);
   });
 
+  test('a byte order mark before it is ignored (RFC 8259, 8.1)', async () => {
+    assert.deepEqual(await read('\ufeff{}'), {});
+  });
+
   const refused: [string, string | Buffer, number, RegExp][] = [
     ['nothing', '', 400, /not JSON/],
     ['an open text', '"abc\\"', 400, /not JSON/],

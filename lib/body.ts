@@ -40,7 +40,7 @@ export async function readJson(incoming: IncomingMessage, limit: number): Promis
   if (Number(headers['content-length'] ?? 0) > limit) throw tooLarge(limit);
   const bytes = await readBytes(incoming, limit);
   checkSizes(bytes);
-  const value = isUtf8(bytes) ? parseJson(bytes.toString()) : undefined;
+  const value = isUtf8(bytes) ? parseJson(bytes.toString().replace(/^\ufeff/, '')) : undefined;
   if (value === undefined) throw new Problem(400, 'PGRST102', 'The body is not JSON in UTF-8.');
   return value;
 }

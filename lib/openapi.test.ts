@@ -170,6 +170,22 @@ describe('schemas', () => {
     assert.equal('seen' in types('NewRow'), false);
   });
 
+  test('of a new row require a key that the body gives, as the example does', () => {
+    const codes = resource({
+      path: 'codes',
+      table: 'codes',
+      key: 'code',
+      columns: { code: text(3) },
+    });
+    const create = () => {};
+    documentTable(codes, { create });
+    const route = { method: 'POST', path: '/codes', handler: create };
+    const about = { title: 'x', version: '1', base: '', secured: () => false };
+    const document = JSON.stringify(openapi([route], [codes], about));
+    assert.match(document, /"required":\["code"\]\},"codes.Part"/);
+    assert.match(document, /"one":\{"value":\{"code":"som"\}\}/);
+  });
+
   test('of a body have the rules of the validator', () => {
     const { id, name, made, ...others } = types('NewRow');
     assert.deepEqual([id?.format, made?.format, name?.maxLength], ['uuid', 'date', 5]);

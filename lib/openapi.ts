@@ -88,12 +88,13 @@ const DEFAULTS = {
 
 /** Lists the handlers of a table in the document; returns them. */
 export function documentTable<H extends object>(resource: Resource, handlers: H): H {
-  const { path, settable, example } = resource;
+  const { path, key, keyMaker, settable, example } = resource;
   const values = Object.fromEntries(settable.map((name) => [name, example[name]]));
+  const made = keyMaker === 'body' ? { [key]: example[key], ...values } : values;
   const schemaOf = (name: string) => reference(`schemas/${path}.${name}`);
   const arrayOf = (name: string) => ({ type: 'array', items: schemaOf(name) });
   const oneOrMany = (name: string) => ({ anyOf: [schemaOf(name), arrayOf(name)] });
-  const csv = [Object.keys(values), Object.values(values).map(toText)].map(csvLine).join('\n');
+  const csv = [Object.keys(made), Object.values(made).map(toText)].map(csvLine).join('');
   const lines = { [CSV]: { schema: STRING, example: csv }, [NDJSON]: { schema: STRING } };
   const list = { [JSON_TYPE]: { schema: arrayOf('Selected'), example: [example] }, ...lines };
   const selected = { [OBJECT]: { schema: schemaOf('Selected'), example } };
@@ -102,10 +103,10 @@ export function documentTable<H extends object>(resource: Resource, handlers: H)
   const row = { schema: schemaOf('Row'), example };
   const part = { schema: schemaOf('Part'), example: values };
   const parts = { schema: oneOrMany('Part'), example: values };
-  const examples = { one: { value: values }, many: { value: [values] } };
+  const examples = { one: { value: made }, many: { value: [made] } };
   const bodies: Record<string, Content> = {
     create: { [JSON_TYPE]: { schema: oneOrMany('NewRow'), examples }, [CSV]: lines[CSV] },
-    replace: { [JSON_TYPE]: { schema: schemaOf('NewRow'), example: values } },
+    replace: { [JSON_TYPE]: { schema: schemaOf('NewRow'), example: made } },
     merge: { [JSON_TYPE]: part, [MERGE_PATCH]: part },
     mergeMany: { [JSON_TYPE]: parts, [MERGE_PATCH]: parts },
   };
@@ -276,13 +277,15 @@ function jsonSchema(type: z.ZodType) {
 }
 
 /** JSON Schemas of a row as answered, of one with the members that `select` chose, and of bodies. */
-function describeRows({ path, columns, row, part }: Resource) {
+function describeRows({ path, key, keyMaker, columns, row, part }: Resource) {
   const nullable = (column: Column) => (column.nullable ? column.schema.nullable() : column.schema);
   const answered = z.object(mapValues(columns, nullable));
+  const { required = [], ...made } = jsonSchema(row);
+  const needed = keyMaker === 'body' ? [key, ...required] : required;
   return {
     [`${path}.Row`]: jsonSchema(answered),
     [`${path}.Selected`]: jsonSchema(answered.partial()),
-    [`${path}.NewRow`]: jsonSchema(row),
+    [`${path}.NewRow`]: { ...made, required: needed },
     [`${path}.Part`]: jsonSchema(part),
   };
 }
