@@ -10,11 +10,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { chromium, type Locator } from 'playwright-core';
+import { chromium, type Locator, type Page } from 'playwright-core';
 import program, { connect, createApp, endpoints, passengers } from '../app.ts';
 import { readConfig } from '../lib/config.ts';
 import { openLog } from '../lib/log.ts';
-import { openService } from './harness.ts';
+import { bearer, openService, startReady } from './harness.ts';
 
 const ROW = passengers.example;
 const KEY = String(ROW.uuid);
@@ -95,6 +95,7 @@ test('every operation, sent as it is shown, gets the answer that is shown', asyn
 });
 
 const CHROMIUM = ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'];
+const SECRET = 'a-secret-of-32-bytes-or-of-more-than-that';
 const browser = CHROMIUM.find((path) => existsSync(path));
 const skip = !browser && !process.env.CI ? `no ${CHROMIUM.join(', ')} here` : false;
 
@@ -109,9 +110,24 @@ async function execute(operation: Locator): Promise<object[]> {
   return JSON.parse((await answer.first().textContent()) ?? '');
 }
 
-test('a person tries «list» and «create» on /docs and sees the answers', { skip }, async () => {
+/** Gives the page a token by its button «Authorize». */
+async function authorize(page: Page): Promise<void> {
+  const { authorization } = await bearer(SECRET, 'me');
+  await page.getByRole('button', { name: 'Authorize' }).first().click();
+  const dialog = page.locator('.dialog-ux');
+  await dialog.locator('input').fill(authorization.replace('Bearer ', ''));
+  await dialog.getByRole('button', { name: 'Apply credentials' }).click();
+  await dialog.locator('.close-modal').click();
+}
+
+test('a person tries «list» and, with a token, «create» on /docs and sees the answers', {
+  skip,
+}, async (t) => {
   assert.ok(browser, `none of ${CHROMIUM.join(', ')} is installed`);
   await reset('put');
+  const closed = { DATABASE_URL: database.url, JWT_SECRET: SECRET, AUTH: 'write' };
+  const { url, stop } = await startReady(closed);
+  t.after(() => stop());
   const quiet = ['--disable-background-networking', '--disable-component-update', '--disable-sync'];
   const args = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', ...quiet];
   const context = await chromium.launchPersistentContext(join(directory, 'browser'), {
@@ -126,17 +142,18 @@ test('a person tries «list» and «create» on /docs and sees the answers', { s
       if (/error|warning/.test(message.type())) complaints.push(message.text());
     });
     page.on('pageerror', (error) => complaints.push(String(error)));
-    await page.goto(`${service.url}/docs`);
+    await page.goto(`${url}/docs`);
     const list = page.locator('#operations-passengers-get_passengers');
     assert.deepEqual(await execute(list), [ROW]);
     const picture = fileURLToPath(new URL('../docs/docs.png', import.meta.url));
     await page.evaluate("document.querySelector('.responses-wrapper').scrollIntoView()");
     await page.screenshot({ path: process.env.SCREENSHOT ? picture : join(directory, 'docs.png') });
     await list.locator('.opblock-summary-control').click();
+    await authorize(page);
     const created = await execute(page.locator('#operations-passengers-post_passengers'));
     assert.deepEqual(withKey(created), [ROW]);
     assert.deepEqual(complaints, []);
-    for (const url of requested) assert.match(url, new RegExp(`^(${service.url}/|data:)`));
+    for (const from of requested) assert.match(from, new RegExp(`^(${url}/|data:)`));
   } finally {
     await context.close();
   }
