@@ -230,7 +230,7 @@ for (const [moment, isThere] of [
       const [code] = await exited;
       const owner = join(directory, 'owner');
       if (signal === 'SIGKILL' && fs.existsSync(owner)) {
-        const pid = fs.readFileSync(owner, 'utf8');
+        const pid = fs.readFileSync(owner, 'utf8') || 0; // empty if it was killed before it wrote
         await harness.until(() => !fs.existsSync(`/proc/${pid}`)); // npm ends before it
       }
       if (signal !== 'SIGKILL') {

@@ -23,7 +23,7 @@ const program = ['app.ts', ...library];
 const sizes: [what: string, files: string[], most: number][] = [
   ['app.ts', ['app.ts'], 500],
   ['app.ts and lib/', program, 5_210],
-  ['the tests and their helpers', tests, 13_070],
+  ['the tests and their helpers', tests, 12_730],
   ...library.map((file): [string, string[], number] => [file, [file], 450]),
 ];
 for (const [what, files, most] of sizes) {
